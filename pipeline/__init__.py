@@ -1,0 +1,1 @@
+"""The dispatch: parameters, shard cache, Prefect flows, runners, the command line."""

@@ -1,0 +1,97 @@
+"""Files as the pipeline writes and reads them: atomically, with digests, never half-written."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.errors import InputError
+
+
+@contextmanager
+def atomic_path(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path in the target's folder; on success fsync it and rename it to `path`.
+
+    When the body raises, the temporary file is removed and `path` keeps what it held before.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=path.suffix)
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp makes it private; artifacts are shared
+        temporary.replace(path)
+        _fsync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _fsync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)  # the rename itself must survive a power cut
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path | str, text: str) -> Path:
+    """Write `text` (UTF-8) atomically."""
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return Path(path)
+
+
+def write_json(path: Path | str, value: Any) -> Path:
+    """Write `value` as indented JSON with sorted keys; NaN and infinity raise ValueError."""
+    return write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: Path | str) -> Any:
+    """Read JSON; a missing or malformed file raises InputError naming it."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing: run the stage that writes it (dvc repro)") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is not valid JSON ({error}): delete it and rerun its stage") from error
+
+
+def write_parquet(path: Path | str, table: pa.Table, metadata: dict[str, Any] | None = None) -> Path:
+    """Write a Parquet table atomically; `metadata` values are stored as JSON in the schema."""
+    with atomic_path(path) as temporary:
+        pq.write_table(with_metadata(table, metadata or {}), temporary)
+    return Path(path)
+
+
+def with_metadata(table: pa.Table, metadata: dict[str, Any]) -> pa.Table:
+    """The table with `metadata` (JSON-encoded values) added to its schema."""
+    encoded = {key.encode(): json.dumps(value, sort_keys=True).encode() for key, value in metadata.items()}
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), **encoded})
+
+
+def read_metadata(schema: pa.Schema) -> dict[str, Any]:
+    """What `with_metadata` put into a schema, without Arrow's own entries."""
+    own = (item for item in (schema.metadata or {}).items() if not item[0].startswith((b"ARROW:", b"pandas")))
+    return {key.decode(): json.loads(value) for key, value in own}
+
+
+def sha256_file(path: Path | str) -> str:
+    """Hex sha256 of a file's bytes."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_json(value: Any) -> str:
+    """Hex sha256 of a value's canonical JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()

@@ -1,0 +1,1 @@
+"""Noise, scores, networks, losses, samplers and training."""

@@ -1,0 +1,9 @@
+"""The one exception for wrong input: what is wrong, where, and what to do about it."""
+
+
+class InputError(ValueError):
+    """Wrong input from the user: a file, a key or a value.
+
+    The message is one line that names the file, key or value and the remedy. The command line
+    prints it without a traceback and exits with code 2.
+    """

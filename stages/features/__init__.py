@@ -1,0 +1,1 @@
+"""Feature encoders, feature tables, FAISS indices and the Frechet distance."""

@@ -1,0 +1,1 @@
+"""Is a sample a copy: ratios, verdicts, statistics."""
