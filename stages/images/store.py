@@ -8,6 +8,9 @@ Layout (Arrow IPC, one record batch, so that reading is zero-copy):
 
 import dataclasses
 import hashlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +63,9 @@ class ImageTable:
         return ImageTable(self.images[rows], [self.ids[row] for row in rows], self.labels[rows], self.metadata)
 
 
-def image_table(images: np.ndarray, labels: np.ndarray | None = None, metadata: dict[str, Any] | None = None) -> ImageTable:
+def image_table(
+    images: np.ndarray, labels: np.ndarray | None = None, metadata: dict[str, Any] | None = None
+) -> ImageTable:
     """A table of `images`, uint8 (N, H, W, C), with computed ids. labels: int64 (N,) or None."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
         raise InputError(f"images must be uint8 (N, H, W, 1 or 3), not {images.dtype} {images.shape}")
@@ -85,6 +90,47 @@ def write_images(path: Path | str, table: ImageTable) -> Path:
         with pa.ipc.new_file(sink, arrow.schema) as writer:
             writer.write_table(arrow)
     return Path(path)
+
+
+@contextmanager
+def scratch_pixels(folder: Path | str, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
+    """A zeroed uint8 array of `shape` on disk in `folder`, gone afterwards (also when the process is killed).
+
+    What is too large for memory is put together here before `write_images`.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder, prefix=".pixels.") as file:
+        if 0 in shape:  # an empty file cannot be mapped
+            yield np.zeros(shape, np.uint8)
+            return
+        file.truncate(int(np.prod(shape, dtype=np.int64)))
+        yield np.memmap(file, np.uint8, "r+", shape=shape)
+
+
+def write_selection(
+    path: Path | str,
+    tables: Sequence[ImageTable],
+    picks: np.ndarray,
+    labels: np.ndarray | None = None,
+    metadata: dict[str, Any] | None = None,
+) -> Path:
+    """Write rows of several image tables as one table, without holding their pixels in memory.
+
+    Args:
+        path: the new table's file.
+        tables: image tables of one image shape.
+        picks: int64 (N, 2): for each new row, which table and which of its rows.
+        labels: int64 (N,); the tables' own labels where None.
+        metadata: JSON values for the file's schema.
+    """
+    picks = np.asarray(picks, dtype=np.int64).reshape(-1, 2)
+    ids = [tables[table].ids[row] for table, row in picks]
+    if labels is None:
+        labels = np.array([tables[table].labels[row] for table, row in picks], np.int64)
+    with scratch_pixels(Path(path).parent, (len(picks), *tables[0].images.shape[1:])) as pixels:
+        for new, (table, row) in enumerate(picks):
+            pixels[new] = tables[table].images[row]
+        return write_images(path, ImageTable(pixels, ids, labels, metadata or {}))
 
 
 def read_images(path: Path | str) -> ImageTable:

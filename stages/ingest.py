@@ -1,0 +1,259 @@
+"""Stage ingest: images of a source, cropped and resized, in three disjoint splits.
+
+Which images: the source's rows (those of `classes`) in a seeded order; the first `test` readable ones are the test
+split, the next `holdout` the held-out split, the next `train` the training set. So test and held-out images stay the
+same when `train` changes, and a smaller training set is the beginning of a larger one. With `holdout_source`, test and
+held-out images come from there and the training set starts at the first row of `source`.
+
+How many are decoded: about needed / (1 - max_unreadable), so that the splits are full whenever the share of
+unreadable images is allowed. Every one that could not be read is listed in rejected.parquet.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import pyarrow as pa
+from pydantic import Field
+
+from stages.artifacts import sha256_json, write_json, write_parquet
+from stages.errors import InputError
+from stages.images.decode import UnreadableImage, to_pixels
+from stages.images.sources import Source, SourceImage, open_source
+from stages.images.store import ImageTable, image_id, read_images, scratch_pixels, write_images, write_selection
+from stages.protocol import DATA, Shard, StageParams, main, spans
+
+SPLITS = ("train", "test", "holdout")
+OUT = DATA / "ingest"
+
+
+class Params(StageParams):
+    """Section `ingest` of params.yaml."""
+
+    SECTION: ClassVar[str] = "ingest"
+
+    source: str = Field(min_length=1, description="where images come from (stages/images/sources.py)")
+    holdout_source: str | None = Field(min_length=1, description="where test and held-out images come from, or null")
+    classes: list[str | int] | None = Field(min_length=1, description="names of the classes to use; null for all")
+    resolution: int = Field(ge=1, le=4096, description="side of the square images, in pixels")
+    channels: Literal[1, 3] = Field(description="1 grey, 3 RGB")
+    interpolation: Literal["lanczos", "bicubic", "bilinear", "box"] = Field(description="antialiased resizing filter")
+    train: int | None = Field(gt=0, description="training images; null for all that are left")
+    test: int = Field(gt=0, description="images that the Fréchet distance compares with")
+    holdout: int = Field(gt=0, description="held-out images, the control of every copy rate")
+    seed: int = Field(ge=0, lt=2**63, description="of the order in which images are drawn")
+    max_unreadable: float = Field(ge=0, lt=1, description="share of unreadable images above which the stage fails")
+    shards: int = Field(gt=0, le=4096, description="pieces that the decoding is cut into")
+
+
+@dataclasses.dataclass(frozen=True)
+class Draw:
+    """What is drawn from one source.
+
+    Attributes:
+        source: the opened source.
+        rows: int64 (m,): the rows to decode, in the order in which they are used.
+        counts: how many images each split takes, in the order of taking; None for all that are left.
+        settings: what fixes `rows`, given the source.
+    """
+
+    source: Source
+    rows: np.ndarray
+    counts: dict[str, int | None]
+    settings: dict[str, Any]
+
+
+def plan(params: Params) -> list[Shard]:
+    """Shards over the rows to decode, in the sources' order of storage."""
+    shards = []
+    for draw in _draws(params):
+        rows = np.sort(draw.rows)
+        cuts = spans(len(rows), params.shards)
+        for number, (start, stop) in enumerate(cuts, 1):
+            own = rows[start:stop]
+            settings = {
+                **draw.settings,
+                "span": [start, stop],
+                "images_sha256": _names_digest(draw.source, own),
+                "resolution": params.resolution,
+                "channels": params.channels,
+                "interpolation": params.interpolation,
+            }
+            name = f"{draw.source.spec} {number}/{len(cuts)}"
+            shards.append(Shard("ingest", name, settings, inputs=draw.source.files(own)))
+    return shards
+
+
+def work(shard: Shard) -> Path:
+    """Decode one span of rows into an image table; metadata `rejected` lists [row, where, reason]."""
+    settings = shard.settings
+    source = open_source(settings["source"])
+    start, stop = settings["span"]
+    rows = np.sort(_order(source, settings["classes"], settings["seed"])[: settings["decoded"]])[start:stop]
+    if _names_digest(source, rows) != settings["images_sha256"]:
+        raise InputError(f"image source {source.spec} changed while it was being read: run ingest again")
+    shape = (len(rows), settings["resolution"], settings["resolution"], settings["channels"])
+    with scratch_pixels(shard.path.parent, shape) as pixels:
+        ids, rejected = [], []
+        for item in source.read(rows):
+            try:
+                image = _pixels(item, settings)
+            except UnreadableImage as error:
+                rejected.append([item.row, item.where, str(error)])
+                continue
+            pixels[len(ids)] = image
+            ids.append(image_id(image))
+        table = ImageTable(pixels[: len(ids)], ids, np.full(len(ids), -1, np.int64), {"rejected": rejected})
+        return write_images(shard.path, table)
+
+
+def gather(params: Params, parts: list[Path]) -> None:
+    """Write the splits, rejected.parquet and ingest.json. InputError where too few images are readable."""
+    tables = iter([read_images(part) for part in parts])
+    counts: dict[str, int] = {}
+    rejected: list[list[Any]] = []
+    draws = _draws(params)
+    for draw in draws:
+        own = [next(tables) for _ in spans(len(draw.rows), params.shards)]
+        lost = [entry for table in own for entry in table.metadata["rejected"]]
+        rejected += lost
+        _write_rejected(rejected)  # first of all, so that a failing stage leaves the whole list
+        _check_unreadable(draw, lost, params.max_unreadable)
+        counts |= _write_splits(draw, own, {row for row, _, _ in lost})
+    summary = {
+        "source": params.source,
+        "holdout_source": params.holdout_source,
+        "shape": [params.resolution, params.resolution, params.channels],
+        "counts": counts,
+        "available": sum(len(draw.source) for draw in draws),
+        "seen": sum(len(draw.rows) for draw in draws),
+        "rejected": len(rejected),
+        "classes": draws[0].source.classes,
+    }
+    write_json(OUT / "ingest.json", summary)
+
+
+def _draws(params: Params) -> list[Draw]:
+    """One draw, or two with a `holdout_source`. InputError where a source has too few images."""
+    held_out = {"test": params.test, "holdout": params.holdout}
+    if params.holdout_source is None:
+        return [_draw(params, params.source, {**held_out, "train": params.train})]
+    draws = [_draw(params, params.source, {"train": params.train}), _draw(params, params.holdout_source, held_out)]
+    _check_classes(draws)
+    return draws
+
+
+def _draw(params: Params, spec: str, counts: dict[str, int | None]) -> Draw:
+    source = open_source(spec)
+    order = _order(source, params.classes, params.seed)
+    needed = sum(count or 1 for count in counts.values())  # "all that are left" must be one at least
+    if needed > len(order):
+        raise InputError(_too_few(spec, counts, len(order), "has"))
+    decoded = len(order)
+    if None not in counts.values():
+        decoded = min(decoded, _with_spares(needed, params.max_unreadable))
+    settings = {"source": spec, "classes": params.classes, "seed": params.seed, "decoded": decoded}
+    return Draw(source, order[:decoded], counts, settings)
+
+
+def _with_spares(needed: int, unreadable: float) -> int:
+    """The smallest number of images of which `needed` are left when the allowed share cannot be read."""
+    count = max(needed, math.floor(needed / (1 - unreadable)) - 1)
+    while count - math.floor(unreadable * count) < needed:
+        count += 1
+    return count
+
+
+def _order(source: Source, classes: list[str | int] | None, seed: int) -> np.ndarray:
+    """The rows of `classes` in seeded order, int64. Raw bits of PCG64, which every NumPy version gives alike."""
+    rows = (
+        np.arange(len(source)) if classes is None else np.flatnonzero(np.isin(source.labels, _labels(source, classes)))
+    )
+    return rows[np.argsort(np.random.PCG64(seed).random_raw(len(rows)), kind="stable")]
+
+
+def _labels(source: Source, classes: list[str | int]) -> list[int]:
+    """The labels of these classes, by name; where a source has no names, a label's name is its number."""
+    names = source.classes or [str(label) for label in range(int(source.labels.max()) + 1)]
+    unknown = [name for name in classes if str(name) not in names]
+    if unknown:
+        known = f"only {', '.join(names[:20])}{', …' if len(names) > 20 else ''}" if names else "it has no labels"
+        raise InputError(f"ingest.classes: {source.spec} has no class {unknown[0]!r}, {known}")
+    return [label for label, name in enumerate(names) if name in map(str, classes)]
+
+
+def _names_digest(source: Source, rows: np.ndarray) -> str:
+    return sha256_json([source.where(row) for row in rows])
+
+
+def _pixels(item: SourceImage, settings: dict[str, Any]) -> np.ndarray:
+    if item.image is None:
+        raise UnreadableImage(item.error)
+    return to_pixels(item.image, settings["resolution"], settings["channels"], settings["interpolation"])
+
+
+def _write_rejected(rejected: list[list[Any]]) -> None:
+    columns = {"where": [where for _, where, _ in rejected], "reason": [reason for _, _, reason in rejected]}
+    schema = pa.schema([("where", pa.string()), ("reason", pa.string())])
+    write_parquet(OUT / "rejected.parquet", pa.table(columns, schema=schema))
+
+
+def _check_unreadable(draw: Draw, lost: list[list[Any]], allowed: float) -> None:
+    if len(lost) <= allowed * len(draw.rows):
+        return
+    first = "; ".join(f"{where} ({reason})" for _, where, reason in lost[:3]) + ("; …" if len(lost) > 3 else "")
+    raise InputError(
+        f"{len(lost)} of {len(draw.rows)} images of {draw.source.spec} are unreadable, more than "
+        f"ingest.max_unreadable = {allowed} allows: {first}: repair or remove them "
+        f"(all are listed in {OUT / 'rejected.parquet'}) or raise ingest.max_unreadable"
+    )
+
+
+def _write_splits(draw: Draw, tables: list[ImageTable], lost: set[int]) -> dict[str, int]:
+    """Write this draw's splits and return their sizes."""
+    stored = [row for row in np.sort(draw.rows).tolist() if row not in lost]
+    places = [(part, row) for part, table in enumerate(tables) for row in range(len(table))]
+    place = dict(zip(stored, places, strict=True))
+    readable = [row for row in draw.rows.tolist() if row not in lost]
+    sizes = {}
+    for split, rows in _split(draw, readable):
+        metadata = {"source": draw.source.spec, "split": split, "classes": draw.source.classes}
+        picks = np.array([place[row] for row in rows])
+        write_selection(OUT / f"{split}.arrow", tables, picks, draw.source.labels[rows], metadata)
+        sizes[split] = len(rows)
+    return sizes
+
+
+def _split(draw: Draw, readable: list[int]) -> Iterator[tuple[str, list[int]]]:
+    if len(readable) < sum(count or 1 for count in draw.counts.values()):
+        raise InputError(_too_few(draw.source.spec, draw.counts, len(readable), "has, without the unreadable ones,"))
+    start = 0
+    for split, count in draw.counts.items():
+        stop = len(readable) if count is None else start + count
+        yield split, readable[start:stop]
+        start = stop
+
+
+def _too_few(spec: str, counts: dict[str, int | None], available: int, verb: str) -> str:
+    wanted = " + ".join(f"{count or 'the rest for'} {split}" for split, count in sorted(counts.items()))
+    return (
+        f"{spec} {verb} {available} images, too few for {wanted}: lower ingest.{', ingest.'.join(sorted(counts))} "
+        "or give a larger source"
+    )
+
+
+def _check_classes(draws: list[Draw]) -> None:
+    """Labels of both sources must mean the same."""
+    names = [draw.source.classes for draw in draws if draw.source.classes is not None]
+    if any(other != names[0] for other in names[1:]):
+        raise InputError(
+            f"the classes of {draws[1].source.spec} differ from those of {draws[0].source.spec}: "
+            "give a holdout_source of the same data set, or null"
+        )
+
+
+if __name__ == "__main__":
+    main("ingest")
