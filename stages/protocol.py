@@ -112,7 +112,7 @@ class StageParams(Section):
         try:
             return cls(**values)
         except ValidationError as error:
-            raise InputError(_explain(error, cls.SECTION, places)) from error
+            raise InputError(explain(error, cls.SECTION, places)) from error
 
     @classmethod
     def keys(cls, variant: str = "{variant}") -> list[str]:
@@ -130,8 +130,11 @@ def _lookup(tree: dict[str, Any], dotted: str) -> Any:
     return node
 
 
-def _explain(error: ValidationError, section: str, places: dict[str, str]) -> str:
-    """One line for the first of pydantic's errors, with the dotted key as it stands in params.yaml."""
+def explain(error: ValidationError, section: str, places: dict[str, str]) -> str:
+    """One line for the first of pydantic's errors, with the dotted key as it stands in params.yaml.
+
+    places: field -> dotted key, for the fields that stand elsewhere than in `section`.
+    """
     first = error.errors()[0]
     location = [str(part) for part in first["loc"]]
     head = places.get(location[0], f"{section}.{location[0]}") if location else section

@@ -1,0 +1,143 @@
+"""params.yaml as one typed tree, built from the stages' own Params: what is unknown, missing or out of range is an error."""
+
+import dataclasses
+import importlib
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import yaml
+from pydantic import Field, ValidationError
+
+from stages.errors import InputError
+from stages.protocol import Section, StageParams, explain, load_tree
+
+STAGES = ("ingest", "deduplicate", "embed", "index", "train", "sample", "filter", "fid", "verify", "report")
+"""The stage modules, in the order of the DAG. The only list of them in the code."""
+
+
+class Execution(Section):
+    """How the work is carried out. It changes no result, so no DVC stage depends on it."""
+
+    jobs: int = Field(ge=1, le=1024)
+    """Shards worked on at the same time, each in a thread."""
+    processes: list[str]
+    """Stages whose shards run in processes of their own (long training)."""
+    server_timeout: float = Field(gt=0)
+    """Seconds to wait for the local Prefect server to start."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Parameters:
+    """All of params.yaml, validated.
+
+    Attributes:
+        execution: the section `execution`.
+        variants: the variants' names, in the file's order.
+        stages: (stage, variant or None) -> the stage's Params.
+    """
+
+    execution: Execution
+    variants: tuple[str, ...]
+    stages: dict[tuple[str, str | None], StageParams]
+
+    def stage(self, name: str, variant: str | None = None) -> StageParams:
+        """Params of one stage. Raises InputError naming an unknown stage or variant."""
+        if name not in STAGES:
+            raise InputError(f"there is no stage {name}: choose one of {', '.join(STAGES)}")
+        if stage_module(name).Params.PER_VARIANT:
+            if variant is None:
+                raise InputError(f"stage {name} runs per variant: add --variant NAME ({', '.join(self.variants)})")
+            if variant not in self.variants:
+                choice = ", ".join(self.variants)
+                raise InputError(f"params.yaml: missing key variants.{variant}: add it, or choose one of {choice}")
+        elif variant is not None:
+            raise InputError(f"stage {name} does not run per variant: drop --variant {variant}")
+        return self.stages[name, variant]
+
+
+def stage_module(name: str) -> ModuleType:
+    """The module of a stage of the DAG."""
+    return importlib.import_module(f"stages.{name}")
+
+
+def load_params(path: Path | str = "params.yaml") -> Parameters:
+    """Read and validate all of params.yaml. Raises InputError: one line, naming the dotted key."""
+    tree = load_tree(path)
+    _reject_repeated_keys(path)
+    _reject_unknown_sections(tree)
+    variants = _variant_names(tree)
+    execution = _execution(tree)
+    stages: dict[tuple[str, str | None], StageParams] = {}
+    for name in STAGES:
+        params = stage_module(name).Params
+        for variant in variants if params.PER_VARIANT else (None,):
+            stages[name, variant] = params.from_tree(tree, variant)
+    return Parameters(execution, variants, stages)
+
+
+def _reject_repeated_keys(path: Path | str) -> None:
+    """YAML's parser keeps the last of two equal keys without a word; an ablation would change the wrong one."""
+
+    def walk(node: yaml.Node, prefix: str) -> None:
+        if isinstance(node, yaml.SequenceNode):
+            for item in node.value:
+                walk(item, prefix)
+        if isinstance(node, yaml.MappingNode):
+            seen: set[str] = set()
+            for key, value in node.value:
+                dotted = f"{prefix}{key.value}"
+                if dotted in seen:
+                    raise InputError(
+                        f"params.yaml: key {dotted} stands twice (line {key.start_mark.line + 1}): remove one"
+                    )
+                seen.add(dotted)
+                walk(value, f"{dotted}.")
+
+    root = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+    if root is not None:
+        walk(root, "")
+
+
+def _reject_unknown_sections(tree: dict[str, Any]) -> None:
+    shared = (key for name in STAGES for key in stage_module(name).Params.SHARED.values())
+    known = {*STAGES, "execution", "variants", *(key.split(".")[0] for key in shared)}
+    for section, values in tree.items():
+        if section not in known:
+            raise InputError(f"params.yaml: unknown key {section}: remove it or correct its spelling")
+        if section in STAGES and not (values is None or isinstance(values, dict)):
+            raise InputError(f"params.yaml: {section} must be a mapping of keys to values (got {values!r})")
+        for key in values if isinstance(values, dict) else ():
+            if not isinstance(key, str):
+                raise InputError(f"params.yaml: unknown key {section}.{key}: remove it or correct its spelling")
+
+
+def _variant_names(tree: dict[str, Any]) -> tuple[str, ...]:
+    variants = tree.get("variants")
+    if variants is None:
+        raise InputError("params.yaml: missing key variants: add it")
+    if not isinstance(variants, dict) or not variants:
+        raise InputError("params.yaml: variants must be a mapping of at least one name to its settings")
+    for name in variants:
+        # the name becomes a folder, a part of a DVC stage's name and of a key in the UI
+        if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+            raise InputError(
+                f"params.yaml: variants.{name}: use lowercase letters, digits and single dashes in the name"
+            )
+    return tuple(variants)
+
+
+def _execution(tree: dict[str, Any]) -> Execution:
+    if "execution" not in tree:
+        raise InputError("params.yaml: missing key execution: add it")
+    if not isinstance(tree["execution"], dict):
+        raise InputError("params.yaml: execution must be a mapping")
+    try:
+        execution = Execution(**tree["execution"])
+    except ValidationError as error:
+        raise InputError(explain(error, "execution", {})) from error
+    for index, name in enumerate(execution.processes):
+        if name not in STAGES:
+            raise InputError(f"params.yaml: execution.processes.{index}: there is no stage {name!r}")
+    return execution
