@@ -1,5 +1,6 @@
 """Files as the pipeline writes and reads them: atomically, with digests, never half-written."""
 
+import csv
 import hashlib
 import json
 import os
@@ -65,6 +66,17 @@ def read_json(path: Path | str) -> Any:
         raise InputError(f"{path} is missing: run the stage that writes it (dvc repro)") from error
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not valid JSON ({error}): delete it and rerun its stage") from error
+
+
+def write_tsv(path: Path | str, rows: list[dict[str, Any]]) -> Path:
+    """Write rows of equal keys as a tab-separated table with a header (for `dvc plots`), atomically."""
+    if not rows:
+        raise ValueError(f"{path}: a table needs at least one row")
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]), delimiter="\t", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return Path(path)
 
 
 def write_parquet(path: Path | str, table: pa.Table, metadata: dict[str, Any] | None = None) -> Path:

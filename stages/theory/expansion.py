@@ -1,0 +1,193 @@
+"""Two-point expansion: how one step of the empirical score pulls a point and its mirror point apart (METHODS §2).
+
+Two centres x_0, x_1 at distance L; a point x at r_1 from x_1 and r_0 = C r_1 from x_0; x' its mirror image in the
+perpendicular bisector. One step x⁺ = x + η σ*² s(x); γ_ex = ‖x'⁺ − x⁺‖ / ‖x' − x‖. float64 numpy.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from stages.theory.claims import Claim, Findings
+
+
+@dataclasses.dataclass(frozen=True)
+class Pair:
+    """Two centres and a mirrored pair of points, each float64 (d,); `radius` is r_1, `ratio` is C."""
+
+    centres: np.ndarray
+    point: np.ndarray
+    mirror: np.ndarray
+    radius: float
+    ratio: float
+
+    @property
+    def gap(self) -> float:
+        """L = ‖x_0 − x_1‖."""
+        return float(np.linalg.norm(self.centres[0] - self.centres[1]))
+
+
+def place(centres: np.ndarray, reach: float, ratio: float, direction: np.ndarray) -> Pair:
+    """The pair of points for two centres (2, d).
+
+    reach: r_1/L, at least about 1/2 (the point must exist). ratio: C > 1. direction: (d,), any vector not along the
+    line of the centres; its part across that line says in which direction the point lies off the line.
+    """
+    gap = float(np.linalg.norm(centres[1] - centres[0]))
+    axis = (centres[1] - centres[0]) / gap
+    across = direction - (direction @ axis) * axis
+    across /= np.linalg.norm(across)
+    radius = reach * gap
+    height = (ratio**2 - 1) * radius**2 / (2 * gap)  # from the bisector towards x_1
+    offset = radius**2 - (gap / 2 - height) ** 2
+    if offset < 0:
+        raise ValueError(f"no point at r_1 = {reach} L and r_0 = {ratio} r_1: raise reach")
+    middle = centres.mean(axis=0) + math.sqrt(offset) * across
+    return Pair(centres, middle + height * axis, middle - height * axis, radius, ratio)
+
+
+def factor_conditioning(dimension: int, ratio: float, eta: float, stretch: float) -> float:
+    """γ_ex = |(1−η) + η (a−1)/(a+1) · L/‖x'−x‖|, a = exp(d(C²−1)/2), at σ = r_1/√d. stretch: L/‖x'−x‖."""
+    share = math.tanh(dimension * (ratio**2 - 1) / 4)  # (a−1)/(a+1), which overflows nowhere
+    return abs((1 - eta) + eta * share * stretch)
+
+
+def factor_unconditioning(dimension: int, ratio: float, eta: float, stretch: float, temperature: float) -> float:
+    """γ_ex = |1 − η(a+C⁻²)/(a+1) + η (a−C⁻²)/(a+1) · L/‖x'−x‖|, a = C^{(d−2)/T}; temperature may be infinite."""
+    power = (dimension - 2) * math.log(ratio) / temperature
+    near = 1 / (1 + math.exp(-power))  # a/(a+1), and the far centre's share times C⁻²
+    far = math.exp(-power) * near / ratio**2
+    return abs(1 - eta * (near + far) + eta * (near - far) * stretch)
+
+
+def step_conditioning(point: np.ndarray, centres: np.ndarray, sigma: float, eta: float) -> np.ndarray:
+    """x + ησ² s(x; σ) with the empirical score of METHODS §1.1 over `centres` (M, d)."""
+    squared = ((point - centres) ** 2).sum(axis=1)
+    weights = _softmax(-squared / (2 * sigma**2))
+    return point - eta * weights @ (point - centres)
+
+
+def step_unconditioning(point: np.ndarray, centres: np.ndarray, temperature: float, eta: float) -> np.ndarray:
+    """x + ησ*² s(x) with the score of METHODS §1.4–1.5 over `centres` (M, d), σ*² = min_i r_i²/(d−2)."""
+    power = len(point) - 2
+    squared = ((point - centres) ** 2).sum(axis=1)
+    weights = _softmax(-power / 2 * np.log(squared) / temperature)
+    precision = power / squared
+    return point - eta * (weights * precision / precision.max()) @ (point - centres)
+
+
+def _softmax(values: np.ndarray) -> np.ndarray:
+    weights = np.exp(values - values.max())
+    return weights / weights.sum()
+
+
+def draw_pairs(dimension: int, pairs: int, reaches: Sequence[float], ratio: float, seed: int) -> list[Pair]:
+    """`pairs` pairs per reach, around centres uniform in [0,1]^d."""
+    generator = np.random.default_rng([seed, dimension])
+    return [
+        place(generator.random((2, dimension)), reach, ratio, generator.standard_normal(dimension))
+        for reach in reaches
+        for _ in range(pairs)
+    ]
+
+
+def verify_expansion(
+    dimension: int, pairs: int, reaches: Sequence[float], temperatures: Sequence[float], eta: float, seed: int
+) -> Findings:
+    """Closed form against the exact step at C = 1 + 1/√d: conditioning, and unconditioning at every temperature and ∞.
+
+    reaches: r_1/L, which is the noise level in units of L/√d.
+    """
+    ratio = 1 + 1 / math.sqrt(dimension)
+    points = draw_pairs(dimension, pairs, reaches, ratio, seed)
+    settings: list[float | None] = [None, *sorted(temperatures), math.inf]
+    claims, table, means = [], [], []
+    for temperature in settings:
+        closed = np.array([_closed_form(pair, dimension, eta, temperature) for pair in points])
+        exact = np.array([_exact(pair, eta, temperature) for pair in points])
+        claims.append(_claim(temperature, dimension, eta, closed, exact))
+        means.append(exact.mean())
+        table += _rows(temperature, reaches, closed, exact)
+    return Findings([*claims, _order_claim(means, settings, dimension)], {"expansion": table})
+
+
+def _stretch(pair: Pair) -> float:
+    """L/‖x'−x‖ with ‖x'−x‖ = (C²−1) r_1²/L."""
+    return pair.gap**2 / ((pair.ratio**2 - 1) * pair.radius**2)
+
+
+def _closed_form(pair: Pair, dimension: int, eta: float, temperature: float | None) -> float:
+    if temperature is None:
+        return factor_conditioning(dimension, pair.ratio, eta, _stretch(pair))
+    return factor_unconditioning(dimension, pair.ratio, eta, _stretch(pair), temperature)
+
+
+def _exact(pair: Pair, eta: float, temperature: float | None) -> float:
+    def step(point: np.ndarray) -> np.ndarray:
+        if temperature is None:
+            return step_conditioning(point, pair.centres, pair.radius / math.sqrt(len(point)), eta)
+        return step_unconditioning(point, pair.centres, temperature, eta)
+
+    after = np.linalg.norm(step(pair.mirror) - step(pair.point))
+    return float(after / np.linalg.norm(pair.mirror - pair.point))
+
+
+def _label(temperature: float | None) -> str:
+    if temperature is None:
+        return "conditioning"
+    return f"unconditioning, T = {'∞' if math.isinf(temperature) else f'{temperature:g}'}"
+
+
+def _claim(temperature: float | None, dimension: int, eta: float, closed: np.ndarray, exact: np.ndarray) -> Claim:
+    formula = (
+        "|(1−η) + η (a−1)/(a+1) L/‖x'−x‖|, a = exp(d(C²−1)/2)"
+        if temperature is None
+        else "|1 − η(a+C⁻²)/(a+1) + η (a−C⁻²)/(a+1) L/‖x'−x‖|, a = C^{(d−2)/T}"
+    )
+    return Claim(
+        claim=f"Two-point expansion factor, {_label(temperature)}",
+        formula=f"γ_ex = {formula}",
+        source="METHODS §2 [P]",
+        computed=f"exact step on {len(closed)} mirrored pairs, d = {dimension}, C = 1 + 1/√d, η = {eta:g}, float64",
+        expected=float(closed.mean()),
+        tolerance=1e-9 * float(closed.max()),
+        reason="float64 rounding of distances, magnified by the factor itself",
+        measured=float(exact.mean()),
+        uncertainty=None,
+        deviation=float(np.abs(exact - closed).max()),
+    )
+
+
+def _order_claim(means: list[float], settings: Sequence[float | None], dimension: int) -> Claim:
+    rises = sum(later > earlier * (1 + 1e-9) for earlier, later in zip(means, means[1:]))
+    order = " ≥ ".join(f"{mean:.3g}" for mean in means)
+    return Claim(
+        claim="The hotter the weights, the less a step pulls neighbouring points apart",
+        formula="γ_ex(conditioning) ≥ γ_ex(T_1) ≥ γ_ex(T_2) ≥ … ≥ γ_ex(∞)",
+        source="METHODS §2 [P]",
+        computed=f"mean factors {order} ({', '.join(_label(t) for t in settings)}), d = {dimension}",
+        expected=0.0,
+        tolerance=0.0,
+        reason="an order holds or does not; the number counts its violations",
+        measured=float(rises),
+    )
+
+
+def _rows(
+    temperature: float | None, reaches: Sequence[float], closed: np.ndarray, exact: np.ndarray
+) -> list[dict[str, Any]]:
+    per = len(closed) // len(reaches)
+    spans = [slice(i * per, (i + 1) * per) for i in range(len(reaches))]
+    return [
+        {
+            "score": _label(temperature),
+            "reach": reach,
+            "closed_form": float(closed[span].mean()),
+            "exact_step": float(exact[span].mean()),
+            "deviation": float(np.abs(closed[span] - exact[span]).max()),
+        }
+        for reach, span in zip(reaches, spans)
+    ]

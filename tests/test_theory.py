@@ -1,0 +1,204 @@
+"""The theory's formulas on cases small enough to work by hand, and the verify stage on small numbers."""
+
+import csv
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from stages import verify
+from stages.artifacts import read_json
+from stages.diffusion import empirical_score
+from stages.errors import InputError
+from stages.protocol import run_plain
+from stages.theory import domination, expansion, mismatch, shell
+from stages.theory.claims import Claim
+
+SMALL = {
+    "seed": 3,
+    "shell_mass": {"dimensions": [64, 256], "draws": 2000, "normals": 200_000},
+    "shell_touch": {"dimensions": [64, 3072], "smallest": 0.01, "largest": 50.0},
+    "sigma_domination": {"dimensions": [256, 3072], "alphas": [0.25, 0.5]},
+    "image_domination": {"dimension": 64, "temperatures": [1.0, 50.0]},
+    "expansion": {"dimension": 64, "pairs": 3, "reaches": [0.6, 2.0], "temperatures": [1.0, 10.0], "eta": 0.7},
+    "mismatch": {"dimension": 64, "betas": [1.0, 5.0], "draws": 50},
+}
+
+
+def claim(**changes) -> Claim:
+    row = {"claim": "", "formula": "", "source": "", "computed": "", "reason": ""}
+    return Claim(**{**row, "expected": 1.0, "tolerance": 0.1, "measured": 1.05, **changes})
+
+
+def test_claim_passes_within_its_tolerance_only():
+    assert claim().passed
+    assert not claim(measured=1.2).passed
+    assert not claim(measured=math.nan).passed
+    assert not claim(deviation=0.2).passed, "the largest deviation decides, not the mean"
+
+
+def test_shell_mass_in_two_dimensions_is_an_exponential():
+    # d = 2: ‖z‖² is exponential with mean 2 and the shell has no inner edge: 1 − exp(−(√2 + 3/√2)²/2) = 1 − e^{−6.25}
+    assert shell.shell_mass(2) == pytest.approx(1 - math.exp(-6.25), abs=1e-15)
+
+
+def test_shell_mass_reference_values():
+    assert round(shell.shell_mass(64), 5) == 0.99741
+    assert round(shell.shell_mass(3072), 6) == 0.997303
+
+
+def test_shell_count_agrees_with_the_exact_mass_and_ignores_the_block():
+    count = shell.shell_count(16, 20_000, seed=1)
+    exact = shell.shell_mass(16)
+    assert abs(count / 20_000 - exact) < 4 * math.sqrt(exact * (1 - exact) / 20_000)
+    assert shell.shell_count(16, 20_000, seed=1, block=160) == count
+
+
+def test_touch_ratio_is_three_in_eighteen_dimensions():
+    # √18 = 2 · 3/√2, so γ = (2 + 1)/(2 − 1) = 3, and 1, 3, 9 are three levels
+    assert shell.touch_ratio(18) == pytest.approx(3, rel=1e-14)
+    assert shell.level_count(1, 9, 3) == pytest.approx(3, rel=1e-14)
+
+
+def test_exact_shell_touch_count_is_not_the_papers():
+    rows = {row.claim: row for row in shell.verify_shell_touch([3072], 0.01, 50).claims}
+    failed = [text for text, row in rows.items() if not row.passed]
+    assert failed == ["The paper's 116 levels are the exact shell-touch count"]
+
+
+@pytest.mark.parametrize(("alpha", "squared"), [(0.0, 18), (0.5, 72), (1.0, 162)])
+def test_sigma_ratio_in_eighteen_dimensions(alpha, squared):
+    # levels 1 and 3 at radius (1 + 2α)√18: 16 ln 3 − (r²/2)(1 − 1/9)
+    assert domination.sigma_ratio(alpha, 18) == pytest.approx(16 * math.log(3) - squared * 4 / 9, abs=1e-12)
+
+
+def test_sigma_series_has_the_error_of_its_first_neglected_term():
+    for alpha in (0.0, 1 / 3, 0.8):
+        for dimension in (10_000, 1_000_000):
+            series, neglected = domination.sigma_series(alpha, dimension)
+            assert series - domination.sigma_ratio(alpha, dimension) == pytest.approx(neglected, rel=0.2, abs=1e-7)
+
+
+def test_a_wrong_limit_would_fail():
+    assert domination._limit_claim(1 / 3).passed
+    assert domination.sigma_limit(1 / 3) == pytest.approx(6)
+    assert not claim(expected=6.01, measured=domination._limit_claim(1 / 3).measured, tolerance=1e-5).passed
+
+
+def test_mixture_over_levels_integrates_to_a_power_of_the_distance():
+    # ∫ σ^{−(d−2)} e^{−r²/2σ²} dσ/σ ∝ r^{−(d−2)}: at d = 10, twice the distance weighs 2^{−8}
+    sums = domination.mixture_over_levels(np.array([1.0, 4.0]), 10)
+    assert sums[0] - sums[1] == pytest.approx(8 * math.log(2), abs=1e-9)
+
+
+def test_place_puts_the_points_where_it_says():
+    generator = np.random.default_rng(0)
+    pair = expansion.place(generator.random((2, 7)), 0.8, 1.3, generator.standard_normal(7))
+    distances = np.linalg.norm(pair.centres - pair.point, axis=1)
+    assert distances[1] == pytest.approx(0.8 * pair.gap)
+    assert distances[0] == pytest.approx(1.3 * distances[1])
+    assert np.linalg.norm(pair.centres - pair.mirror, axis=1)[::-1] == pytest.approx(distances)
+    with pytest.raises(ValueError, match="raise reach"):
+        expansion.place(pair.centres, 0.3, 1.1, generator.standard_normal(7))
+
+
+def line() -> expansion.Pair:
+    """Centres at 0 and 1 on a line of R³, C = 2, r_1 = 1: the point is 2, its mirror image −1."""
+    centres = np.array([[0.0, 0, 0], [1.0, 0, 0]])
+    pair = expansion.place(centres, 1.0, 2.0, np.array([0.0, 1, 0]))
+    assert pair.point == pytest.approx([2, 0, 0])
+    assert pair.mirror == pytest.approx([-1, 0, 0])
+    return pair
+
+
+def test_unconditioning_factor_by_hand():
+    # a = 2^{1} = 2: weights 2/3, 1/3; the point goes to 2 − (2/3 · 1 + 1/3 · 1/4 · 2) = 7/6, its mirror to −1/6: 4/9
+    pair = line()
+    assert expansion.step_unconditioning(pair.point, pair.centres, 1.0, 1.0) == pytest.approx([7 / 6, 0, 0])
+    assert expansion._exact(pair, 1.0, 1.0) == pytest.approx(4 / 9)
+    assert expansion.factor_unconditioning(3, 2.0, 1.0, 1 / 3, 1.0) == pytest.approx(4 / 9)
+
+
+def test_unconditioning_factor_at_infinite_temperature_by_hand():
+    # equal weights: 2 − ½(1 + ¼ · 2) = 5/4 and −1/4: ½
+    assert expansion._exact(line(), 1.0, math.inf) == pytest.approx(1 / 2)
+    assert expansion.factor_unconditioning(3, 2.0, 1.0, 1 / 3, math.inf) == pytest.approx(1 / 2)
+
+
+def test_conditioning_factor_by_hand():
+    # a = e^{9/2} at d = 3; with η = ½ the points move half-way to the posterior means a/(a+1) and 1/(a+1)
+    share = (math.exp(4.5) - 1) / (math.exp(4.5) + 1)
+    expected = (1 - 0.5) + 0.5 * share / 3
+    assert expansion.factor_conditioning(3, 2.0, 0.5, 1 / 3) == pytest.approx(expected)
+    assert expansion._exact(line(), 0.5, None) == pytest.approx(expected)
+
+
+def test_the_steps_are_steps_of_the_pipelines_empirical_score():
+    generator = np.random.default_rng(4)
+    images, point, eta = generator.random((6, 12)), generator.random(12), 0.3
+    centres, x = empirical_score.make_centres(torch.tensor(images)), torch.tensor(point[None])
+    sigma = torch.tensor([0.4], dtype=torch.float64)
+    score = empirical_score.conditioning(centres, x, sigma)[0].numpy()
+    assert expansion.step_conditioning(point, images, 0.4, eta) == pytest.approx(point + eta * 0.16 * score)
+    for temperature in (1.0, 20.0):
+        score = empirical_score.unconditioning(centres, x, temperature)[0].numpy()
+        level = ((images - point) ** 2).sum(axis=1).min() / 10
+        expected = point + eta * level * score
+        assert expansion.step_unconditioning(point, images, temperature, eta) == pytest.approx(expected)
+
+
+def test_a_wrong_closed_form_would_fail():
+    pairs = expansion.draw_pairs(64, 3, [0.6], 1.125, seed=0)
+    exact = np.array([expansion._exact(pair, 1.0, 10.0) for pair in pairs])
+    assert not expansion._claim(10.0, 64, 1.0, exact * (1 + 1e-6), exact).passed
+
+
+def test_mismatch_steps_by_hand():
+    offset = np.array([[2.0, 0.0]])  # R² = 2
+    assert mismatch.ode_step(offset, 1.0) == pytest.approx(np.array([[1.0, 0.0]]))  # R' = R/2
+    assert mismatch.ode_step(offset, 5.0) == pytest.approx(np.array([[-3.0, 0.0]]))  # overshoots: 1.5 R
+    assert mismatch.ode_level(math.sqrt(2), 5.0) == pytest.approx(1.5 * math.sqrt(2))
+    noise = np.array([[0.0, 1.0]])
+    assert mismatch.sde_step(offset, 0.5, noise) == pytest.approx(np.array([[1.0, 1.0]]))  # drop = 1
+    assert mismatch.sde_squared_level(math.sqrt(2), 0.5) == pytest.approx(1.5)
+
+
+def params(**changes) -> verify.Params:
+    return verify.Params.from_tree({"verify": {**SMALL, **changes}})
+
+
+def test_verify_writes_every_claim_and_table(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text(str({"verify": SMALL}))
+    run_plain("verify")
+    first = Path("data/verify/verify.json").read_bytes()
+    claims = read_json("data/verify/verify.json")["claims"]
+    assert {row["topic"] for row in claims} == set(verify.TOPICS)
+    keys = {"claim", "formula", "source", "computed", "expected", "tolerance", "reason", "measured", "uncertainty"}
+    assert all({*keys, "passed"} <= set(row) for row in claims)
+    assert [row["claim"] for row in claims if not row["passed"]] == [
+        "The paper's 116 levels are the exact shell-touch count"
+    ]
+    with open("data/verify/sigma_domination.tsv", newline="") as file:
+        table = list(csv.DictReader(file, delimiter="\t"))
+    assert [(float(row["alpha"]), int(row["d"])) for row in table] == [(a, d) for a in (0.25, 0.5) for d in (256, 3072)]
+    run_plain("verify")
+    assert Path("data/verify/verify.json").read_bytes() == first
+
+
+def test_a_topic_does_not_depend_on_the_others():
+    before = {shard.name: shard.settings for shard in verify.plan(params())}
+    after = {shard.name: shard.settings for shard in verify.plan(params(mismatch={**SMALL["mismatch"], "draws": 60}))}
+    assert [name for name in before if before[name] != after[name]] == ["mismatch"]
+
+
+def test_a_dimension_without_a_shell_is_refused():
+    with pytest.raises(InputError, match=r"verify\.shell_touch\.dimensions\.0"):
+        params(shell_touch={**SMALL["shell_touch"], "dimensions": [4]})
+
+
+def test_a_schedule_must_rise():
+    with pytest.raises(InputError, match=r"verify\.shell_touch: .*smallest 50\.0 must be below largest 0\.01"):
+        params(shell_touch={"dimensions": [64], "smallest": 50.0, "largest": 0.01})
