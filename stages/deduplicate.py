@@ -1,0 +1,208 @@
+"""Stage deduplicate: groups of equal and nearly equal images, of which one each is kept.
+
+Three relations, each of which can be switched off: equal pixels (`exact`), a pixel distance of at most `near` (which
+includes equal pixels), a cosine distance of at most `feature.threshold` between an encoder's features. Groups are the
+connected components of all of them together, over all splits: a test or held-out image that duplicates a training
+image would be a leak. The first image of a group stays, in the order train, test, holdout and then by row.
+"""
+
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import Field, field_validator
+
+from stages.artifacts import write_json, write_parquet
+from stages.errors import InputError
+from stages.images.duplicates import (
+    Groups,
+    Images,
+    Pairs,
+    connected_groups,
+    feature_pairs,
+    near_pairs,
+    pixel_distance,
+    squared_radius,
+)
+from stages.images.store import read_images, write_selection
+from stages.protocol import DATA, Section, Shard, StageParams, main, spans
+
+SPLITS = ("train", "test", "holdout")
+OUT = DATA / "deduplicate"
+INPUTS = tuple(str(DATA / "ingest" / f"{split}.arrow") for split in SPLITS)
+
+
+class FeatureParams(Section):
+    """Duplicates in an encoder's feature space."""
+
+    threshold: float = Field(ge=0, lt=1, description="largest cosine distance, 1 - cos, of duplicates")
+    encoder: dict[str, Any] = Field(description="as embed.encoder (stages.features.encoders.EncoderParams)")
+
+    @field_validator("encoder")
+    @classmethod
+    def _is_an_encoder(cls, value: dict[str, Any]) -> dict[str, Any]:
+        from stages.features.encoders import EncoderParams  # only who asks for features waits for its imports
+
+        return EncoderParams(**value).model_dump()
+
+
+class Params(StageParams):
+    """Section `deduplicate` of params.yaml."""
+
+    SECTION: ClassVar[str] = "deduplicate"
+
+    exact: bool = Field(description="group images with equal pixels")
+    near: float | None = Field(ge=0, lt=1, description="largest pixel distance l of duplicates, or null")
+    feature: FeatureParams | None = Field(description="duplicates in feature space, or null")
+    shards: int = Field(gt=0, le=4096, description="pieces that the range search is cut into")
+
+
+def plan(params: Params) -> list[Shard]:
+    """Shards of the pixel range search, and one for the features."""
+    shards = []
+    if params.near is not None:
+        images = _images()
+        radius = squared_radius(params.near, images.dimension)
+        cuts = spans(len(images), params.shards)
+        for number, span in enumerate(cuts, 1):
+            settings = {"search": "near", "squared_radius": radius, "span": list(span)}
+            shards.append(Shard("deduplicate", f"near {number}/{len(cuts)}", settings, INPUTS, ".parquet"))
+    if params.feature is not None:
+        settings = {"search": "feature", **params.feature.model_dump()}
+        shards.append(Shard("deduplicate", f"feature {settings['encoder']['name']}", settings, INPUTS, ".parquet"))
+    return shards
+
+
+def work(shard: Shard) -> Path:
+    """Pairs of different images that one search finds: columns i, j (rows over all splits) and distance."""
+    images = Images([read_images(path) for path in shard.inputs])
+    rows = np.unique(images.first_rows())
+    settings = shard.settings
+    if settings["search"] == "near":
+        pairs = near_pairs(images, rows, settings["squared_radius"], *settings["span"])
+    else:
+        pairs = feature_pairs(images, rows, settings["threshold"], _encoder(settings["encoder"]))
+    return write_parquet(shard.path, pa.table({"i": pairs.i, "j": pairs.j, "distance": pairs.distance}))
+
+
+def gather(params: Params, parts: list[Path]) -> None:
+    """Write the kept images, groups.parquet and deduplicate.json."""
+    images = _images()
+    found = [_read_pairs(part) for part in parts]
+    feature = [found.pop()] if params.feature is not None else []
+    pairs = {"near": Pairs.union(found), "feature": Pairs.union(feature)}
+    first = images.first_rows()
+    groups = connected_groups(len(images), _layers(params, first, pairs))
+    kept = np.ones(len(images), bool)
+    kept[groups.row[groups.row != groups.representative]] = False
+    counts = _write_kept(images, kept)
+    distance = _distance_to_representative(images, groups)
+    _write_groups(images, groups, distance, params)
+    summary = {
+        "counts": counts,
+        "groups": len(np.unique(groups.group)),
+        "images_in_groups": len(groups.row),
+        "largest_group": int(np.bincount(groups.group).max()) if len(groups.row) else 0,
+        "largest_distance": float(distance.max(initial=0.0)),
+        "label_conflicts": int((images.labels[groups.row] != images.labels[groups.representative]).sum()),
+        "removed": int((~kept).sum()),
+        "pairs_by_reason": _count_pairs(params, first, pairs),
+    }
+    write_json(OUT / "deduplicate.json", summary)
+
+
+def _images() -> Images:
+    return Images([read_images(path) for path in INPUTS])
+
+
+def _encoder(settings: dict[str, Any]) -> Any:
+    import torch
+
+    from stages.features.encoders import EncoderParams, load_encoder
+
+    return load_encoder(EncoderParams(**settings), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _read_pairs(part: Path) -> Pairs:
+    table = pq.read_table(part)
+    return Pairs(*(table.column(name).to_numpy() for name in ("i", "j", "distance")))
+
+
+def _enabled(params: Params) -> list[str]:
+    """The relations in use, strictest first."""
+    used = {"exact": params.exact, "near": params.near is not None, "feature": params.feature is not None}
+    return [name for name, on in used.items() if on]
+
+
+def _layers(params: Params, first: np.ndarray, pairs: dict[str, Pairs]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Edges by reason. Equal images are duplicates by the strictest relation in use."""
+    again = np.flatnonzero(first != np.arange(len(first)))
+    layers = {}
+    for position, name in enumerate(_enabled(params)):
+        i, j = (pairs[name].i, pairs[name].j) if name in pairs else (np.zeros(0, np.int64),) * 2
+        if position == 0:
+            i, j = np.concatenate([i, first[again]]), np.concatenate([j, again])
+        layers[name] = (i, j)
+    return layers
+
+
+def _count_pairs(params: Params, first: np.ndarray, pairs: dict[str, Pairs]) -> dict[str, int]:
+    """How many pairs of images each relation holds for, each pair under the strictest one in use."""
+    copies = np.bincount(first, minlength=len(first)).astype(np.int64)
+    keys = {name: found.i * len(first) + found.j for name, found in pairs.items()}
+    new = ~np.isin(keys["feature"], keys["near"])
+    counts = {
+        "exact": 0,
+        "near": int((copies[pairs["near"].i] * copies[pairs["near"].j]).sum()),
+        "feature": int((copies[pairs["feature"].i] * copies[pairs["feature"].j])[new].sum()),
+    }
+    for name in _enabled(params)[:1]:
+        counts[name] += int((copies * (copies - 1) // 2).sum())
+    return counts
+
+
+def _distance_to_representative(images: Images, groups: Groups) -> np.ndarray:
+    """l of every grouped image to its representative, float64 (R,), from integer squares."""
+    distances = [np.zeros(0)]
+    for start in range(0, len(groups.row), 1024):
+        block = slice(start, start + 1024)
+        a, b = (images.pixels(rows[block]).astype(np.int32) for rows in (groups.row, groups.representative))
+        squared = np.square(a - b).reshape(len(a), -1).sum(1, dtype=np.int64)
+        distances.append(pixel_distance(squared, images.dimension))
+    return np.concatenate(distances)
+
+
+def _write_kept(images: Images, kept: np.ndarray) -> dict[str, dict[str, int]]:
+    counts = {}
+    for number, (split, table) in enumerate(zip(SPLITS, images.tables)):
+        rows = np.flatnonzero(kept[images.edges[number] : images.edges[number + 1]])
+        if len(rows) == 0:
+            raise InputError(
+                f"deduplicate: no {split} image is left of {len(table)}, all duplicate others: "
+                "lower deduplicate.near or deduplicate.feature.threshold, or give another source"
+            )
+        picks = np.stack([np.zeros(len(rows), np.int64), rows], axis=1)
+        write_selection(OUT / f"{split}.arrow", [table], picks, metadata=table.metadata)
+        counts[split] = {"before": len(table), "after": len(rows)}
+    return counts
+
+
+def _write_groups(images: Images, groups: Groups, distance: np.ndarray, params: Params) -> None:
+    table, row = images.locate(groups.row)
+    columns = {
+        "group": pa.array(groups.group, pa.int32()),
+        "id": pa.array([images.ids[row] for row in groups.row], pa.string()),
+        "split": pa.array([SPLITS[number] for number in table], pa.string()),
+        "row": pa.array(row, pa.int64()),
+        "kept": pa.array(groups.row == groups.representative, pa.bool_()),
+        "reason": pa.array(groups.reason, pa.string()),
+        "distance": pa.array(distance, pa.float64()),
+    }
+    metadata = params.model_dump(include={"exact", "near", "feature"})
+    write_parquet(OUT / "groups.parquet", pa.table(columns), metadata)
+
+
+if __name__ == "__main__":
+    main("deduplicate")
