@@ -1,4 +1,4 @@
-"""params.yaml as one typed tree, built from the stages' own Params: what is unknown, missing or out of range is an error."""
+"""params.yaml as one typed tree built from the stages' Params: an unknown, missing or wrong key is an error."""
 
 import dataclasses
 import importlib
@@ -10,11 +10,16 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
+import stages
+from stages.artifacts import sha256_file, sha256_json, write_text
 from stages.errors import InputError
-from stages.protocol import Section, StageParams, explain, load_tree
+from stages.protocol import CACHE, Section, StageParams, explain, load_tree
 
 STAGES = ("ingest", "deduplicate", "embed", "index", "train", "sample", "filter", "fid", "verify", "report")
 """The stage modules, in the order of the DAG. The only list of them in the code."""
+
+VALID = CACHE / "params.valid"
+"""Holds the version of params.yaml and code that was found valid last."""
 
 
 class Execution(Section):
@@ -42,20 +47,6 @@ class Parameters:
     variants: tuple[str, ...]
     stages: dict[tuple[str, str | None], StageParams]
 
-    def stage(self, name: str, variant: str | None = None) -> StageParams:
-        """Params of one stage. Raises InputError naming an unknown stage or variant."""
-        if name not in STAGES:
-            raise InputError(f"there is no stage {name}: choose one of {', '.join(STAGES)}")
-        if stage_module(name).Params.PER_VARIANT:
-            if variant is None:
-                raise InputError(f"stage {name} runs per variant: add --variant NAME ({', '.join(self.variants)})")
-            if variant not in self.variants:
-                choice = ", ".join(self.variants)
-                raise InputError(f"params.yaml: missing key variants.{variant}: add it, or choose one of {choice}")
-        elif variant is not None:
-            raise InputError(f"stage {name} does not run per variant: drop --variant {variant}")
-        return self.stages[name, variant]
-
 
 def stage_module(name: str) -> ModuleType:
     """The module of a stage of the DAG."""
@@ -69,12 +60,39 @@ def load_params(path: Path | str = "params.yaml") -> Parameters:
     _reject_unknown_sections(tree)
     variants = _variant_names(tree)
     execution = _execution(tree)
-    stages: dict[tuple[str, str | None], StageParams] = {}
+    found: dict[tuple[str, str | None], StageParams] = {}
     for name in STAGES:
         params = stage_module(name).Params
         for variant in variants if params.PER_VARIANT else (None,):
-            stages[name, variant] = params.from_tree(tree, variant)
-    return Parameters(execution, variants, stages)
+            found[name, variant] = params.from_tree(tree, variant)
+    return Parameters(execution, variants, found)
+
+
+def load_stage(name: str, variant: str | None, path: Path | str = "params.yaml") -> tuple[StageParams, Execution]:
+    """Params of one stage and the execution section, once all of params.yaml is known to be valid.
+
+    Validating all of it imports every stage, and torch with them, so it is done once per version of file and code.
+    """
+    if name not in STAGES:
+        raise InputError(f"there is no stage {name}: choose one of {', '.join(STAGES)}")
+    version = _version(path)
+    if not VALID.exists() or VALID.read_text(encoding="utf-8") != version:
+        load_params(path)
+        write_text(VALID, version)
+    tree = load_tree(path)
+    params = stage_module(name).Params
+    if params.PER_VARIANT and variant not in (None, *_variant_names(tree)):
+        choice = ", ".join(_variant_names(tree))
+        raise InputError(f"params.yaml: missing key variants.{variant}: add it, or choose one of {choice}")
+    return params.from_tree(tree, variant), _execution(tree)
+
+
+def _version(path: Path | str) -> str:
+    """Digest of a parameter file and of all the code that decides whether it is valid."""
+    if not Path(path).is_file():
+        raise InputError(f"{path} is missing: run in the project's root")
+    code = sorted(Path(stages.__file__).parent.rglob("*.py"))
+    return sha256_json([sha256_file(file) for file in (path, __file__, *code)])
 
 
 def _reject_repeated_keys(path: Path | str) -> None:

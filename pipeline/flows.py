@@ -1,0 +1,130 @@
+"""The Prefect flow of one stage: its tasks are the shards and the gathering.
+
+Import it after pipeline.server.connect: Prefect reads its settings when it is imported.
+"""
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from prefect import Flow, Task, get_client, tags, task
+from prefect.artifacts import create_progress_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture, as_completed
+from prefect.logging import get_run_logger
+from prefect.runtime import flow_run
+from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.states import Crashed
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from pipeline import cache
+from pipeline.runners import Runner
+from pipeline.showcase import publish_outs, publish_params
+from pipeline.stage_run import StageRun, say
+
+GRACE = 10.0
+"""Seconds between an interruption and the end of the process, for shards in threads, which cannot be ended."""
+
+PROGRESS_PERIOD = 2.0
+"""Seconds between two updates of the progress artifact."""
+
+# Run logs go to the UI. At the terminal an error is one line or one traceback, not three.
+for _name in ("prefect.flow_runs", "prefect.task_runs"):
+    logging.getLogger(_name).propagate = False
+
+
+def run(stage: StageRun, runner: Runner) -> None:
+    """Run a stage as a flow. Raises what its shards or its gathering raise."""
+
+    def body() -> None:
+        with _interruptible(runner):
+            publish_params(stage.title, stage.params.model_dump(mode="json"))
+            _compute_all(stage, runner)
+            task(stage.gather, name="gather", task_run_name="gather", cache_policy=NO_CACHE)()
+            publish_outs(stage.title, stage.outs)
+
+    flow = Flow(
+        body,
+        name=stage.name,
+        flow_run_name=stage.title,
+        task_runner=ThreadPoolTaskRunner(max_workers=runner.jobs),
+    )
+    # A flow's heartbeat thread sleeps in whole seconds and is joined at the end: up to a second for nothing. Params
+    # are an artifact and not the flow's parameters, for which Prefect would import FastAPI (half a second).
+    quiet = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
+    with quiet, tags(stage.name, *([stage.variant] if stage.variant else [])):
+        flow()
+
+
+def _compute_all(stage: StageRun, runner: Runner) -> None:
+    checks = [cache.check(shard) for shard in stage.shards]
+    missing = sum(not found.ready for found in checks)
+    _tell(f"{stage.title}: {len(checks)} shards, {len(checks) - missing} cached, {missing} to compute")
+    compute = _shard_task(stage, runner)
+    futures = []
+    for index, (shard, found) in enumerate(zip(stage.shards, checks, strict=True)):
+        # Prefect remembers only that a result was there: it must not count once its file is damaged or gone
+        submit = compute.with_options(refresh_cache=not found.ready).submit
+        futures.append(submit(shard=shard.name, index=index))
+    _await(stage, futures, missing)
+
+
+def _shard_task(stage: StageRun, runner: Runner) -> Task[..., dict[str, object]]:
+    def work(shard: str, index: int) -> dict[str, object]:
+        return cache.obtain(stage.shards[index], runner.run, _tell)
+
+    return task(
+        work,
+        name=f"{stage.name} shard",
+        task_run_name="{shard}",
+        cache_key_fn=lambda _, inputs: f"{stage.name}-{stage.shards[inputs['index']].path.stem}",
+        persist_result=True,
+        result_serializer="json",
+    )
+
+
+def _await(stage: StageRun, futures: list[PrefectFuture[Any]], missing: int) -> None:
+    """Wait for the shards, showing progress; the first failure raises and the rest is not started."""
+    total, updated = len(futures), time.monotonic()
+    shown = total > 1 and missing > 0
+    artifact = create_progress_artifact(0.0, key=f"{stage.title.replace(' ', '-')}-progress") if shown else None
+    for done, future in enumerate(as_completed(futures), start=1):
+        future.result()
+        if artifact and (done == total or time.monotonic() - updated > PROGRESS_PERIOD):
+            update_progress_artifact(artifact, progress=100 * done / total)
+            _tell(f"{stage.title}: {done} of {total} shards")
+            updated = time.monotonic()
+
+
+def _tell(text: str) -> None:
+    """Say it at the terminal and in the run's log."""
+    say(text)
+    get_run_logger().info(text)
+
+
+@contextmanager
+def _interruptible(runner: Runner) -> Iterator[None]:
+    """After any failure start no more work; after Ctrl-C or SIGTERM end children, and this process within `GRACE`."""
+    try:
+        yield
+    except Exception:
+        runner.stop()
+        raise
+    except BaseException as interruption:
+        runner.stop()
+        say("interrupted: ending the work; what is finished stays cached")
+        _mark_crashed(type(interruption).__name__)
+        end = threading.Timer(GRACE, os._exit, [130 if isinstance(interruption, KeyboardInterrupt) else 143])
+        end.daemon = True
+        end.start()
+        raise
+
+
+def _mark_crashed(reason: str) -> None:
+    """Tell the server now: the engine would do so only after the last thread has ended."""
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run.id, Crashed(message=f"Interrupted ({reason})."), force=True)

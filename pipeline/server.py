@@ -1,0 +1,188 @@
+"""The project's own Prefect server: one detached local process, found by every stage, never mistaken for another."""
+
+import dataclasses
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+
+from pipeline.locks import is_locked, locked
+from stages.artifacts import read_json, write_json
+from stages.errors import InputError
+from stages.protocol import CACHE
+
+HOME = CACHE / "prefect"
+HOST = "127.0.0.1"
+
+NO_TELEMETRY = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
+
+UNUSED_SERVICES = ("SCHEDULER", "LATE_RUNS", "TRIGGERS", "FOREMAN", "PAUSE_EXPIRATIONS", "CANCELLATION_CLEANUP")
+"""Services for deployments, work pools and automations: idle loops on the database without them."""
+
+
+class ServerDown(RuntimeError):
+    """The local Prefect server could not be started."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Server:
+    """A running server: its port on the loopback interface and its process id."""
+
+    port: int
+    pid: int
+
+    @property
+    def address(self) -> str:
+        """Address of the web UI."""
+        return f"http://{HOST}:{self.port}"
+
+
+def environment() -> dict[str, str]:
+    """Settings of Prefect that hold for the server and its clients: home in the project, nothing sent outside."""
+    home = HOME.absolute()
+    loopback = f"{HOST},localhost"
+    return {
+        **NO_TELEMETRY,
+        "PREFECT_HOME": str(home),
+        "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage"),
+        "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",  # a request less per process; the server has it off
+        "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
+        "NO_PROXY": ",".join(filter(None, (os.environ.get("NO_PROXY"), loopback))),
+        "no_proxy": ",".join(filter(None, (os.environ.get("no_proxy"), loopback))),
+    }
+
+
+def connect(say: Callable[[str], None], timeout: float) -> str | None:
+    """Make this process a client of the project's server, started if need be; return the UI's address.
+
+    PREFECT_API_URL in the environment takes precedence: then no server is started. Where none can be started, the
+    flow gets a temporary server of its own (ephemeral mode: slow to start, no history) and the return is None.
+    Call it before prefect is imported.
+    """
+    os.environ.update(environment())
+    if "PREFECT_API_URL" in os.environ:
+        return os.environ["PREFECT_API_URL"].removesuffix("/").removesuffix("/api")
+    try:
+        server, started = ensure(timeout)
+    except ServerDown as error:
+        say(f"warning: {error}; using a temporary server for this stage (slow to start, its runs are not kept)")
+        os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
+        # a database of its own: the usual one may be why the server is down
+        database = HOME.absolute() / "ephemeral.db"
+        os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{database}"
+        return None
+    os.environ["PREFECT_API_URL"] = f"{server.address}/api"
+    if started:
+        say(f"Prefect UI: {server.address} (stop it with: scoresmooth server stop)")
+    return server.address
+
+
+def ensure(timeout: float = 180.0) -> tuple[Server, bool]:
+    """The project's server, and whether this call started it. Raises ServerDown after `timeout` seconds."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    with locked(HOME / "server.start.lock"):
+        server = running()
+        if server and is_ours(server.port):
+            return server, False
+        if server is None:
+            server = _spawn(_choose_port())
+        deadline = time.monotonic() + timeout
+        while not is_ours(server.port):
+            if not _alive():
+                raise ServerDown(f"the Prefect server ended while starting (see {HOME / 'server.log'})")
+            if time.monotonic() > deadline:
+                raise ServerDown(f"the Prefect server did not answer within {timeout:g} s (see {HOME / 'server.log'})")
+            time.sleep(0.1)
+        return server, True
+
+
+def running() -> Server | None:
+    """The server whose process lives, answering or not; None if there is none."""
+    if not _alive():
+        return None
+    try:
+        record = read_json(HOME / "server.json")
+        return Server(int(record["port"]), int(record["pid"]))
+    except (InputError, KeyError, TypeError, ValueError):
+        return None
+
+
+def stop(grace: float = 20.0) -> bool:
+    """End the project's server; False if none was running."""
+    HOME.mkdir(parents=True, exist_ok=True)
+    with locked(HOME / "server.start.lock"):
+        server = running()
+        if server is None:
+            return False
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            os.kill(server.pid, number)
+            deadline = time.monotonic() + grace
+            while _alive() and time.monotonic() < deadline:
+                time.sleep(0.05)
+            if not _alive():
+                return True
+        raise ServerDown(f"the Prefect server (process {server.pid}) cannot be ended")
+
+
+def is_ours(port: int) -> bool:
+    """Whether the server that answers on `port` has its home in this project."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"http://{HOST}:{port}/api/admin/settings", timeout=10) as response:
+            return json.load(response).get("home") == str(HOME.absolute())
+    except (OSError, urllib.error.URLError, ValueError, AttributeError):
+        return False
+
+
+def _alive() -> bool:
+    # the server inherited this lock; the kernel drops it with the server's process
+    return is_locked(HOME / "server.alive.lock")
+
+
+def _choose_port() -> int:
+    """The port of last time if it is free, so that open pages of the UI go on; else any free one."""
+    try:
+        wanted = int(read_json(HOME / "server.json")["port"])
+    except (InputError, KeyError, TypeError, ValueError):
+        wanted = 0
+    for port in (wanted, 0):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((HOST, port))
+            except OSError:
+                continue
+            return probe.getsockname()[1]
+    raise ServerDown(f"no free port on {HOST}")
+
+
+def _spawn(port: int) -> Server:
+    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+    off = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in UNUSED_SERVICES}
+    variables = {**os.environ, **environment(), **off, "PREFECT_SERVER_LOGGING_LEVEL": "WARNING"}
+    variables.pop("PREFECT_API_URL", None)
+    alive = os.open(HOME / "server.alive.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        fcntl.flock(alive, fcntl.LOCK_EX)
+        with (HOME / "server.log").open("ab") as log:
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=variables,
+                pass_fds=(alive,),
+                start_new_session=True,  # neither Ctrl-C nor the end of this stage ends it
+            )
+    finally:
+        os.close(alive)
+    write_json(HOME / "server.json", {"port": port, "pid": process.pid})
+    return Server(port, process.pid)

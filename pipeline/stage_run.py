@@ -1,0 +1,53 @@
+"""One run of a stage, as the dispatch sees it."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from pipeline.params import Execution, stage_module
+from stages.protocol import DATA, Shard, StageParams
+
+
+@dataclasses.dataclass(frozen=True)
+class StageRun:
+    """One run of a stage.
+
+    Attributes:
+        name: the stage.
+        variant: the variant's name, or None.
+        params: its validated Params.
+        execution: how to carry it out.
+        shards: its plan, each shard placed in the cache.
+        address: of the Prefect UI, or None in ephemeral mode.
+    """
+
+    name: str
+    variant: str | None
+    params: StageParams
+    execution: Execution
+    shards: tuple[Shard, ...]
+    address: str | None
+
+    @property
+    def title(self) -> str:
+        """What a person reads: "sample closed-conditioning"."""
+        return title(self.name, self.variant)
+
+    @property
+    def outs(self) -> Path:
+        """The folder of the stage's outs."""
+        return DATA / self.name / self.variant if self.variant else DATA / self.name
+
+    def gather(self) -> None:
+        """Assemble the outs from the shards' results."""
+        stage_module(self.name).gather(self.params, [shard.path for shard in self.shards])
+
+
+def title(name: str, variant: str | None) -> str:
+    """The stage and its variant."""
+    return f"{name} {variant}" if variant else name
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal."""
+    print(text, file=sys.stderr, flush=True)
