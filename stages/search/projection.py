@@ -115,7 +115,7 @@ def slack(queries: BoundVectors, reference: BoundVectors) -> np.ndarray:
 
     A sum of n rounded products, in whatever order, is off by at most n u/(1−n u) · Σ|a_i b_i| with u = 2⁻²⁴; rounding
     the vectors themselves adds 2u. Σ|a_i b_i| ≤ ‖x‖‖y‖ + ‖y‖²/2 for the coarse product and ≤ 2‖x‖‖y‖ for the fine one.
-    The last factor 2 covers 1−n u and float64's rounding: ‖r‖ from ‖x‖² − ‖Px‖² is off by at most √(p·2⁻⁵²·CONDITION)‖x‖.
+    The last factor 2 covers 1−n u and float64: ‖r‖ from ‖x‖² − ‖Px‖² is off by at most √(p·2⁻⁵²·CONDITION)‖x‖.
     """
     largest = float(reference.squared.max())
     terms = reference.coarse.shape[1] + 2 * reference.fine.shape[1] + 8
