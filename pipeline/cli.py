@@ -46,9 +46,14 @@ def params(params: Params = "params.yaml", quiet: bool = False) -> None:
 @app.command()
 def results() -> None:
     """Print the results table, the report's path and the address of the Prefect UI."""
-    from pipeline.results import show
+    from pipeline import server
+    from stages.protocol import DATA
+    from stages.reporting.results import print_results
 
-    show()
+    print_results(DATA / "report" / "results.json")
+    found = server.running()
+    print(f"\nreport      {(DATA / 'report' / 'report.html').absolute()}")
+    print(f"Prefect UI  {found.address if found else 'not running: scoresmooth server start'}")
 
 
 @app.command()

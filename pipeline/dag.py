@@ -5,7 +5,7 @@ from typing import Any
 
 from ruamel.yaml import YAML
 
-from pipeline.closure import code_files
+from pipeline import closure
 from pipeline.params import STAGES, stage_module
 from stages.artifacts import atomic_path
 from stages.errors import InputError
@@ -15,7 +15,7 @@ FILE = Path("dvc.yaml")
 
 def code_deps(name: str) -> list[str]:
     """The code that stage `name` must list in dvc.yaml. Dispatching changes no result, so pipeline/ is not in it."""
-    return code_files(name)
+    return closure.code_files(name)
 
 
 def param_keys(name: str) -> list[str]:

@@ -1,0 +1,45 @@
+# make repro   the whole reproduction, from a fresh clone to the report
+# make test    all tests
+# PYTHON chooses the interpreter (3.11 or newer) that makes .venv.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: repro test lint clean help
+
+help:
+	@sed -n 's/^# //p' Makefile
+
+repro: $(VENV)/.installed
+	scoresmooth params --quiet
+	dvc repro
+	@scoresmooth results
+
+test: $(VENV)/.installed-test
+	pytest $(TESTS)
+
+lint: $(VENV)/.installed-test
+	ruff check .
+	ruff format --check .
+	scoresmooth dag
+
+# Removes the environment. Results (data/, .dvc/cache, .scoresmooth) stay.
+clean:
+	rm -rf $(VENV)
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(PIP) -e '.[test]'
+	@touch $@ $(VENV)/.installed
