@@ -1,0 +1,58 @@
+"""Weights and training state as safetensors with a JSON header: no pickle, written atomically."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from stages.artifacts import atomic_path
+from stages.errors import InputError
+
+
+def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Path:
+    """Write tensors (moved to the CPU) with JSON metadata, atomically."""
+    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(flat, temporary, metadata={"json": json.dumps(metadata, sort_keys=True)})
+    return Path(path)
+
+
+def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what `save_tensors` wrote; a missing or damaged file raises InputError naming it."""
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            metadata = json.loads((file.metadata() or {}).get("json", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a mapping)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing: run the stage that writes it (dvc repro)") from error
+    except SafetensorError as error:
+        raise InputError(f"{path} is damaged ({error}): delete it and rerun its stage") from error
+
+
+def module_tensors(module: torch.nn.Module, prefix: str) -> dict[str, Tensor]:
+    """A module's parameters and buffers under `prefix`."""
+    return {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
+    """An optimizer's per-parameter state under `prefix`, by the parameter's index."""
+    state = optimizer.state_dict()["state"]
+    return {f"{prefix}.{index}.{key}": tensor for index, slots in state.items() for key, tensor in slots.items()}
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], prefix: str) -> None:
+    """Restore what `optimizer_tensors` took."""
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in select(tensors, prefix).items():
+        index, key = name.split(".", 1)
+        state.setdefault(int(index), {})[key] = tensor
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def select(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors under `prefix`, without it."""
+    return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}

@@ -1,0 +1,256 @@
+"""NCSN++ (Song et al. 2021, "score SDE"), with noise conditioning or blind to it (METHODS §4).
+
+BigGAN residual blocks, FIR resampling, residual progressive input, attention, skip connections scaled by 1/sqrt 2.
+With `noise_conditioning` off no sigma reaches the network and no embedding parameters exist.
+"""
+
+import math
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from stages.errors import InputError
+from stages.protocol import Section
+
+
+class NetworkParams(Section):
+    """The shape of an NCSN++ network."""
+
+    channels: int = Field(gt=0, description="channels at full resolution (nf); multiple of 4")
+    multipliers: list[int] = Field(min_length=1, description="channel multiplier per resolution")
+    blocks: int = Field(gt=0, description="residual blocks per resolution")
+    attention: list[int] = Field(description="resolutions with self-attention")
+    patch: Literal[1, 2, 4] = Field(description="pixels are folded patch x patch into channels first; 1 as published")
+    dropout: float = Field(ge=0, lt=1, description="dropout inside the residual blocks")
+    embedding: Literal["positional", "fourier"] = Field(description="how sigma is embedded, if it is")
+    fir: bool = Field(description="FIR [1,3,3,1] resampling; else nearest up and average down")
+    progressive_input: bool = Field(description="residual progressive input: the image enters at every resolution")
+    amplitude: Literal["raw", "normalised"] = Field(
+        description="what enters: 2x-1 as it is, or divided by sqrt(mean square + 1/4), a function of x alone"
+    )
+
+
+def _initialise(layer: nn.Conv2d | nn.Linear, scale: float = 1.0) -> nn.Conv2d | nn.Linear:
+    """Variance scaling by the mean of fan-in and fan-out, uniform, as in NCSN++."""
+    fan_in, fan_out = nn.init._calculate_fan_in_and_fan_out(layer.weight)
+    bound = math.sqrt(3 * max(scale, 1e-10) / ((fan_in + fan_out) / 2))
+    nn.init.uniform_(layer.weight, -bound, bound)
+    if layer.bias is not None:
+        nn.init.zeros_(layer.bias)
+    return layer
+
+
+def _conv(inputs: int, outputs: int, kernel: int = 3, scale: float = 1.0) -> nn.Module:
+    return _initialise(nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2), scale)
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    """min(C/4, 32) groups as in NCSN++, or the next smaller number that divides C."""
+    groups = next(g for g in range(min(channels // 4, 32), 0, -1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels, eps=1e-6)
+
+
+class Resample(nn.Module):
+    """Halve or double the resolution: FIR [1,3,3,1] or nearest/average."""
+
+    def __init__(self, direction: Literal["up", "down"], fir: bool) -> None:
+        super().__init__()
+        self.direction, self.fir = direction, fir
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
+        kernel = torch.outer(taps, taps) / 64
+        self.register_buffer("kernel", kernel[None, None] * (4 if direction == "up" else 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.fir:
+            return functional.avg_pool2d(x, 2) if self.direction == "down" else functional.interpolate(x, scale_factor=2)
+        weight = self.kernel.to(x.dtype).expand(x.shape[1], 1, 4, 4)
+        if self.direction == "down":
+            return functional.conv2d(x, weight, stride=2, padding=1, groups=x.shape[1])
+        return functional.conv_transpose2d(x, weight, stride=2, padding=1, groups=x.shape[1])
+
+
+class ResidualBlock(nn.Module):
+    """BigGAN residual block: norm, swish, (resample,) conv, + embedding, norm, swish, dropout, conv; skip / sqrt 2."""
+
+    def __init__(self, inputs: int, outputs: int, params: NetworkParams, embedding: int | None,
+                 resample: Literal["up", "down"] | None = None) -> None:  # fmt: skip
+        super().__init__()
+        self.norm_in, self.norm_out = _norm(inputs), _norm(outputs)
+        self.conv_in, self.conv_out = _conv(inputs, outputs), _conv(outputs, outputs, scale=0.0)
+        self.project = _initialise(nn.Linear(embedding, outputs)) if embedding else None
+        self.resample = Resample(resample, params.fir) if resample else None
+        self.skip = _conv(inputs, outputs, kernel=1) if inputs != outputs or resample else None
+        self.dropout = nn.Dropout(params.dropout)
+
+    def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
+        h = functional.silu(self.norm_in(x))
+        if self.resample is not None:
+            h, x = self.resample(h), self.resample(x)
+        h = self.conv_in(h)
+        if self.project is not None:
+            h = h + self.project(functional.silu(embedding))[:, :, None, None]
+        h = self.conv_out(self.dropout(functional.silu(self.norm_out(h))))
+        return ((x if self.skip is None else self.skip(x)) + h) / math.sqrt(2)
+
+
+class Attention(nn.Module):
+    """Self-attention over the pixels, one head; skip / sqrt 2."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = _norm(channels)
+        self.query, self.key, self.value = (_conv(channels, channels, 1, 0.1) for _ in range(3))
+        self.out = _conv(channels, channels, 1, scale=0.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm(x)
+        q, k, v = (layer(h).flatten(2).transpose(1, 2) for layer in (self.query, self.key, self.value))
+        mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
+        return (x + self.out(mixed)) / math.sqrt(2)
+
+
+class LevelEmbedding(nn.Module):
+    """sigma (B,) -> (B, 4 nf): sinusoids of the level's index on the schedule, or random Fourier features of ln sigma."""
+
+    def __init__(self, params: NetworkParams, sigma_min: float, sigma_max: float, levels: int = 1000) -> None:
+        super().__init__()
+        nf, self.kind = params.channels, params.embedding
+        self.sigma_min, self.log_range, self.top = sigma_min, math.log(sigma_max / sigma_min), levels - 1
+        if self.kind == "fourier":
+            self.register_buffer("frequencies", torch.randn(nf) * 16)
+        else:
+            self.register_buffer("frequencies", torch.exp(-math.log(1e4) * torch.arange(nf // 2) / (nf // 2 - 1)))
+        width = 2 * nf if self.kind == "fourier" else nf
+        self.layers = nn.Sequential(
+            _initialise(nn.Linear(width, 4 * nf)), nn.SiLU(), _initialise(nn.Linear(4 * nf, 4 * nf))
+        )
+
+    def forward(self, sigma: Tensor) -> Tensor:
+        if self.kind == "fourier":
+            phase = 2 * math.pi * torch.log(sigma)[:, None] * self.frequencies
+        else:
+            phase = (torch.log(sigma / self.sigma_min) / self.log_range * self.top)[:, None] * self.frequencies
+        return self.layers(torch.cat((torch.sin(phase), torch.cos(phase)), dim=1))
+
+
+class NCSNpp(nn.Module):
+    """F of METHODS §4: the score is F/sigma, and F(x) approximates -z for x = x_0 + sigma z.
+
+    forward(x, sigma): x float32 (B, C, H, W) in [0,1] units plus noise, sigma (B,) or None; returns (B, C, H, W).
+    A noise-blind network takes sigma=None only, so that none can leak in.
+    """
+
+    def __init__(self, params: NetworkParams, image_channels: int, resolution: int, noise_conditioning: bool,
+                 sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:  # fmt: skip
+        super().__init__()
+        self._check(params, resolution)
+        self.params, self.noise_conditioning = params, noise_conditioning
+        image_channels, resolution = image_channels * params.patch**2, resolution // params.patch
+        self.embed = LevelEmbedding(params, sigma_min, sigma_max) if noise_conditioning else None
+        self._width = 4 * params.channels if noise_conditioning else None
+        self.stem = _conv(image_channels, params.channels)
+        widths = self._build_down(image_channels, resolution)
+        middle = widths[-1]
+        self.middle = nn.ModuleList([self._block(middle, middle), Attention(middle), self._block(middle, middle)])
+        final = self._build_up(middle, widths, resolution)
+        self.norm, self.head = _norm(final), _conv(final, image_channels, scale=0.0)
+
+    @staticmethod
+    def _check(params: NetworkParams, resolution: int) -> None:
+        if params.channels % 4:
+            raise InputError(f"network.channels must be a multiple of 4, not {params.channels}")
+        factor = 2 ** (len(params.multipliers) - 1) * params.patch
+        if resolution % factor:
+            raise InputError(
+                f"resolution {resolution} is not a multiple of {factor}, which network.multipliers {params.multipliers} "
+                f"and network.patch {params.patch} need: shorten them or choose another resolution"
+            )
+
+    def _block(self, inputs: int, outputs: int, resample: Literal["up", "down"] | None = None) -> ResidualBlock:
+        return ResidualBlock(inputs, outputs, self.params, self._width, resample)
+
+    def _attend(self, width: int, resolution: int) -> nn.Module:
+        return Attention(width) if resolution in self.params.attention else nn.Identity()
+
+    def _build_down(self, image_channels: int, resolution: int) -> list[int]:
+        """Build the encoder; returns the widths of the skip connections in order."""
+        nf, p = self.params.channels, self.params
+        width, widths = nf, [nf]
+        pyramid = image_channels
+        self.down, self.reduce, self.enter = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
+        for stage, multiplier in enumerate(p.multipliers):
+            level = nn.ModuleList()
+            for _ in range(p.blocks):
+                level.append(nn.ModuleList([self._block(width, nf * multiplier), self._attend(nf * multiplier, resolution)]))
+                width = nf * multiplier
+                widths.append(width)
+            self.down.append(level)
+            if stage < len(p.multipliers) - 1:
+                self.reduce.append(self._block(width, width, "down"))
+                if p.progressive_input:
+                    self.enter.append(nn.Sequential(Resample("down", p.fir), _conv(pyramid, width)))
+                    pyramid = width
+                widths.append(width)
+                resolution //= 2
+        return widths
+
+    def _build_up(self, width: int, widths: list[int], resolution: int) -> int:
+        nf, p = self.params.channels, self.params
+        remaining = list(widths)
+        self.up, self.enlarge = nn.ModuleList(), nn.ModuleList()
+        for stage, multiplier in reversed(list(enumerate(p.multipliers))):
+            level = nn.ModuleList()
+            for _ in range(p.blocks + 1):
+                level.append(self._block(width + remaining.pop(), nf * multiplier))
+                width = nf * multiplier
+            level.append(self._attend(width, resolution // 2**stage))
+            self.up.append(level)
+            if stage:
+                self.enlarge.append(self._block(width, width, "up"))
+        return width
+
+    def _enter(self, x: Tensor) -> Tensor:
+        x = 2 * x - 1
+        if self.params.amplitude == "raw":
+            return functional.pixel_unshuffle(x, self.params.patch)
+        x = x / torch.sqrt((x * x).mean((1, 2, 3), keepdim=True) + 0.25)
+        return functional.pixel_unshuffle(x, self.params.patch)
+
+    def forward(self, x: Tensor, sigma: Tensor | None) -> Tensor:
+        if (sigma is None) == self.noise_conditioning:
+            raise ValueError("a noise-conditioned network needs sigma, a noise-blind one takes None")
+        embedding = self.embed(sigma) if self.embed is not None else None
+        x = self._enter(x)
+        h, skips = self._encode(x, embedding)
+        first, attention, second = self.middle
+        h = second(attention(first(h, embedding)), embedding)
+        h = self._decode(h, skips, embedding)
+        return functional.pixel_shuffle(self.head(functional.silu(self.norm(h))), self.params.patch)
+
+    def _encode(self, pyramid: Tensor, embedding: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+        h = self.stem(pyramid)
+        skips = [h]
+        for stage, level in enumerate(self.down):
+            for block, attention in level:
+                h = attention(block(h, embedding))
+                skips.append(h)
+            if stage < len(self.reduce):
+                h = self.reduce[stage](h, embedding)
+                if self.params.progressive_input:
+                    pyramid = (self.enter[stage](pyramid) + h) / math.sqrt(2)
+                    h = pyramid
+                skips.append(h)
+        return h, skips
+
+    def _decode(self, h: Tensor, skips: list[Tensor], embedding: Tensor | None) -> Tensor:
+        for stage, level in enumerate(self.up):
+            *blocks, attention = level
+            for block in blocks:
+                h = block(torch.cat((h, skips.pop()), dim=1), embedding)
+            h = attention(h)
+            if stage < len(self.enlarge):
+                h = self.enlarge[stage](h, embedding)
+        return h

@@ -1,0 +1,146 @@
+"""From a described score to samples: the model is loaded once, then batches of sample numbers become images."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stages.diffusion import noise, samplers
+from stages.diffusion.checkpoint import load_tensors
+from stages.device import pick_device
+from stages.diffusion.empirical_score import Centres, cfdm_velocity, make_centres
+from stages.diffusion.network import NCSNpp, NetworkParams
+from stages.diffusion.variants import Batch, Variant, closed_form_score, kernel_draws, network_score
+from stages.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A score ready to be sampled.
+
+    Attributes:
+        variant: the variant as data.
+        sigmas: float64 (L,), the sampler's levels in descending order.
+        centres: the training images (closed forms, and the actual noise level).
+        network: None for closed forms.
+        shape: (C, H, W).
+    """
+
+    variant: Variant
+    sigmas: Tensor
+    centres: Centres
+    network: NCSNpp | None
+    shape: tuple[int, int, int]
+
+    def score(self, batch: Batch) -> samplers.Score:
+        """score(x, sigma) for the samples of a batch."""
+        if self.network is not None:
+            return network_score(self.network, self.variant.conditioned)
+        return closed_form_score(self.variant, self.centres, self.sigmas, batch)
+
+
+def load_model(score: dict[str, Any], sampler: dict[str, Any], images: np.ndarray, weights: str | None,
+               device: str) -> Model:  # fmt: skip
+    """A model from score.json's content, the sampler's parameters, the training images uint8 (M, H, W, C) and, for a
+    network, the path of its weights. Raises InputError when the weights do not fit the described network."""
+    variant = Variant(**score["spec"], sampler=sampler)
+    levels = noise.NoiseParams(**score["noise"])
+    where = torch.device(pick_device(device))
+    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    network = None
+    if weights is not None:
+        network = NCSNpp(NetworkParams(**score["network"]), pixels.shape[1], pixels.shape[2], variant.conditioned,
+                         levels.sigma_min, levels.sigma_max)  # fmt: skip
+        tensors, _ = load_tensors(weights)
+        try:
+            network.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise InputError(f"{weights} does not fit its score.json: rerun train ({error})") from error
+        network = network.to(where, memory_format=torch.channels_last).eval()
+    sigmas = noise.levels(levels, variant.sampler.levels)
+    return Model(variant, sigmas, make_centres(pixels.to(where)), network, tuple(pixels.shape[1:]))
+
+
+@torch.inference_mode()
+def trajectory(model: Model, seed: int, indices: Tensor) -> Iterator[Tensor]:
+    """States of the samples `indices` (int64 (B,)) after every step, float32 (B, C, H, W)."""
+    indices = indices.to(model.centres.pixels.device)
+    batch = Batch(seed, indices)
+
+    def draw(n: int) -> Tensor:
+        return noise.normal(seed, indices, n, model.shape)
+
+    yield from SAMPLERS[model.variant.sampler.name](model, batch, draw)
+
+
+def sample_batch(model: Model, seed: int, indices: Tensor) -> np.ndarray:
+    """The samples `indices` as uint8 (B, H, W, C). A sample that is not finite raises FloatingPointError."""
+    x = None
+    for state in trajectory(model, seed, indices):
+        x = state
+    if not torch.isfinite(x).all():
+        wrong = indices[~torch.isfinite(x).flatten(1).all(1).cpu()][:5].tolist()
+        raise FloatingPointError(f"samples {wrong} of variant form {model.variant.form} are not finite")
+    return (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def actual_level(centres: Centres, x: Tensor) -> Tensor:
+    """sigma_hat = min_i |x - x_i| / sqrt d, float64 (B,) (METHODS §1.3); the minimum is re-scored by differences."""
+    flat = x.reshape(len(x), -1).double()
+    best = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
+    nearest = flat
+    for r2, block in centres.squared_distances(flat):
+        value, row = r2.min(1)
+        closer = value < best
+        best = torch.where(closer, value, best)
+        nearest = torch.where(closer[:, None], block[row], nearest)
+    return (flat - nearest).norm(dim=1) / centres.dimension**0.5
+
+
+def _reverse(ode: bool) -> Callable[[Model, Batch, samplers.Draw], Iterator[Tensor]]:
+    def run(model: Model, batch: Batch, draw: samplers.Draw) -> Iterator[Tensor]:
+        return samplers.reverse_diffusion(model.score(batch), draw, model.sigmas, ode=ode, snr=model.variant.sampler.snr)
+
+    return run
+
+
+def _karras(heun: bool) -> Callable[[Model, Batch, samplers.Draw], Iterator[Tensor]]:
+    return lambda model, batch, draw: samplers.karras(model.score(batch), draw, model.sigmas, heun=heun)
+
+
+def _actual_noise(model: Model, batch: Batch, draw: samplers.Draw) -> Iterator[Tensor]:
+    params = model.variant.sampler
+    return samplers.actual_noise(model.score(batch), draw, model.sigmas, step=params.step,
+                                 exact_below=params.exact_below,
+                                 level=lambda x: actual_level(model.centres, x))  # fmt: skip
+
+
+def _gradient_ascent(model: Model, batch: Batch, draw: samplers.Draw) -> Iterator[Tensor]:
+    params = model.variant.sampler
+    return samplers.gradient_ascent(model.score(batch), draw, model.sigmas, step=params.step,
+                                    stop_below=params.stop_below,
+                                    level=lambda x: actual_level(model.centres, x))  # fmt: skip
+
+
+def _cfdm(model: Model, batch: Batch, draw: samplers.Draw) -> Iterator[Tensor]:
+    shifts = kernel_draws(model.variant, model.centres.dimension, batch)
+
+    def velocity(z: Tensor, t: float) -> Tensor:
+        flat = z.reshape(len(z), -1).double()
+        return cfdm_velocity(model.centres, flat, t, shifts, model.variant.kernel.h).to(z.dtype).reshape(z.shape)
+
+    return samplers.cfdm(velocity, draw, model.variant.sampler.levels)
+
+
+SAMPLERS: dict[str, Callable[[Model, Batch, samplers.Draw], Iterator[Tensor]]] = {
+    "reverse-sde": _reverse(ode=False),
+    "reverse-ode": _reverse(ode=True),
+    "euler": _karras(heun=False),
+    "heun": _karras(heun=True),
+    "actual-noise": _actual_noise,
+    "gradient-ascent": _gradient_ascent,
+    "cfdm": _cfdm,
+}

@@ -1,0 +1,102 @@
+"""Stage sample@variant: draw samples from a variant's score; sample i depends on (seed, i) and the model only.
+
+Outs in data/sample/VARIANT: samples.arrow (an image table) and sample.json.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from stages.artifacts import read_json, write_json
+from stages.diffusion.variants import Variant
+from stages.protocol import DATA, Shard, StageParams, main, spans
+
+TRAIN_IMAGES = DATA / "deduplicate" / "train.arrow"
+
+
+class Params(StageParams):
+    """How many samples are drawn, and how the work is cut."""
+
+    SECTION: ClassVar[str] = "sample"
+    SHARED: ClassVar[dict[str, str]] = {"spec": "variants.{variant}"}
+    PER_VARIANT: ClassVar[bool] = True
+
+    variant: str
+    spec: Variant
+    count: int = Field(gt=0, description="samples per variant")
+    seed: int = Field(ge=0, description="sample i is drawn from (seed, i)")
+    batch: int = Field(gt=0, description="samples computed together; the last batch is filled up, so that rounding is the same")
+    shards: int = Field(gt=0, description="pieces of work, cut between batches")
+    device: Literal["auto", "cpu", "cuda"] = Field(description="auto: a GPU when there is one")
+
+
+def plan(params: Params) -> list[Shard]:
+    """Shards of whole batches."""
+    folder = DATA / "train" / params.variant
+    inputs = [str(folder / "score.json"), str(TRAIN_IMAGES)]
+    if params.spec.score == "network":
+        inputs.append(str(folder / "model.safetensors"))
+    common = {"sampler": params.spec.sampler.model_dump(mode="json"), "seed": params.seed, "batch": params.batch,
+              "device": params.device}  # fmt: skip
+    cuts = spans(-(-params.count // params.batch), params.shards)
+    return [
+        Shard("sample", f"{params.variant} {n}/{len(cuts)}",
+              {**common, "start": a * params.batch, "stop": min(b * params.batch, params.count)}, tuple(inputs))
+        for n, (a, b) in enumerate(cuts, 1)
+    ]  # fmt: skip
+
+
+def work(shard: Shard) -> Path:
+    """Draw samples start..stop of the run."""
+    import numpy as np
+    import torch
+    from tqdm import tqdm
+
+    from stages.diffusion.sampling import load_model, sample_batch
+    from stages.images.store import image_table, read_images, write_images
+
+    settings = shard.settings
+    table = read_images(shard.inputs[1])
+    weights = shard.inputs[2] if len(shard.inputs) > 2 else None
+    model = load_model(read_json(shard.inputs[0]), settings["sampler"], table.images, weights, settings["device"])
+    images = []
+    with tqdm(total=settings["stop"] - settings["start"], desc=f"sample {shard.name}", unit="img", mininterval=2) as bar:
+        for indices, keep in _batches(settings["start"], settings["stop"], settings["batch"]):
+            drawn = sample_batch(model, settings["seed"], torch.from_numpy(indices))[:keep]
+            images.append(drawn)
+            bar.update(keep)
+    return write_images(shard.path, image_table(np.concatenate(images)))
+
+
+def _batches(start: int, stop: int, batch: int) -> Iterator[tuple[Any, int]]:
+    """(indices, how many to keep): always `batch` indices, so that a sample's rounding never depends on where it ends."""
+    import numpy as np
+
+    for first in range(start, stop, batch):
+        yield np.arange(first, first + batch, dtype=np.int64), min(batch, stop - first)
+
+
+def gather(params: Params, parts: list[Path]) -> None:
+    """Join the shards into one image table, in order."""
+    import numpy as np
+
+    from stages.images.store import ImageTable, read_images, write_images
+
+    tables = [read_images(part) for part in parts]
+    metadata = {"variant": params.variant, "seed": params.seed, "sampler": params.spec.sampler.model_dump(mode="json")}
+    joined = ImageTable(
+        np.concatenate([table.images for table in tables]),
+        [identity for table in tables for identity in table.ids],
+        np.concatenate([table.labels for table in tables]),
+        metadata,
+    )
+    out = DATA / "sample" / params.variant
+    write_images(out / "samples.arrow", joined)
+    write_json(out / "sample.json", {"count": len(joined), "nfe": params.spec.sampler.evaluations, "seed": params.seed,
+                                     "sampler": metadata["sampler"]})  # fmt: skip
+
+
+if __name__ == "__main__":
+    main("sample")

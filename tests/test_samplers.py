@@ -1,0 +1,163 @@
+"""Samplers against exact solutions: Gaussian data, whose reverse ODE and law are known."""
+
+import math
+
+import pytest
+import torch
+
+from stages.diffusion import samplers
+from stages.diffusion.noise import NoiseParams, levels, normal
+
+SPREAD, MEAN = 0.5, 0.3
+
+
+def gaussian_score(x, sigma):
+    """Score of N(MEAN, SPREAD^2) data at level sigma."""
+    return -(x - MEAN) / (SPREAD**2 + sigma**2).to(x.dtype)[:, None, None, None]
+
+
+def draw_for(count, shape=(1, 2, 2), seed=0):
+    return lambda n: normal(seed, torch.arange(count), n, shape).double()
+
+
+def last(states):
+    for state in states:
+        x = state
+    return x
+
+
+def exact_flow(start, sigma_max):
+    return MEAN + (start - MEAN) * SPREAD / math.sqrt(SPREAD**2 + sigma_max**2)
+
+
+def ode_error(make, count):
+    sigmas = levels(NoiseParams(sigma_min=1e-4, sigma_max=5), count)
+    draw = draw_for(4)
+    return float((last(make(draw, sigmas)) - exact_flow(draw(0) * 5, 5)).abs().max())
+
+
+@pytest.mark.parametrize(
+    ("make", "order"),
+    [
+        (lambda draw, s: samplers.karras(gaussian_score, draw, s), 1),
+        (lambda draw, s: samplers.karras(gaussian_score, draw, s, heun=True), 2),
+        (lambda draw, s: samplers.reverse_diffusion(gaussian_score, draw, s, ode=True), 1),
+    ],
+)
+def test_ode_samplers_converge_at_their_order(make, order):
+    errors = [ode_error(make, count) for count in (100, 200, 400)]
+    slopes = [math.log2(a / b) for a, b in zip(errors, errors[1:])]
+    assert slopes == pytest.approx([order, order], abs=0.25)
+
+
+@pytest.mark.parametrize("snr", [None, 0.1])
+def test_reverse_sde_has_the_mean_and_variance_of_the_data(snr):
+    """At d = 256: a Langevin step set by a sample's own norms is unbiased only as d grows."""
+    sigmas = levels(NoiseParams(sigma_min=0.005, sigma_max=20), 400)
+    x = last(samplers.reverse_diffusion(gaussian_score, draw_for(100, (1, 16, 16)), sigmas, snr=snr)).flatten()
+    standard_error = SPREAD / math.sqrt(len(x))
+    assert abs(float(x.mean()) - MEAN) < 5 * standard_error
+    # discretisation leaves a bias of the order of one level's ratio minus one
+    assert float(x.std()) == pytest.approx(SPREAD, rel=0.03)
+
+
+def test_reverse_sde_finds_both_modes_of_a_mixture_in_proportion():
+    centres, weights = torch.tensor([-2.0, 2.0], dtype=torch.float64), torch.tensor([0.3, 0.7], dtype=torch.float64)
+
+    def score(x, sigma):
+        variance = (0.04 + sigma**2)[:, None, None, None, None]
+        distance = x[..., None] - centres
+        w = torch.softmax(torch.log(weights) - distance**2 / (2 * variance), -1)
+        return -(w * distance / variance).sum(-1)
+
+    sigmas = levels(NoiseParams(sigma_min=0.01, sigma_max=20), 300)
+    x = last(samplers.reverse_diffusion(score, draw_for(4000, (1, 1, 1)), sigmas)).flatten()
+    share = float((x > 0).double().mean())
+    assert abs(share - 0.7) < 5 * math.sqrt(0.21 / 4000)
+    assert float(x[x > 0].mean()) == pytest.approx(2, abs=0.05)
+    assert float(x[x > 0].std()) == pytest.approx(0.2, rel=0.1)
+
+
+def test_langevin_step_is_its_formula_with_each_samples_own_norms():
+    x, z = torch.randn(3, 1, 2, 2, dtype=torch.float64), torch.randn(3, 1, 2, 2, dtype=torch.float64)
+    got = samplers.langevin(gaussian_score, x, 0.7, 0.16, z)
+    for i in range(3):
+        s = gaussian_score(x[i : i + 1], torch.tensor([0.7], dtype=torch.float64))
+        eps = 2 * (0.16 * z[i].norm() / s.norm()) ** 2
+        torch.testing.assert_close(got[i : i + 1], x[i : i + 1] + eps * s + torch.sqrt(2 * eps) * z[i])
+
+
+def shell_score(centre):
+    """Unconditioning score of one centre: -(x - c)(d-2)/r^2, and its actual level r/sqrt d."""
+    d = centre.numel()
+
+    def score(x, sigma):
+        difference = x - centre
+        return -difference * (d - 2) / difference.square().flatten(1).sum(1)[:, None, None, None]
+
+    return score, lambda x: (x - centre).flatten(1).norm(dim=1) / math.sqrt(d)
+
+
+def test_actual_noise_sampler_shrinks_the_distance_to_one_centre_geometrically():
+    """x += a s^2 s(x) at s = r/sqrt d gives r' = |1 - a (d-2)/d| r, by hand."""
+    centre = torch.full((1, 4, 4), 0.4, dtype=torch.float64)
+    score, level = shell_score(centre)
+    sigmas = levels(NoiseParams(sigma_min=0.01, sigma_max=5), 50)
+    states = list(samplers.actual_noise(score, draw_for(5, (1, 4, 4)), sigmas, step=0.16, exact_below=5.0, level=level))
+    radii = torch.stack([(x - centre).flatten(1).norm(dim=1) for x in states])
+    torch.testing.assert_close(radii[1:] / radii[:-1], torch.full_like(radii[1:], 1 - 0.16 * 14 / 16))
+
+
+def test_gradient_ascent_stops_each_sample_below_the_threshold_and_leaves_it_there():
+    centre = torch.full((1, 4, 4), 0.4, dtype=torch.float64)
+    score, level = shell_score(centre)
+    sigmas = levels(NoiseParams(sigma_min=0.01, sigma_max=5), 500)
+    states = list(samplers.gradient_ascent(score, draw_for(5, (1, 4, 4)), sigmas, step=0.1, stop_below=0.05, level=level))
+    assert len(states) < 500
+    assert (level(states[-1]) < 0.05).all()
+    assert (level(states[-1]) >= 0.05 * (1 - 0.1 * 14 / 16) - 1e-12).all()
+
+
+def test_cfdm_euler_carries_a_single_centre_to_itself():
+    """With one centre k_t = t x_1, so v = (x_1 - z)/(1 - t) and Euler's last step lands on x_1 exactly."""
+    centre = torch.rand(1, 2, 2, dtype=torch.float64)
+    end = last(samplers.cfdm(lambda z, t: (centre - z) / (1 - t), draw_for(3), 20))
+    torch.testing.assert_close(end, centre.expand(3, 1, 2, 2))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"name": "actual-noise", "levels": 10, "step": 0.1}, "exact_below"),
+        ({"name": "euler", "levels": 10, "snr": 0.1}, "remove it"),
+        ({"name": "gradient-ascent", "levels": 10, "step": 0.1}, "stop_below"),
+        ({"name": "unknown", "levels": 10}, "Input should be"),
+    ],
+)
+def test_wrong_sampler_parameters_are_named(values, message):
+    with pytest.raises(ValueError, match=message):
+        samplers.SamplerParams(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "evaluations"),
+    [
+        ({"name": "reverse-sde", "levels": 50, "snr": 0.16}, 100),
+        ({"name": "reverse-sde", "levels": 50}, 50),
+        ({"name": "heun", "levels": 18}, 35),
+    ],
+)
+def test_nfe_is_what_the_sampler_really_evaluates(values, evaluations):
+    params = samplers.SamplerParams(**values)
+    calls = []
+
+    def score(x, sigma):
+        calls.append(1)
+        return gaussian_score(x, sigma)
+
+    sigmas = levels(NoiseParams(sigma_min=0.01, sigma_max=5), params.levels)
+    if params.name == "heun":
+        last(samplers.karras(score, draw_for(2), sigmas, heun=True))
+    else:
+        last(samplers.reverse_diffusion(score, draw_for(2), sigmas, snr=params.snr))
+    assert len(calls) == params.evaluations == evaluations
