@@ -1,0 +1,312 @@
+"""Stage filter@variant: which samples copy a training image, how sure that is, and the same for held-out images.
+
+Outs in data/filter/VARIANT:
+    pairs.parquet   one row per sample with its nearest and next training image, sorted by verdict, then ratio
+    pairs.png       pairs of that list, evenly spaced, as pictures
+    filter.json     every metric with its rate, its interval and its control; verdicts; distances
+"""
+
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field, model_validator
+
+from stages.artifacts import read_metadata, write_json, write_parquet
+from stages.embed import features_of, images_of
+from stages.errors import InputError
+from stages.features.encoders import EncoderParams, load_encoder, pinned
+from stages.images.store import ImageTable, read_images
+from stages.memorization.ratios import candidate_count
+from stages.protocol import DATA, Section, Shard, StageParams, main, spans
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stages.memorization.metrics import Measured, Rules
+
+FEATURE_NEIGHBORS = DATA / "index" / "feature_neighbors.arrow"
+
+
+class Ratios(Section):
+    """Thresholds of r1/r2 for the verdicts; the metrics nn_ratio_1_3 and nn_ratio_0_7 have theirs in the name."""
+
+    copy_below: float = Field(gt=0, lt=1, description="verdict copy")
+    near_copy_below: float = Field(gt=0, lt=1, description="verdict near_copy, unless the features deny it")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "Ratios":
+        if self.copy_below > self.near_copy_below:
+            raise ValueError("copy_below must not exceed near_copy_below")
+        return self
+
+
+class Carlini(Section):
+    """Carlini et al. 2023: a copy is nearer than alpha times the mean of the n nearest."""
+
+    alpha: float = Field(gt=0, lt=1, description="share of the mean distance")
+    n: int = Field(ge=2, description="how many nearest training images the mean is taken over")
+
+
+class Grid(Section):
+    """The picture of pairs."""
+
+    rows: int = Field(ge=1, le=200, description="pairs below each other")
+    columns: int = Field(ge=1, le=8, description="pairs beside each other")
+
+
+class Params(StageParams):
+    """The two-stage filter, the other copy metrics, and the verdicts."""
+
+    SECTION: ClassVar[str] = "filter"
+    SHARED: ClassVar[dict[str, str]] = {"encoder": "embed.encoder", "device": "embed.device"}
+    PER_VARIANT: ClassVar[bool] = True
+
+    variant: str
+    encoder: EncoderParams
+    device: Literal["auto", "cpu", "cuda"]
+    neighbors: int = Field(
+        ge=2, description="k: nearest training images of every sample, exact; rho is l1 over their mean"
+    )
+    percentile: float = Field(gt=0, le=100, description="q: the lowest q percent of rho go on to the feature stage")
+    margin: float = Field(
+        gt=0, description="feature distance allowed, in units of the training image's own to the next"
+    )
+    ratios: Ratios
+    carlini: Carlini
+    headline: Literal[
+        "byte_identical", "nn_ratio_1_3", "nn_ratio_0_7", "carlini_sample", "carlini_train", "two_stage", "authenticity"
+    ] = Field(description="the metric that the report leads with")
+    grid: Grid
+    shards: int = Field(gt=0, description="pieces of the search; changes no result")
+
+    @property
+    def rules(self) -> "Rules":
+        """The metrics' parameters."""
+        from stages.memorization.metrics import Rules
+
+        return Rules(self.percentile, self.margin, self.carlini.alpha, self.carlini.n)
+
+
+def samples_of(variant: str) -> Path:
+    """The samples that are judged."""
+    return DATA / "sample" / variant / "samples.arrow"
+
+
+def plan(params: Params) -> list[Shard]:
+    """Spans of the samples, then the held-out images: the same search for both."""
+    train, samples, holdout = read_images(images_of("train")), *(read_images(path) for path in _sources(params.variant))
+    _check(params, train, samples, holdout)
+    common = {"encoder": pinned(params.encoder).model_dump(), "device": params.device}
+    common |= {"neighbors": params.neighbors, "own_neighbors": params.carlini.n}
+    shards = []
+    for source, table, pieces in zip(_sources(params.variant), (samples, holdout), (params.shards, 1)):
+        cuts = spans(len(table), pieces)
+        for number, (start, stop) in enumerate(cuts, 1):
+            # which images are candidates is known only when all are searched: each piece takes the features of as
+            # many of its own lowest as there will be candidates, which is a superset
+            settings = {
+                **common,
+                "start": start,
+                "stop": stop,
+                "features": candidate_count(len(table), params.percentile),
+            }
+            name = f"{params.variant} {number}/{len(cuts)}" if source.stem == "samples" else "holdout"
+            shards.append(Shard("filter", name, settings, (str(source), str(images_of("train"))), ".parquet"))
+    return shards
+
+
+def _sources(variant: str) -> tuple[Path, Path]:
+    return samples_of(variant), images_of("holdout")
+
+
+def _check(params: Params, train: ImageTable, samples: ImageTable, holdout: ImageTable) -> None:
+    """Raise InputError where the metrics cannot be computed: too few images, or images of different shapes."""
+    if params.neighbors > len(train):
+        raise InputError(
+            f"filter.neighbors: {params.neighbors} nearest training images were asked for, {images_of('train')} has "
+            f"{len(train)}: lower it or raise ingest.train"
+        )
+    if params.carlini.n > params.neighbors or params.carlini.n > len(train) - 1:
+        raise InputError(
+            f"filter.carlini.n: {params.carlini.n} nearest were asked for, filter.neighbors gives {params.neighbors}, "
+            f"{len(train)} training images leave {len(train) - 1} to each: lower it"
+        )
+    for table, path, key in (
+        (samples, samples_of(params.variant), "sample.count"),
+        (holdout, images_of("holdout"), "ingest.holdout"),
+    ):
+        if len(table) == 0:
+            raise InputError(f"{path} holds no images: raise {key}")
+        if table.images.shape[1:] != train.images.shape[1:]:
+            shapes = f"{table.images.shape[1:]}, {images_of('train')} of shape {train.images.shape[1:]}"
+            raise InputError(f"{path} holds images of shape {shapes}: rerun the stages from ingest on")
+
+
+def work(shard: Shard) -> Path:
+    """Search images start..stop: k nearest, their nearest one's own neighbours, features of the lowest ρ."""
+    import numpy as np
+    import pyarrow as pa
+
+    from stages.memorization.ratios import lowest, rho
+    from stages.search.nearest import nearest
+
+    settings = shard.settings
+    table, train = read_images(shard.inputs[0]), read_images(shard.inputs[1])
+    span = slice(settings["start"], settings["stop"])
+    index, squared = nearest(table.flat[span], train.flat, settings["neighbors"])
+    found, back = np.unique(index[:, 0], return_inverse=True)
+    _, own_squared = nearest(train.flat[found], train.flat, settings["own_neighbors"], exclude=found)
+    rows = lowest(rho(squared), min(settings["features"], len(index)))
+    encoder = load_encoder(EncoderParams(**settings["encoder"]), settings["device"])
+    features: list[Any] = [None] * len(index)
+    for row, feature in zip(rows, encoder(table.images[span][rows])):
+        features[row] = feature
+    columns = {
+        "index": _lists(index),
+        "squared": _lists(squared),
+        "own_squared": _lists(own_squared[back]),
+        "feature": pa.array(features, pa.list_(pa.float32())),
+    }
+    return write_parquet(shard.path, pa.table(columns), encoder.metadata)
+
+
+def _lists(values: "np.ndarray") -> Any:
+    import pyarrow as pa
+
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+
+
+def gather(params: Params, parts: list[Path]) -> None:
+    """Verdicts, the table of pairs, their picture, and every metric beside its control."""
+    from stages.memorization.metrics import distance_summary, metrics_table, ratio_summary
+    from stages.memorization.verdicts import VERDICTS
+
+    train = read_images(images_of("train"))
+    samples, holdout = _measured(parts[:-1], train, params.rules), _measured(parts[-1:], train, params.rules)
+    pairs = _pairs(params, samples, read_images(samples_of(params.variant)), train)
+    out = DATA / "filter" / params.variant
+    write_parquet(out / "pairs.parquet", pairs, {"variant": params.variant})
+    _draw(out / "pairs.png", params, pairs, read_images(samples_of(params.variant)), train)
+    verdicts = Counter(pairs["verdict"].to_pylist())
+    copied = zip(pairs["train_index"].to_pylist(), pairs["verdict"].to_pylist())
+    summary = {
+        "variant": params.variant,
+        "count": len(samples),
+        "headline": params.headline,
+        "metrics": metrics_table(samples, holdout, params.rules, params.encoder.name),
+        "distance": distance_summary(samples, holdout),
+        "ratio": ratio_summary(samples, holdout),
+        "verdicts": {name: verdicts[name] for name in VERDICTS},
+        # distinct training images that a copy or near_copy is of
+        "unique_training_images": len({row for row, verdict in copied if verdict in ("copy", "near_copy")}),
+    }
+    write_json(out / "filter.json", summary)
+
+
+def _measured(parts: list[Path], train: ImageTable, rules: "Rules") -> "Measured":
+    """The parts' searches joined, with the feature distances of their candidates."""
+    import numpy as np
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from stages.memorization.metrics import Measured
+
+    tables = [pq.read_table(part) for part in parts]
+    joined = pa.concat_tables([table.replace_schema_metadata(None) for table in tables])
+    index, squared, own = (_matrix(joined[name]) for name in ("index", "squared", "own_squared"))
+    nothing = np.full(len(index), np.nan)
+    bare = Measured(index, squared, own, nothing, nothing, train.dimension)
+    rows = np.flatnonzero(bare.candidates(rules))
+    features = np.array(joined["feature"].take(pa.array(rows)).to_pylist(), np.float64)
+    distance, spacing = nothing.copy(), nothing.copy()
+    known, own_spacing = _train_features([read_metadata(table.schema) for table in tables], train)
+    nearest_rows = index[rows, 0]
+    distance[rows] = np.linalg.norm(features - known[nearest_rows].astype(np.float64), axis=1)
+    spacing[rows] = own_spacing[nearest_rows]
+    return Measured(index, squared, own, distance, spacing, train.dimension)
+
+
+def _matrix(column: Any) -> "np.ndarray":
+    values = column.combine_chunks()
+    return values.flatten().to_numpy().reshape(len(values), values.type.list_size)
+
+
+def _train_features(made: list[dict[str, Any]], train: ImageTable) -> tuple["np.ndarray", "np.ndarray"]:
+    """The training images' features (M, D) and each one's distance to the nearest other, made as `made` says."""
+    from stages.features.table import read_features
+    from stages.search.neighbor_table import read_neighbors
+
+    features, neighbors = read_features(features_of("train")), read_neighbors(FEATURE_NEIGHBORS)
+    for table, path, stage in ((features, features_of("train"), "embed"), (neighbors, FEATURE_NEIGHBORS, "index")):
+        if table.ids != train.ids:
+            raise InputError(f"{path} does not hold {images_of('train')}, row by row: rerun stage {stage}")
+    if neighbors.nn_distance is None:
+        raise InputError(f"{FEATURE_NEIGHBORS} has no column nn_distance: rerun stage index")
+    for metadata in made:
+        differing = sorted(key for key in metadata if metadata[key] != features.metadata.get(key))
+        if differing:
+            key = differing[0]
+            raise InputError(
+                f"{features_of('train')} was made with {key} {features.metadata.get(key)!r}, the samples' "
+                f"features with {metadata[key]!r}: rerun stages embed and filter on the same kind of device"
+            )
+    return features.features, neighbors.nn_distance
+
+
+def _pairs(params: Params, measured: "Measured", samples: ImageTable, train: ImageTable) -> Any:
+    """The table of pairs, sorted by verdict, then ratio, then sample."""
+    import numpy as np
+    import pyarrow as pa
+
+    from stages.memorization.ratios import nn_ratio, rho
+    from stages.memorization.verdicts import Evidence, order, verdicts
+
+    flags, candidate, ratio = (
+        measured.flags(params.rules),
+        measured.candidates(params.rules),
+        nn_ratio(measured.squared),
+    )
+    evidence = Evidence(flags["byte_identical"], ratio, flags["carlini_sample"], candidate, flags["two_stage"])
+    verdict, reason = verdicts(evidence, params.ratios.copy_below, params.ratios.near_copy_below)
+    nearest_rows, next_rows = measured.index[:, 0], measured.index[:, 1]
+    table = pa.table(
+        {
+            "sample_index": np.arange(len(measured)),
+            "sample_id": samples.ids,
+            "train_index": nearest_rows,
+            "train_id": [train.ids[row] for row in nearest_rows],
+            "next_index": next_rows,
+            "next_id": [train.ids[row] for row in next_rows],
+            "distance": measured.distance,
+            "ratio": ratio,
+            "rho": rho(measured.squared),
+            "candidate": candidate,
+            "feature_distance": pa.array(measured.feature_distance, mask=~candidate),
+            "feature_threshold": pa.array(params.margin * measured.feature_spacing, mask=~candidate),
+            "verdict": verdict,
+            "reason": reason,
+        }
+    )
+    return table.take(pa.array(order(verdict, ratio)))
+
+
+def _draw(path: Path, params: Params, pairs: Any, samples: ImageTable, train: ImageTable) -> None:
+    from stages.memorization.pictures import Pair, draw_pairs, spread_rows
+
+    rows = spread_rows(len(pairs), params.grid.rows * params.grid.columns)
+    shown = [
+        Pair(
+            (samples.images[row["sample_index"]], train.images[row["train_index"]], train.images[row["next_index"]]),
+            row["verdict"],
+            row["ratio"],
+            row["distance"],
+        )
+        for row in pairs.take(rows).to_pylist()
+    ]
+    words = f"{len(shown)} of {len(pairs)} pairs, evenly spaced in the order of verdict, then r1/r2 (column by column)"
+    draw_pairs(path, shown, params.grid.columns, params.variant, words)
+
+
+if __name__ == "__main__":
+    main("filter")

@@ -1,0 +1,38 @@
+"""Intervals for rates and for the difference of two rates."""
+
+import math
+
+Z95 = 1.959963984540054  # two-sided 95 %
+
+
+def wilson(flagged: int, count: int, z: float = Z95) -> tuple[float, float]:
+    """Wilson's score interval of a rate flagged/count (Wilson 1927); (0, 1) where nothing was counted.
+
+    Raises ValueError unless 0 ≤ flagged ≤ count.
+    """
+    if not 0 <= flagged <= count:
+        raise ValueError(f"flagged {flagged} is not within 0..{count}")
+    if count == 0:
+        return 0.0, 1.0
+    rate, shrink = flagged / count, 1 + z * z / count
+    middle = (rate + z * z / (2 * count)) / shrink
+    half = z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count * count)) / shrink
+    # the ends are exactly 0 and 1 there, which rounding would miss
+    low = 0.0 if flagged == 0 else max(0.0, middle - half)
+    return low, 1.0 if flagged == count else min(1.0, middle + half)
+
+
+def newcombe(flagged: int, count: int, control_flagged: int, control_count: int, z: float = Z95) -> tuple[float, float]:
+    """Interval of flagged/count − control_flagged/control_count, two independent rates.
+
+    Newcombe 1998, Statistics in Medicine 17:873–890, method 10: Wilson's intervals, combined in squares. It stays
+    inside [−1, 1] and does not collapse at rates of 0 and 1.
+    """
+    low, high = wilson(flagged, count, z)
+    control_low, control_high = wilson(control_flagged, control_count, z)
+    rate = flagged / count if count else 0.5
+    control = control_flagged / control_count if control_count else 0.5
+    difference = rate - control
+    below = math.hypot(rate - low, control_high - control)
+    above = math.hypot(high - rate, control - control_low)
+    return max(-1.0, difference - below), min(1.0, difference + above)
