@@ -19,9 +19,11 @@ import functools
 import glob
 import importlib.util
 import json
+import lzma
 import os
 import re
 import zipfile
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -291,17 +293,17 @@ class ZipSource(Source):
             yield from (_zip_entry(archive, self.entries[row]) for row in rows)
 
 
+# RuntimeError: encrypted, or (NotImplementedError) packed in an unknown way.
+_ZIP_DAMAGE = (zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
+
+
 def _zip_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Raw:
     if entry.file_size > MAX_BYTES:  # as declared; reading stops there, whatever the stream unpacks to
         return UnreadableImage(f"{entry.file_size} bytes are more than {MAX_BYTES}")
     try:
         with archive.open(entry) as file:
             return file.read()
-    except RuntimeError as error:  # encrypted, or (NotImplementedError) compressed in an unknown way
-        return UnreadableImage.because(error)
-    except (zipfile.BadZipFile, OSError, EOFError, ValueError) as error:
-        return UnreadableImage.because(error)
-    except zipfile.zlib.error as error:
+    except _ZIP_DAMAGE as error:
         return UnreadableImage.because(error)
 
 
@@ -342,8 +344,13 @@ class ParquetSource(Source):
         wanted = np.asarray(rows, np.int64)
         for path, start, stop in zip(self.paths, self.edges, self.edges[1:]):
             local = wanted[np.searchsorted(wanted, start) : np.searchsorted(wanted, stop)] - start
-            if len(local):
+            if len(local) == 0:
+                continue
+            try:
                 yield from _parquet_rows(path, self.image, local)
+            except (pa.ArrowException, OSError) as error:
+                reason = " ".join(str(error).split())[:200]
+                raise InputError(f"image source: {path} is damaged ({reason}): get it again") from error
 
 
 def _parquet_files(path: str) -> list[str]:
@@ -447,7 +454,7 @@ class NpzSource(ArraySource):
 def _read_exactly(file: IO[bytes], size: int, path: str) -> bytes:
     try:
         data = file.read(size)
-    except (zipfile.BadZipFile, zipfile.zlib.error, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise InputError(f"{path} is damaged ({error}): write it again") from error
     if len(data) != size:
         raise InputError(f"{path} is truncated: write it again")
@@ -508,7 +515,8 @@ def _open_npy(path: str) -> Source:
     try:
         images = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError, OSError) as error:
-        raise InputError(f"image source npz:{path} is not a readable .npy file of numbers ({error})") from error
+        reason = "damaged, or Python objects, which are never unpickled"
+        raise InputError(f"image source npz:{path} is not a readable .npy file of numbers: {reason}") from error
     _check_images(path, images.shape, images.dtype)
     return ArraySource(path, images, np.full(len(images), -1, np.int64), None)
 

@@ -86,9 +86,12 @@ def write_images(path: Path | str, table: ImageTable) -> Path:
         "image": pa.ExtensionArray.from_storage(kind, storage),
     }
     arrow = with_metadata(pa.table(columns), table.metadata)
-    with atomic_path(path) as temporary, pa.OSFile(str(temporary), "wb") as sink:
-        with pa.ipc.new_file(sink, arrow.schema) as writer:
-            writer.write_table(arrow)
+    with (
+        atomic_path(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, arrow.schema) as writer,
+    ):
+        writer.write_table(arrow)
     return Path(path)
 
 
