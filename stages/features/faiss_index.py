@@ -33,7 +33,9 @@ class HnswParams(Section):
 def build_index(features: np.ndarray, kind: Kind, ivf: IvfParams | None, hnsw: HnswParams | None) -> Any:
     """A trained and filled faiss index over float32 (N, D) rows, squared L2. Deterministic on one kind of machine.
 
-    ivf and hnsw are read for their own kind only. Raises InputError when there are too few rows for the cells of an IVF index.
+    ivf and hnsw are read for their own kind only.
+
+    Raises InputError when there are too few rows for the cells of an IVF index.
     """
     import faiss
 
