@@ -79,12 +79,14 @@ def _check_available(table: ImageTable, k: int, within_class: bool) -> None:
         raise InputError(
             f"index.within_class: {unlabelled} of {len(table)} training images have no label: set it to false"
         )
+    if len(table) == 0:
+        raise InputError(f"{images_of('train')} holds no images: raise ingest.train")
     classes, sizes = np.unique(table.labels, return_counts=True)
-    if k > sizes.min(initial=1) - 1:
-        smallest = int(sizes.argmin()) if len(sizes) else 0
+    smallest = int(sizes.argmin())
+    if k > sizes[smallest] - 1:
         raise InputError(
-            f"index.neighbors: {k} neighbours were asked for, class {classes[smallest] if len(sizes) else '?'} has "
-            f"{sizes[smallest] if len(sizes) else 0} training images: lower it or set index.within_class to false"
+            f"index.neighbors: {k} neighbours were asked for, class {classes[smallest]} has {sizes[smallest]} training "
+            "images: lower it or set index.within_class to false"
         )
 
 
