@@ -7,15 +7,16 @@ image would be a leak. The first image of a group stays, in the order train, tes
 """
 
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from stages.artifacts import write_json, write_parquet
 from stages.errors import InputError
+from stages.features.weights import EncoderParams, pinned
 from stages.images.duplicates import (
     Groups,
     Images,
@@ -38,14 +39,7 @@ class FeatureParams(Section):
     """Duplicates in an encoder's feature space."""
 
     threshold: float = Field(ge=0, lt=1, description="largest cosine distance, 1 - cos, of duplicates")
-    encoder: dict[str, Any] = Field(description="as embed.encoder (stages.features.encoders.EncoderParams)")
-
-    @field_validator("encoder")
-    @classmethod
-    def _is_an_encoder(cls, value: dict[str, Any]) -> dict[str, Any]:
-        from stages.features.encoders import EncoderParams  # only who asks for features waits for its imports
-
-        return EncoderParams(**value).model_dump()
+    encoder: EncoderParams = Field(description="whose features; the keys of embed.encoder")
 
 
 class Params(StageParams):
@@ -70,8 +64,9 @@ def plan(params: Params) -> list[Shard]:
             settings = {"search": "near", "squared_radius": radius, "span": list(span)}
             shards.append(Shard("deduplicate", f"near {number}/{len(cuts)}", settings, INPUTS, ".parquet"))
     if params.feature is not None:
-        settings = {"search": "feature", **params.feature.model_dump()}
-        shards.append(Shard("deduplicate", f"feature {settings['encoder']['name']}", settings, INPUTS, ".parquet"))
+        encoder = pinned(params.feature.encoder)  # found before any work starts
+        settings = {"search": "feature", "threshold": params.feature.threshold, "encoder": encoder.model_dump()}
+        shards.append(Shard("deduplicate", f"feature {encoder.name}", settings, INPUTS, ".parquet"))
     return shards
 
 
@@ -83,7 +78,9 @@ def work(shard: Shard) -> Path:
     if settings["search"] == "near":
         pairs = near_pairs(images, rows, settings["squared_radius"], *settings["span"])
     else:
-        pairs = feature_pairs(images, rows, settings["threshold"], _encoder(settings["encoder"]))
+        from stages.features.encoders import load_encoder  # imports torch, which only this search needs
+
+        pairs = feature_pairs(images, rows, settings["threshold"], load_encoder(EncoderParams(**settings["encoder"])))
     return write_parquet(shard.path, pa.table({"i": pairs.i, "j": pairs.j, "distance": pairs.distance}))
 
 
@@ -115,14 +112,6 @@ def gather(params: Params, parts: list[Path]) -> None:
 
 def _images() -> Images:
     return Images([read_images(path) for path in INPUTS])
-
-
-def _encoder(settings: dict[str, Any]) -> Any:
-    import torch
-
-    from stages.features.encoders import EncoderParams, load_encoder
-
-    return load_encoder(EncoderParams(**settings), torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
 
 def _read_pairs(part: Path) -> Pairs:

@@ -115,7 +115,7 @@ def pixel_distance(squared: np.ndarray, dimension: int) -> np.ndarray:
 
 
 def near_pairs(
-    images: Images, rows: np.ndarray, radius: int, start: int, stop: int, memory_budget: int = 1 << 30
+    images: Images, rows: np.ndarray, radius: int, start: int, stop: int, memory_budget: int = 1 << 28
 ) -> Pairs:
     """The pairs of `rows` with ||a - b||² <= radius that a search started in [start, stop) of the sorted rows finds.
 
