@@ -1,0 +1,242 @@
+"""Exact search against int64 brute force, on every path and under tiny memory budgets."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from stages.errors import InputError
+from stages.search import nearest as nearest_module
+from stages.search import products as products_module
+from stages.search import range_search as range_module
+from stages.search.nearest import nearest
+from stages.search.nearest_float import min_distance
+from stages.search.neighbor_table import NeighborTable, read_neighbors, write_neighbors
+from stages.search.products import centred, products, squared_norms
+from stages.search.projection import bound_vectors, fit_projection, slack
+from stages.search.range_search import pairs_within
+
+DEPTHS = (1, 3, 17, 40, 200, 600)
+KINDS = ("noise", "extreme", "constant", "near", "duplicates", "low-rank")
+
+
+def draw_images(kind: str, rng: np.random.Generator, count: int, d: int) -> np.ndarray:
+    """Images that break searches: ties everywhere, extremes, subspaces that leave no residual."""
+    images = {
+        "noise": lambda: rng.integers(0, 256, (count, d)),
+        "extreme": lambda: 255 * rng.integers(0, 2, (count, d)),
+        "constant": lambda: np.full((count, d), rng.integers(0, 256)),
+        "near": lambda: rng.integers(0, 256, (1, d)) + rng.integers(-2, 3, (count, d)),
+        "duplicates": lambda: np.repeat(rng.integers(0, 256, (-(-count // 3), d)), 3, axis=0)[:count],
+        "low-rank": lambda: 128 + 40 * rng.standard_normal((count, 5)) @ rng.standard_normal((5, d)),
+    }[kind]()
+    return np.clip(images, 0, 255).astype(np.uint8)
+
+
+def all_squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.square(a[:, None].astype(np.int64) - b[None].astype(np.int64)).sum(-1)
+
+
+def brute_force(queries, reference, k, exclude=None):
+    squared = all_squared(queries, reference)
+    if exclude is not None:
+        some = np.flatnonzero(exclude >= 0)
+        squared[some, exclude[some]] = np.iinfo(np.int64).max
+    order = np.argsort(squared, axis=1, kind="stable")[:, :k]
+    return order, np.take_along_axis(squared, order, 1)
+
+
+@pytest.fixture(params=["plain", "bound", "dense", "mixed"])
+def path(request, monkeypatch):
+    """Each way through the search: one product; the bound only; int8 products only; the choice between these two."""
+    if request.param != "plain":
+        monkeypatch.setattr(nearest_module, "SMALL", 0)
+        monkeypatch.setattr(nearest_module, "HARD", {"bound": 2.0, "dense": 0.0, "mixed": 0.2}[request.param])
+    return request.param
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("seed", range(6))
+def test_nearest_is_brute_force(path, kind, seed):
+    rng = np.random.default_rng([seed, KINDS.index(kind)])
+    d, count = DEPTHS[seed], int(rng.integers(2, 250))
+    reference = draw_images(kind, rng, count, d)
+    queries = np.concatenate([draw_images(kind, rng, 8, d), reference[rng.integers(0, count, 8)]])
+    exclude = rng.integers(-1, count, len(queries)) if seed % 2 else None
+    k = int(rng.integers(1, count - seed % 2 + 1))
+    expected = brute_force(queries, reference, k, exclude)
+    for budget in (1 << 30, 20_000):
+        found = nearest(queries, reference, k, exclude=exclude, memory_budget=budget)
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
+
+
+@settings(max_examples=60, deadline=None)
+@given(data=st.data(), kind=st.sampled_from(KINDS), other=st.sampled_from(KINDS), hard=st.sampled_from([0.0, 0.1, 2.0]))
+def test_nearest_property(data, kind, other, hard):
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    d, count = data.draw(st.integers(1, 90)), data.draw(st.integers(1, 80))
+    queries, reference = draw_images(kind, rng, data.draw(st.integers(0, 12)), d), draw_images(other, rng, count, d)
+    k, budget = data.draw(st.integers(1, count)), data.draw(st.sampled_from([1, 5_000, 1 << 30]))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nearest_module, "SMALL", data.draw(st.sampled_from([0, 1 << 33])))
+        patch.setattr(nearest_module, "HARD", hard)
+        index, squared = nearest(queries, reference, k, memory_budget=budget)
+    expected = brute_force(queries, reference, k)
+    np.testing.assert_array_equal(index, expected[0])
+    np.testing.assert_array_equal(squared, expected[1])
+
+
+def test_nearest_at_the_real_dimension(path):
+    """d = 3072 with extremes: squared distances up to 2e8, where float32 cannot tell neighbours apart."""
+    rng = np.random.default_rng(0)
+    reference = np.full((60, 3072), 255, np.uint8)
+    reference[np.arange(60), rng.integers(0, 3072, 60)] -= rng.integers(0, 3, 60).astype(np.uint8)
+    queries = np.zeros((5, 3072), np.uint8)
+    queries[np.arange(5), np.arange(5)] = 1
+    index, squared = nearest(queries, reference, 20)
+    expected = brute_force(queries, reference, 20)
+    np.testing.assert_array_equal(index, expected[0])
+    np.testing.assert_array_equal(squared, expected[1])
+
+
+def test_nearest_refuses_wrong_input():
+    images = np.zeros((4, 9), np.uint8)
+    with pytest.raises(InputError, match=r"5 nearest .* 4 reference images"):
+        nearest(images, images, 5)
+    with pytest.raises(InputError, match=r"4 nearest .* 3 reference images"):
+        nearest(images, images, 4, exclude=np.arange(4))
+    with pytest.raises(InputError, match=r"uint8"):
+        nearest(images.astype(np.float32), images, 1)
+    with pytest.raises(InputError, match=r"8 values per image, reference images 9"):
+        nearest(images[:, :8], images, 1)
+
+
+@pytest.mark.parametrize("d", [1, 322, 1025, 5000])
+def test_products_are_exact_on_both_paths(d):
+    rng = np.random.default_rng(d)
+    a = np.concatenate([rng.integers(-128, 128, (6, d)), np.full((2, d), -128), np.full((2, d), 127)]).astype(np.int8)
+    expected = a.astype(np.int64) @ a.T.astype(np.int64)
+    np.testing.assert_array_equal(products_module._float_products(a, a), expected)
+    np.testing.assert_array_equal(products(a, a), expected)
+    if products_module._int8_is_exact():
+        np.testing.assert_array_equal(products_module._int8_products(a, a), expected)
+
+
+def test_products_beyond_int32(monkeypatch):
+    a = np.full((2, 140_000), -128, np.int8)  # 128² · 140000 > 2³¹
+    np.testing.assert_array_equal(products(a, a), np.full((2, 2), 128 * 128 * 140_000))
+    images = np.full((1, 140_000), 0, np.uint8)
+    assert squared_norms(images)[0] == 128 * 128 * 140_000
+    assert centred(images)[0, 0] == -128
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_bound_is_a_bound(kind):
+    """squared_x − 2 (score + slack) never exceeds the true distance, for the coarse and for the fine product."""
+    rng = np.random.default_rng(7)
+    reference, queries = draw_images(kind, rng, 80, 96), draw_images("noise", rng, 30, 96)
+    projection = fit_projection(reference, 48)
+    x, y = (
+        bound_vectors(projection, images, 16, reference=role) for images, role in ((queries, False), (reference, True))
+    )
+    true, margin = all_squared(queries, reference), slack(x, y)[:, None]
+    coarse = x.coarse.astype(np.float64) @ y.coarse.T.astype(np.float64)
+    fine = coarse + x.fine.astype(np.float64) @ y.fine.T.astype(np.float64)
+    for score in (coarse, fine):
+        assert (x.squared[:, None] - 2 * (score + margin) <= true).all()
+    if kind == "low-rank":  # and it is worth having: what the fine dimensions leave out is small
+        inside = bound_vectors(projection, reference, 16, reference=False)
+        own = inside.squared[:, None] - 2 * (inside.coarse @ y.coarse.T + inside.fine @ y.fine.T)
+        assert np.abs(own - all_squared(reference, reference)).max() < 0.02 * all_squared(reference, reference).max()
+
+
+@pytest.mark.parametrize("large", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_pairs_within_is_brute_force(large, kind, monkeypatch):
+    if large:
+        monkeypatch.setattr(range_module, "SMALL", 0)
+    rng = np.random.default_rng(KINDS.index(kind))
+    for d in DEPTHS:
+        images = draw_images(kind, rng, int(rng.integers(1, 120)), d)
+        squared = all_squared(images, images)
+        for radius in (-1, 0, int(np.quantile(squared, 0.02)), int(np.median(squared)), 2**40):
+            i, j = np.nonzero(np.triu(squared <= radius, 1))
+            for budget in (1 << 30, 30_000):
+                found = pairs_within(images, radius, budget)
+                np.testing.assert_array_equal(np.stack(found), np.stack([i, j, squared[i, j]]))
+
+
+def test_pairs_within_of_nothing():
+    assert [len(part) for part in pairs_within(np.zeros((0, 5), np.uint8), 10)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("sigma", [0.0, 1e-4, 1e-2, 1.0, 50.0])
+@pytest.mark.parametrize("kind", KINDS)
+def test_min_distance_is_brute_force(kind, sigma):
+    rng = np.random.default_rng(KINDS.index(kind))
+    images = draw_images(kind, rng, 90, 300)
+    start = images[rng.integers(0, 90, 12)] / np.float32(255)
+    x = torch.from_numpy((start + sigma * rng.standard_normal(start.shape)).astype(np.float32))
+    squared = np.square(x.numpy()[:, None].astype(np.float64) - images[None] / 255.0).sum(-1)
+    index, distance = min_distance(x, images)
+    np.testing.assert_allclose(distance.numpy(), np.sqrt(squared.min(1)), rtol=1e-12)
+    chosen = squared[np.arange(12), index.numpy()]
+    np.testing.assert_allclose(chosen, squared.min(1), rtol=1e-13)
+    if kind == "duplicates":  # the first of equal images
+        assert (index.numpy() % 3 == 0).all()
+
+
+def test_min_distance_of_a_row_ignores_the_others(monkeypatch):
+    rng = np.random.default_rng(0)
+    images = draw_images("noise", rng, 50, 5000)
+    x = torch.from_numpy(rng.random((9, 5000), dtype=np.float32))
+    index, distance = min_distance(x, images)
+    monkeypatch.setattr("stages.search.nearest_float.BLOCK_BYTES", 1 << 16)
+    for row in range(9):
+        one = min_distance(x[row : row + 1], torch.from_numpy(images))
+        assert one[0][0] == index[row]
+        assert one[1][0] == distance[row]  # bit for bit
+
+
+def test_min_distance_stays_certified_at_lower_matmul_precision():
+    rng = np.random.default_rng(0)
+    images = draw_images("near", rng, 200, 400)
+    x = torch.from_numpy((images[:20] / 255 + 1e-4 * rng.standard_normal((20, 400))).astype(np.float32))
+    expected = min_distance(x, images)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found = min_distance(x, images)
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+
+
+def test_min_distance_refuses_nan():
+    with pytest.raises(ValueError, match="NaN"):
+        min_distance(torch.tensor([[float("nan"), 0.0]]), np.zeros((2, 2), np.uint8))
+
+
+def test_neighbor_table_round_trip(tmp_path):
+    rng = np.random.default_rng(0)
+    table = NeighborTable(
+        rng.integers(0, 9, (6, 4), dtype=np.int32), rng.random((6, 4), dtype=np.float32), list("abcdef"),
+        rng.random(6, dtype=np.float32), {"distance": "l"},
+    )  # fmt: skip
+    back = read_neighbors(write_neighbors(tmp_path / "n.arrow", table))
+    np.testing.assert_array_equal(back.neighbors, table.neighbors)
+    np.testing.assert_array_equal(back.distances, table.distances)
+    np.testing.assert_array_equal(back.nn_distance, table.nn_distance)
+    assert (back.ids, back.metadata) == (table.ids, table.metadata)
+    bare = NeighborTable(table.neighbors, table.distances, table.ids)
+    assert read_neighbors(write_neighbors(tmp_path / "m.arrow", bare)).nn_distance is None
+
+
+def test_neighbor_table_names_the_file(tmp_path):
+    with pytest.raises(InputError, match=r"none\.arrow is missing"):
+        read_neighbors(tmp_path / "none.arrow")
+    (tmp_path / "bad.arrow").write_bytes(b"ARROW1 but no more")
+    with pytest.raises(InputError, match=r"bad\.arrow is not an Arrow neighbour table"):
+        read_neighbors(tmp_path / "bad.arrow")
