@@ -1,0 +1,98 @@
+"""Stage report: one self-contained HTML page, metrics.json, plots and the results table.
+
+Outs in data/report: report.html, metrics.json (`dvc metrics diff`), results.json (`scoresmooth results`),
+plots/*.tsv (`dvc plots`). Its one shard is the held-out images' r1/r2, which stands beside that of the samples.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from stages.artifacts import write_json, write_parquet, write_text, write_tsv
+from stages.images.store import read_images
+from stages.protocol import DATA, Section, Shard, StageParams, main
+
+OUT = DATA / "report"
+TRAIN, HOLDOUT = (DATA / "deduplicate" / f"{split}.arrow" for split in ("train", "holdout"))
+
+
+class VariantSummary(BaseModel):
+    """What the report needs to know of a variant; the rest of it is shown as it stands (`variants.py` checks it)."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    score: Literal["network", "closed-form"]
+    form: str
+
+
+class Broken(Section):
+    """When samples count as broken, so that a low copy rate means nothing."""
+
+    median_multiple: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]] = Field(
+        description="accepted range of the median distance to the nearest training image over the held-out median"
+    )
+    fd_over_floor: float = Field(gt=1, description="largest accepted Fréchet distance to test, over its floor")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.median_multiple[0] >= self.median_multiple[1]:
+            raise ValueError(f"median_multiple {list(self.median_multiple)} must be [low, high] with low below high")
+        return self
+
+
+class Params(StageParams):
+    """What the report shows, and when it warns."""
+
+    SECTION: ClassVar[str] = "report"
+    SHARED: ClassVar[dict[str, str]] = {"variants": "variants"}
+
+    variants: dict[str, VariantSummary] = Field(min_length=1)
+    pictures: int = Field(ge=1, le=512, description="samples shown per variant: the first ones, not picked")
+    duplicate_groups: int = Field(ge=0, description="groups of duplicates shown as pictures, the largest first")
+    rejected_images: int = Field(ge=0, description="rejected input files listed")
+    broken: Broken
+
+
+def plan(params: Params) -> list[Shard]:
+    """One shard: r1/r2 of the held-out images."""
+    return [Shard("report", "held-out ratios", {"neighbors": 2}, (str(HOLDOUT), str(TRAIN)), ".parquet")]
+
+
+def work(shard: Shard) -> Path:
+    """r1/r2 of every held-out image against the training images, exactly: a table with the column ratio."""
+    import pyarrow as pa
+
+    from stages.memorization.ratios import nn_ratio
+    from stages.search.nearest import nearest
+
+    holdout, train = (read_images(path) for path in shard.inputs)
+    _, squared = nearest(holdout.flat, train.flat, shard.settings["neighbors"])
+    return write_parquet(shard.path, pa.table({"ratio": nn_ratio(squared)}))
+
+
+def gather(params: Params, parts: list[Path]) -> None:
+    """Read the artifacts and write the page, the metrics, the plots and the results table."""
+    import pyarrow.parquet as pq
+
+    from stages.reporting.checks import BrokenRule, answer, checks
+    from stages.reporting.html import Shown, render
+    from stages.reporting.inputs import read_inputs
+    from stages.reporting.results import copy_rows, loss_rows, metrics, results
+
+    variants = {name: variant.model_dump(mode="json") for name, variant in params.variants.items()}
+    inputs = read_inputs(DATA, variants, pq.read_table(parts[0])["ratio"].to_numpy())
+    broken = BrokenRule(params.broken.median_multiple, params.broken.fd_over_floor)
+    found = checks(inputs.variants, broken)
+    shown = Shown(params.pictures, params.duplicate_groups, params.rejected_images)
+    provenance: dict[str, Any] = {"report": params.model_dump(mode="json", exclude={"variants"}), "variants": variants}
+    write_text(OUT / "report.html", render(inputs, found, broken, shown, provenance))
+    write_json(OUT / "metrics.json", metrics(inputs, found))
+    write_json(OUT / "results.json", results(inputs, answer(inputs.variants, broken), found))
+    write_tsv(OUT / "plots" / "copy_rate.tsv", copy_rows(inputs.variants))
+    if losses := loss_rows(inputs.variants):
+        write_tsv(OUT / "plots" / "loss.tsv", losses)
+
+
+if __name__ == "__main__":
+    main("report")

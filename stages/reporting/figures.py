@@ -1,0 +1,248 @@
+"""The report's figures, as deterministic SVG whose colours follow the page (light and dark).
+
+matplotlib draws with placeholder colours; `_themed` replaces each by a CSS variable of report.css. Fonts are the
+page's own.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from stages.reporting.inputs import Variant
+from stages.reporting.words import number, percent
+
+INK, MUTED, GRID, CONTROL, BAND = "#010203", "#020304", "#030405", "#040506", "#050607"
+CLOSED, NETWORK = "#060708", "#070809"
+SERIES = ("#08090a", "#090a0b", "#0a0b0c", "#0b0c0d", "#0c0d0e", "#0d0e0f")
+VARIABLES = {
+    **dict(zip((INK, MUTED, GRID, CONTROL, BAND), ("ink", "muted", "grid", "control", "band"))),
+    CLOSED: "closed",
+    NETWORK: "network",
+    **{color: f"series-{i}" for i, color in enumerate(SERIES)},
+}
+DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
+STYLE = {
+    "svg.fonttype": "none",  # text stays text: smaller, selectable, in the page's font
+    "svg.hashsalt": "scoresmooth",
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.facecolor": "none",
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.axisbelow": True,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "grid.color": GRID,
+    "grid.linewidth": 0.6,
+    "figure.facecolor": "none",
+}
+
+
+def color(variant: Variant) -> str:
+    """The placeholder colour of a variant's kind."""
+    return NETWORK if variant.network else CLOSED
+
+
+def marker(variant: Variant) -> str:
+    """Diamonds for networks, circles for closed forms: colour is never the only sign."""
+    return "D" if variant.network else "o"
+
+
+def copy_figure(variants: Sequence[Variant], median_range: tuple[float, float]) -> str:
+    """Copy rate with Wilson interval and control, FD with its floor, median multiple; one row per variant. SVG text."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        figure, axes = _rows_figure(variants, widths=(3.1, 1.75, 1.6))
+        _copy_panel(axes[0], variants)
+        _distance_panel(axes[1], variants)
+        _median_panel(axes[2], variants, median_range)
+        return _svg(figure, "copies")
+
+
+def _rows_figure(variants: Sequence[Variant], widths: Sequence[float]) -> tuple[Any, Any]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 1.25 + 0.36 * len(variants)))
+    left, right, bottom, top = 0.185, 0.985, 0.62 / figure.get_figheight(), 1 - 0.42 / figure.get_figheight()
+    axes = figure.subplots(
+        1,
+        len(widths),
+        sharey=True,
+        gridspec_kw={
+            "width_ratios": widths, "left": left, "right": right, "bottom": bottom, "top": top, "wspace": 0.1
+        },
+    )  # fmt: skip
+    axes[0].set_yticks(range(len(variants)), [variant.name for variant in variants])
+    axes[0].set_ylim(len(variants) - 0.5, -0.5)
+    for axis in axes:
+        axis.grid(axis="x")
+        axis.spines["left"].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+    return figure, axes
+
+
+def _copy_panel(axis: Any, variants: Sequence[Variant]) -> None:
+    for row, variant in enumerate(variants):
+        copies, control = variant.copies, variant.control
+        axis.fill_betweenx(
+            [row - 0.5, row + 0.5], 100 * control.low, 100 * control.high, color=CONTROL, alpha=0.3, linewidth=0
+        )
+        axis.plot([100 * control.rate] * 2, [row - 0.5, row + 0.5], color=CONTROL, linewidth=1.6)
+        axis.plot([100 * copies.low, 100 * copies.high], [row, row], color=color(variant), linewidth=2.2)
+        axis.plot(100 * copies.rate, row, marker(variant), color=color(variant), markersize=6.5)
+        text = f"{percent(copies.rate)}  {copies.flagged:,}/{copies.count:,}"
+        axis.text(1.0, row, text, ha="right", va="center", fontsize=8.5, transform=axis.get_yaxis_transform())
+    axis.set_xlim(-2, 143)  # the numbers stand right of 100 %
+    axis.set_xticks(range(0, 101, 20))
+    axis.set_xlabel("samples that copy a training image (%)", loc="left")
+    axis.set_title("Copy rate, 95 % interval")
+
+
+def _distance_panel(axis: Any, variants: Sequence[Variant]) -> None:
+    name = variants[0].fid["name"]
+    values = [variant.fid["test"]["distance"] for variant in variants]
+    floors = [variant.fid["floor"]["distance"] for variant in variants]
+    for row, (variant, value, floor) in enumerate(zip(variants, values, floors)):
+        axis.plot([floor, floor], [row - 0.5, row + 0.5], color=CONTROL, linewidth=1.6)
+        axis.plot(value, row, marker(variant), color=color(variant), markersize=5.5)
+    positive = [value for value in (*values, *floors) if value > 0]
+    if len(positive) == 2 * len(values) and max(positive) > 8 * min(positive):
+        _log_ticks(axis, min(positive), max(positive))
+    else:
+        axis.set_xlim(0, 1.1 * max(*values, *floors, 1e-12))
+    axis.set_xlabel(name, loc="left")
+    axis.set_title("Distance to test images")
+
+
+def _log_ticks(axis: Any, low: float, high: float, along: str = "x") -> None:
+    """A logarithmic axis (along x or y) with 1, 2, 5 ticks written as plain numbers."""
+    low, high = low / 1.3, high * 1.3
+    ticks = [m * 10.0**e for e in range(-9, 10) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
+    ticks = ticks if len(ticks) <= 6 else [tick for tick in ticks if f"{tick:e}".startswith("1")]
+    axis.set(**{f"{along}scale": "log", f"{along}lim": (low, high)})
+    axis.minorticks_off()
+    (axis.xaxis if along == "x" else axis.yaxis).set_ticks(ticks, [number(tick, 1) for tick in ticks])
+
+
+def _median_panel(axis: Any, variants: Sequence[Variant], accepted: tuple[float, float]) -> None:
+    axis.axvspan(*accepted, color=BAND, linewidth=0)
+    axis.axvline(1, color=CONTROL, linewidth=1.6)
+    for row, variant in enumerate(variants):
+        axis.plot(variant.median_multiple, row, marker(variant), color=color(variant), markersize=5.5)
+    axis.set_xlim(-0.06, max(1.5, 1.1 * max(variant.median_multiple for variant in variants)))
+    axis.set_xlabel("× held-out images", loc="left")
+    axis.set_title("To nearest training image")
+
+
+def ratio_figure(variants: Sequence[Variant], held_out: np.ndarray, columns: int = 3) -> str:
+    """Cumulative distribution of r_1/r_2 per variant, beside that of the held-out images, float64 (N,). SVG text."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    rows = -(-len(variants) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 0.55 + 1.75 * rows), layout="constrained")
+        axes = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for axis in axes[len(variants) :]:
+            axis.set_visible(False)
+        for axis, variant in zip(axes, variants):
+            _ratio_panel(axis, variant, held_out)
+        for axis in axes[max(0, len(variants) - columns) : len(variants)]:
+            axis.tick_params(labelbottom=True)
+        figure.supxlabel("r₁/r₂: distance to the nearest over the second nearest training image", fontsize=9)
+        figure.supylabel("images below (%)", fontsize=9)
+        return _svg(figure, "ratios")
+
+
+def _ratio_panel(axis: Any, variant: Variant, held_out: np.ndarray) -> None:
+    for threshold in (1 / 3, 0.7):
+        axis.axvline(threshold, color=MUTED, linewidth=0.8, linestyle=":")
+    axis.plot(*cumulative(held_out), color=CONTROL, linewidth=1.8)
+    axis.plot(*cumulative(variant.pairs.column("ratio").to_numpy()), color=color(variant), linewidth=1.8)
+    axis.set_title(variant.name)
+    axis.set_xlim(0, 1)
+    axis.set_ylim(0, 100)
+    axis.set_xticks([0, 1 / 3, 0.7, 1], ["0", "⅓", "0.7", "1"])
+    axis.set_yticks([0, 50, 100])
+
+
+def cumulative(values: np.ndarray, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
+    """The empirical distribution in percent, drawn at no more than `points` quantiles (a drawing's resolution)."""
+    ordered = np.sort(values)
+    share = 100 * np.arange(1, len(ordered) + 1) / len(ordered)
+    if len(ordered) > points:
+        picked = np.unique(np.linspace(0, len(ordered) - 1, points).round().astype(int))
+        ordered, share = ordered[picked], share[picked]
+    return np.concatenate([[0], ordered, [1]]), np.concatenate([[0], share, [100]])
+
+
+def loss_figure(variants: Sequence[Variant]) -> str | None:
+    """Loss curves of the networks; None where no variant is a network. SVG text."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    networks = [variant for variant in variants if variant.loss is not None]
+    if not networks:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(10, 3.4), layout="constrained")
+        axis = figure.subplots()
+        for i, variant in enumerate(networks):
+            axis.plot(
+                variant.loss["step"], variant.loss["loss"], color=SERIES[i % len(SERIES)],
+                linestyle=DASHES[i % len(DASHES)], linewidth=1.5, label=variant.name,
+            )  # fmt: skip
+        _loss_scale(axis, np.concatenate([variant.loss["loss"] for variant in networks]))
+        axis.grid(axis="y")
+        axis.set_xlabel("training step")
+        axis.set_ylabel("training loss per pixel")
+        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
+        return _svg(figure, "loss")
+
+
+def _loss_scale(axis: Any, losses: np.ndarray) -> None:
+    """Logarithmic where the losses span more than a factor of five; from zero otherwise."""
+    low, high = float(losses.min()), float(losses.max())
+    if low > 0 and high > 5 * low:
+        _log_ticks(axis, low, high, "y")
+    else:
+        axis.set_ylim(min(0.0, low), 1.05 * high)
+
+
+def _svg(figure: Any, name: str) -> str:
+    """The figure as inline SVG: no date, ids of its own, colours from the page."""
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return _themed(_inlined(buffer.getvalue(), name))
+
+
+def _inlined(svg: str, name: str) -> str:
+    """Without prolog, metadata and fixed size; ids and references prefixed, so that figures do not clash."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # its rules would apply to the whole page
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    return re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
+
+
+def _themed(svg: str) -> str:
+    """Placeholder colours to CSS variables, and the page's font."""
+    for placeholder, variable in VARIABLES.items():
+        svg = svg.replace(placeholder, f"var(--{variable})")
+    return re.sub(r"font-family: [^;\"]*;? ?", "", svg)

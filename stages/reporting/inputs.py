@@ -1,0 +1,214 @@
+"""What the report is made of: the artifacts of every variant, read once, with an error that says what to run."""
+
+import csv
+import dataclasses
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stages.artifacts import read_json
+from stages.errors import InputError
+from stages.images.store import ImageTable, read_images
+
+
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """Flagged of count, as a rate with its Wilson interval; all rates in [0, 1]."""
+
+    flagged: int
+    count: int
+    rate: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: dict[str, Any], prefix: str = "") -> Self:
+        """From the entries `{prefix}flagged`, … of one metric in filter.json."""
+        names = ("flagged", "count", "rate", "ci_low", "ci_high")
+        return cls(*(values[prefix + name] for name in names))
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """Everything the report says about one variant.
+
+    Attributes:
+        name, spec: the key and the value under `variants` in params.yaml.
+        score, sample, filter, fid: the stages' JSON files.
+        loss: columns of loss.tsv, None for a closed form.
+        pairs: one row per sample, in the order of pairs.parquet.
+        samples: the samples, in order.
+        pairs_picture: the picture grid that filter drew.
+        metric: the headline metric's name.
+    """
+
+    name: str
+    spec: dict[str, Any]
+    score: dict[str, Any]
+    sample: dict[str, Any]
+    filter: dict[str, Any]
+    fid: dict[str, Any]
+    loss: dict[str, np.ndarray] | None
+    pairs: pa.Table
+    samples: ImageTable
+    pairs_picture: Path
+    metric: str
+
+    @property
+    def network(self) -> bool:
+        """True for a trained network, False for a closed-form score."""
+        return self.spec["score"] == "network"
+
+    @property
+    def form(self) -> str:
+        """What the score is or targets: conditioning, unconditioning, temperature, …"""
+        return self.spec["form"]
+
+    @property
+    def copies(self) -> Rate:
+        """Samples that the headline metric flags."""
+        return Rate.of(self.filter["metrics"][self.metric])
+
+    @property
+    def control(self) -> Rate:
+        """Held-out real images that the headline metric flags."""
+        return Rate.of(self.filter["metrics"][self.metric], "holdout_")
+
+    @property
+    def median_multiple(self) -> float:
+        """Median distance to the nearest training image, over the held-out images' median."""
+        return self.filter["distance"]["median_multiple"]
+
+    @property
+    def fd_over_floor(self) -> float:
+        """Fréchet distance to the test images over the floor (held-out against test images)."""
+        return self.fid["test"]["distance"] / self.fid["floor"]["distance"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Inputs:
+    """All artifacts of the report.
+
+    Attributes:
+        rejected, duplicates: the tables of ingest and deduplicate.
+        splits: the ingested images by split. train: the deduplicated training images.
+        claims: the rows of verify.json.
+        holdout_ratio: r₁/r₂ of every held-out image, float64.
+        files: every file that was read.
+    """
+
+    variants: list[Variant]
+    ingest: dict[str, Any]
+    rejected: pa.Table
+    deduplicate: dict[str, Any]
+    duplicates: pa.Table
+    splits: dict[str, ImageTable]
+    train: ImageTable
+    index: dict[str, Any]
+    claims: list[dict[str, Any]]
+    holdout_ratio: np.ndarray
+    files: list[Path]
+
+    @property
+    def metric(self) -> str:
+        """The headline metric."""
+        return self.variants[0].metric
+
+
+class Reader:
+    """Reads artifacts under `data` and remembers which; a missing one names the command that writes it."""
+
+    def __init__(self, data: Path) -> None:
+        self.data = data
+        self.files: list[Path] = []
+
+    def path(self, stage: str, name: str, variant: str | None = None) -> Path:
+        """The path of an artifact that must exist."""
+        folder = self.data / stage / variant if variant else self.data / stage
+        target = f"{stage}@{variant}" if variant else stage
+        if not (folder / name).is_file():
+            raise InputError(f"{folder / name} is missing: run stage {stage} first (dvc repro {target})")
+        self.files.append(folder / name)
+        return folder / name
+
+    def json(self, stage: str, name: str, variant: str | None, *needed: str) -> dict[str, Any]:
+        """A JSON object with the `needed` keys."""
+        path = self.path(stage, name, variant)
+        value = read_json(path)
+        missing = [key for key in needed if key not in value]
+        if missing:
+            raise InputError(f"{path} has no key {missing[0]!r}: rerun stage {stage} (dvc repro -f -s {stage})")
+        return value
+
+
+def read_inputs(data: Path, variants: dict[str, dict[str, Any]], holdout_ratio: np.ndarray) -> Inputs:
+    """Read what the report needs under `data`; `variants` is that section of params.yaml, in its order.
+
+    holdout_ratio: r₁/r₂ of the held-out images, float64 (N,).
+    """
+    reader = Reader(data)
+    found = [_variant(reader, name, spec) for name, spec in variants.items()]
+    odd = [variant for variant in found if variant.metric != found[0].metric]
+    if odd:
+        raise InputError(
+            f"data/filter/{odd[0].name}/filter.json has the headline {odd[0].metric}, {found[0].name} has "
+            f"{found[0].metric}: one of them is stale, run dvc repro"
+        )
+    return Inputs(
+        variants=found,
+        ingest=reader.json("ingest", "ingest.json", None, "source", "shape", "counts", "seen", "rejected"),
+        rejected=pq.read_table(reader.path("ingest", "rejected.parquet")),
+        deduplicate=reader.json("deduplicate", "deduplicate.json", None, "counts", "groups", "removed"),
+        duplicates=pq.read_table(reader.path("deduplicate", "groups.parquet")),
+        splits={split: read_images(reader.path("ingest", f"{split}.arrow")) for split in ("train", "test", "holdout")},
+        train=read_images(reader.path("deduplicate", "train.arrow")),
+        index=reader.json("index", "index.json", None),
+        claims=reader.json("verify", "verify.json", None, "claims")["claims"],
+        holdout_ratio=holdout_ratio,
+        files=reader.files,
+    )
+
+
+def _variant(reader: Reader, name: str, spec: dict[str, Any]) -> Variant:
+    filtered = reader.json("filter", "filter.json", name, "headline", "metrics", "distance", "ratio", "verdicts")
+    if filtered["headline"] not in filtered["metrics"]:
+        raise InputError(
+            f"data/filter/{name}/filter.json: headline {filtered['headline']!r} is none of its metrics "
+            f"{sorted(filtered['metrics'])}: correct filter.headline in params.yaml"
+        )
+    variant = Variant(
+        name=name,
+        spec=spec,
+        score=reader.json("train", "score.json", name),
+        sample=reader.json("sample", "sample.json", name, "count", "nfe", "sampler", "seed"),
+        filter=filtered,
+        fid=reader.json("fid", "fid.json", name, "name", "encoder", "samples", "train", "test", "floor"),
+        loss=read_loss(reader.path("train", "loss.tsv", name)) if spec["score"] == "network" else None,
+        pairs=pq.read_table(reader.path("filter", "pairs.parquet", name)),
+        samples=read_images(reader.path("sample", "samples.arrow", name)),
+        pairs_picture=reader.path("filter", "pairs.png", name),
+        metric=filtered["headline"],
+    )
+    if filtered["distance"]["median_multiple"] is None or variant.fid["floor"]["distance"] <= 0:
+        raise InputError(
+            f"{name}: held-out images lie at distance 0 from the training or the test images, so that there is no "
+            "control: switch deduplicate.exact on, or give other held-out images"
+        )
+    if variant.pairs.num_rows != len(variant.samples):
+        raise InputError(
+            f"data/filter/{name}/pairs.parquet has {variant.pairs.num_rows} rows for {len(variant.samples)} samples: "
+            f"it is stale, run dvc repro filter@{name}"
+        )
+    return variant
+
+
+def read_loss(path: Path) -> dict[str, np.ndarray]:
+    """Columns of a loss curve, float64, one entry per logged step. Needs the columns step and loss."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    if not rows or not {"step", "loss"} <= set(rows[0]):
+        raise InputError(f"{path} has no rows with the columns step and loss: rerun stage train")
+    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
