@@ -161,7 +161,7 @@ def _draw(params: Params, spec: str, counts: dict[str, int | None]) -> Draw:
 
 def _with_spares(needed: int, unreadable: float) -> int:
     """The smallest number of images of which `needed` are left when the allowed share cannot be read."""
-    count = max(needed, math.floor(needed / (1 - unreadable)) - 1)
+    count = max(needed, math.floor((needed - 1) / (1 - unreadable)) - 1)
     while count - math.floor(unreadable * count) < needed:
         count += 1
     return count

@@ -8,7 +8,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 # Raster formats whose decoders are part of Pillow; notably without EPS and PDF, which run other programs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
@@ -74,6 +74,8 @@ def decode(raw: bytes | np.ndarray | Image.Image) -> Image.Image:
             raise UnreadableImage(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
         image.load()
         return _upright(image)
+    except UnidentifiedImageError as error:  # its own message has a memory address in it
+        raise UnreadableImage(f"not an image, or cut off in its header ({', '.join(FORMATS)} are read)") from error
     except DAMAGE as error:
         raise UnreadableImage.because(error) from error
 
