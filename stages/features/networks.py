@@ -3,6 +3,7 @@
 Each function returns a module that maps float32 (B, 3, S, S), preprocessed, to features (B, D).
 """
 
+import struct
 import tempfile
 from pathlib import Path
 from pickle import UnpicklingError
@@ -27,7 +28,8 @@ def _state(path: Path) -> dict[str, torch.Tensor]:
             raise InputError(f"{path} is not a safetensors file ({error}): fetch it again") from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError, ValueError) as error:
+    except (RuntimeError, UnpicklingError, EOFError, ValueError, LookupError, TypeError, struct.error) as error:
+        # what the restricted unpickler raises on bytes that are no pickle, or not one of tensors
         raise InputError(f"{path} is not a weights file ({_line(error)}): fetch it again") from error
 
 
