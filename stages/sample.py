@@ -27,7 +27,9 @@ class Params(StageParams):
     spec: Variant
     count: int = Field(gt=0, description="samples per variant")
     seed: int = Field(ge=0, description="sample i is drawn from (seed, i)")
-    batch: int = Field(gt=0, description="samples computed together; the last batch is filled up, so that rounding is the same")
+    batch: int = Field(
+        gt=0, description="samples computed together; the last batch is filled up, so that rounding is the same"
+    )
     shards: int = Field(gt=0, description="pieces of work, cut between batches")
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto: a GPU when there is one")
 
@@ -38,14 +40,22 @@ def plan(params: Params) -> list[Shard]:
     inputs = [str(folder / "score.json"), str(TRAIN_IMAGES)]
     if params.spec.score == "network":
         inputs.append(str(folder / "model.safetensors"))
-    common = {"sampler": params.spec.sampler.model_dump(mode="json"), "seed": params.seed, "batch": params.batch,
-              "device": params.device}  # fmt: skip
+    common = {
+        "sampler": params.spec.sampler.model_dump(mode="json"),
+        "seed": params.seed,
+        "batch": params.batch,
+        "device": params.device,
+    }
     cuts = spans(-(-params.count // params.batch), params.shards)
     return [
-        Shard("sample", f"{params.variant} {n}/{len(cuts)}",
-              {**common, "start": a * params.batch, "stop": min(b * params.batch, params.count)}, tuple(inputs))
+        Shard(
+            "sample",
+            f"{params.variant} {n}/{len(cuts)}",
+            {**common, "start": a * params.batch, "stop": min(b * params.batch, params.count)},
+            tuple(inputs),
+        )
         for n, (a, b) in enumerate(cuts, 1)
-    ]  # fmt: skip
+    ]
 
 
 def work(shard: Shard) -> Path:
@@ -62,7 +72,9 @@ def work(shard: Shard) -> Path:
     weights = shard.inputs[2] if len(shard.inputs) > 2 else None
     model = load_model(read_json(shard.inputs[0]), settings["sampler"], table.images, weights, settings["device"])
     images = []
-    with tqdm(total=settings["stop"] - settings["start"], desc=f"sample {shard.name}", unit="img", mininterval=2) as bar:
+    with tqdm(
+        total=settings["stop"] - settings["start"], desc=f"sample {shard.name}", unit="img", mininterval=2
+    ) as bar:
         for indices, keep in _batches(settings["start"], settings["stop"], settings["batch"]):
             drawn = sample_batch(model, settings["seed"], torch.from_numpy(indices))[:keep]
             images.append(drawn)
@@ -71,7 +83,7 @@ def work(shard: Shard) -> Path:
 
 
 def _batches(start: int, stop: int, batch: int) -> Iterator[tuple[Any, int]]:
-    """(indices, how many to keep): always `batch` indices, so that a sample's rounding never depends on where it ends."""
+    """(indices, how many to keep): always `batch` indices, so that rounding does not depend on where a shard ends."""
     import numpy as np
 
     for first in range(start, stop, batch):
@@ -94,8 +106,15 @@ def gather(params: Params, parts: list[Path]) -> None:
     )
     out = DATA / "sample" / params.variant
     write_images(out / "samples.arrow", joined)
-    write_json(out / "sample.json", {"count": len(joined), "nfe": params.spec.sampler.evaluations, "seed": params.seed,
-                                     "sampler": metadata["sampler"]})  # fmt: skip
+    write_json(
+        out / "sample.json",
+        {
+            "count": len(joined),
+            "nfe": params.spec.sampler.evaluations,
+            "seed": params.seed,
+            "sampler": metadata["sampler"],
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -75,8 +75,14 @@ def work(shard: Shard) -> Path:
     trainer = _trainer(shard, optimization, torch.device(pick_device(settings["device"])))
     start = trainer.resume()
     curve = _load_curve(shard.scratch / "loss.tsv", start)
-    with tqdm(total=optimization.steps * optimization.batch, initial=start * optimization.batch, unit="img",
-              unit_scale=True, desc=f"train {shard.name}", mininterval=2) as bar:  # fmt: skip
+    with tqdm(
+        total=optimization.steps * optimization.batch,
+        initial=start * optimization.batch,
+        unit="img",
+        unit_scale=True,
+        desc=f"train {shard.name}",
+        mininterval=2,
+    ) as bar:
         for progress in trainer.run():
             curve.append([progress.step, progress.loss, progress.low, progress.middle, progress.high])
             write_text(shard.scratch / "loss.tsv", _format_curve(curve))
@@ -115,8 +121,13 @@ def _trainer(shard: Shard, optimization: OptimizationParams, device: Any) -> Any
     neighbors = _neighbors(spec, shard.inputs, len(table))
     target = denoising_target
     if spec.temperature is not None:
-        target = temperature_target(temperature_rule(spec.temperature, table.dimension), spec.smooth_below,
-                                    shell_power(table.dimension), spec.precision, spec.neighbors.radius)  # fmt: skip
+        target = temperature_target(
+            temperature_rule(spec.temperature, table.dimension),
+            spec.smooth_below,
+            shell_power(table.dimension),
+            spec.precision,
+            spec.neighbors.radius,
+        )
     data = TrainingSet(images, None if neighbors is None else torch.from_numpy(neighbors).to(device))
     key = sha256_json([settings, [sha256_file(path) for path in shard.inputs]])
 

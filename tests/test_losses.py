@@ -52,9 +52,13 @@ def test_top_k_sums_over_the_sources_neighbours(batch):
 
 def test_scheduled_precision_divides_by_the_scheduled_level(batch):
     pixels, lists, rows, sigma, z = batch
-    got = temperature_target(temperature_rule(9.0, D), 100.0, D - 2, "scheduled")(pixels[rows], sigma, z, pixels[lists[rows]])
+    got = temperature_target(temperature_rule(9.0, D), 100.0, D - 2, "scheduled")(
+        pixels[rows], sigma, z, pixels[lists[rows]]
+    )
     x = pixels[rows] + sigma[:, None, None, None] * z
-    wanted = sigma[:, None, None, None] * score_at(pixels, x, torch.tensor(9.0), precision="scheduled", sigma=sigma.double())
+    wanted = sigma[:, None, None, None] * score_at(
+        pixels, x, torch.tensor(9.0), precision="scheduled", sigma=sigma.double()
+    )
     torch.testing.assert_close(got.double(), wanted.double(), rtol=2e-4, atol=2e-4)
 
 
@@ -74,7 +78,7 @@ def test_c_over_sigma_smooths_exactly_below_c(batch):
 
 def test_radius_keeps_only_near_centres(batch):
     """With radius 1 only the two nearest remain: the same as a list of those two."""
-    pixels, lists, rows, sigma, z = batch
+    pixels, _, rows, sigma, z = batch
     x = pixels[rows] + sigma[:, None, None, None] * z
     nearest = torch.cdist(x.flatten(1), pixels.flatten(1)).argsort(1)[:, :2]
     rule = temperature_rule(9.0, D)

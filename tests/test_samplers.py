@@ -112,7 +112,9 @@ def test_gradient_ascent_stops_each_sample_below_the_threshold_and_leaves_it_the
     centre = torch.full((1, 4, 4), 0.4, dtype=torch.float64)
     score, level = shell_score(centre)
     sigmas = levels(NoiseParams(sigma_min=0.01, sigma_max=5), 500)
-    states = list(samplers.gradient_ascent(score, draw_for(5, (1, 4, 4)), sigmas, step=0.1, stop_below=0.05, level=level))
+    states = list(
+        samplers.gradient_ascent(score, draw_for(5, (1, 4, 4)), sigmas, step=0.1, stop_below=0.05, level=level)
+    )
     assert len(states) < 500
     assert (level(states[-1]) < 0.05).all()
     assert (level(states[-1]) >= 0.05 * (1 - 0.1 * 14 / 16) - 1e-12).all()

@@ -45,10 +45,18 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str
 
 
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], prefix: str) -> None:
-    """Restore what `optimizer_tensors` took."""
+    """Restore what `optimizer_tensors` took.
+
+    A fused optimizer walks parameters and their moments in memory order, so each moment gets its parameter's strides
+    (channels_last); a file holds them contiguous.
+    """
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in select(tensors, prefix).items():
         index, key = name.split(".", 1)
+        like = parameters[int(index)]
+        if tensor.shape == like.shape:
+            tensor = torch.empty_like(like, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 

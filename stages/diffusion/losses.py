@@ -55,8 +55,15 @@ def _too_far(r2: Tensor, radius: float) -> Tensor:
     return r2 > radius**2 * second
 
 
-def denoising_loss(network: Callable[[Tensor, Tensor | None], Tensor], target: Target, x0: Tensor, sigma: Tensor,
-                   z: Tensor, neighbors: Tensor | None, conditioned: bool) -> Tensor:  # fmt: skip
+def denoising_loss(
+    network: Callable[[Tensor, Tensor | None], Tensor],
+    target: Target,
+    x0: Tensor,
+    sigma: Tensor,
+    z: Tensor,
+    neighbors: Tensor | None,
+    conditioned: bool,
+) -> Tensor:
     """1/2 |F(x0 + sigma z) - F*|^2 of every image: (B,), summed over pixels."""
     x = (x0 + sigma[:, None, None, None] * z).contiguous(memory_format=torch.channels_last)
     wanted = target(x0, sigma, z, neighbors)

@@ -65,7 +65,9 @@ class Resample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.fir:
-            return functional.avg_pool2d(x, 2) if self.direction == "down" else functional.interpolate(x, scale_factor=2)
+            return (
+                functional.avg_pool2d(x, 2) if self.direction == "down" else functional.interpolate(x, scale_factor=2)
+            )
         weight = self.kernel.to(x.dtype).expand(x.shape[1], 1, 4, 4)
         if self.direction == "down":
             return functional.conv2d(x, weight, stride=2, padding=1, groups=x.shape[1])
@@ -75,8 +77,14 @@ class Resample(nn.Module):
 class ResidualBlock(nn.Module):
     """BigGAN residual block: norm, swish, (resample,) conv, + embedding, norm, swish, dropout, conv; skip / sqrt 2."""
 
-    def __init__(self, inputs: int, outputs: int, params: NetworkParams, embedding: int | None,
-                 resample: Literal["up", "down"] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        params: NetworkParams,
+        embedding: int | None,
+        resample: Literal["up", "down"] | None = None,
+    ) -> None:
         super().__init__()
         self.norm_in, self.norm_out = _norm(inputs), _norm(outputs)
         self.conv_in, self.conv_out = _conv(inputs, outputs), _conv(outputs, outputs, scale=0.0)
@@ -113,7 +121,7 @@ class Attention(nn.Module):
 
 
 class LevelEmbedding(nn.Module):
-    """sigma (B,) -> (B, 4 nf): sinusoids of the level's index on the schedule, or random Fourier features of ln sigma."""
+    """sigma (B,) -> (B, 4 nf): sinusoids of the level's index, or random Fourier features of ln sigma."""
 
     def __init__(self, params: NetworkParams, sigma_min: float, sigma_max: float, levels: int = 1000) -> None:
         super().__init__()
@@ -143,8 +151,15 @@ class NCSNpp(nn.Module):
     A noise-blind network takes sigma=None only, so that none can leak in.
     """
 
-    def __init__(self, params: NetworkParams, image_channels: int, resolution: int, noise_conditioning: bool,
-                 sigma_min: float = 0.01, sigma_max: float = 50.0) -> None:  # fmt: skip
+    def __init__(
+        self,
+        params: NetworkParams,
+        image_channels: int,
+        resolution: int,
+        noise_conditioning: bool,
+        sigma_min: float = 0.01,
+        sigma_max: float = 50.0,
+    ) -> None:
         super().__init__()
         self._check(params, resolution)
         self.params, self.noise_conditioning = params, noise_conditioning
@@ -184,7 +199,9 @@ class NCSNpp(nn.Module):
         for stage, multiplier in enumerate(p.multipliers):
             level = nn.ModuleList()
             for _ in range(p.blocks):
-                level.append(nn.ModuleList([self._block(width, nf * multiplier), self._attend(nf * multiplier, resolution)]))
+                level.append(
+                    nn.ModuleList([self._block(width, nf * multiplier), self._attend(nf * multiplier, resolution)])
+                )
                 width = nf * multiplier
                 widths.append(width)
             self.down.append(level)

@@ -39,7 +39,9 @@ def levels(noise: NoiseParams, count: int) -> Tensor:
     return torch.logspace(math.log10(noise.sigma_max), math.log10(noise.sigma_min), count, dtype=torch.float64)
 
 
-def philox(counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def philox(
+    counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Philox 4x32-10. counter: four int64 tensors of one shape holding 32-bit words; key: two 32-bit words.
 
     Returns four int64 tensors of 32-bit words. Checked against the published test vectors.

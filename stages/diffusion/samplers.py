@@ -32,7 +32,9 @@ class SamplerParams(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        needs = {"actual-noise": {"step", "exact_below"}, "gradient-ascent": {"step", "stop_below"}}.get(self.name, set())
+        needs = {"actual-noise": {"step", "exact_below"}, "gradient-ascent": {"step", "stop_below"}}.get(
+            self.name, set()
+        )
         allowed = needs | ({"snr"} if self.name.startswith("reverse") else set())
         for key in ("snr", "step", "exact_below", "stop_below"):
             if getattr(self, key) is None and key in needs:
@@ -61,8 +63,9 @@ def langevin(score: Score, x: Tensor, sigma: float, snr: float, z: Tensor) -> Te
     return x + eps * s + torch.sqrt(2 * eps) * z
 
 
-def reverse_diffusion(score: Score, draw: Draw, sigmas: Tensor, *, ode: bool = False,
-                      snr: float | None = None) -> Iterator[Tensor]:  # fmt: skip
+def reverse_diffusion(
+    score: Score, draw: Draw, sigmas: Tensor, *, ode: bool = False, snr: float | None = None
+) -> Iterator[Tensor]:
     """Reverse-diffusion predictor, SDE or ODE, after an optional Langevin corrector ("PC").
 
     SDE: x += (s_i^2 - s_{i-1}^2) score + sqrt(s_i^2 - s_{i-1}^2) z; ODE: half the drift, no noise.
@@ -94,8 +97,9 @@ def karras(score: Score, draw: Draw, sigmas: Tensor, *, heun: bool = False) -> I
         yield x
 
 
-def actual_noise(score: Score, draw: Draw, sigmas: Tensor, *, step: float, exact_below: float,
-                 level: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:  # fmt: skip
+def actual_noise(
+    score: Score, draw: Draw, sigmas: Tensor, *, step: float, exact_below: float, level: Callable[[Tensor], Tensor]
+) -> Iterator[Tensor]:
     """x += alpha sigma^2 s(x) at the actual noise level sigma = min_i r_i / sqrt d (METHODS §5).
 
     level(x) float64 (B,): that level by exact search. The schedule's level stands in for it above `exact_below`.
@@ -107,8 +111,9 @@ def actual_noise(score: Score, draw: Draw, sigmas: Tensor, *, step: float, exact
         yield x
 
 
-def gradient_ascent(score: Score, draw: Draw, sigmas: Tensor, *, step: float, stop_below: float,
-                    level: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:  # fmt: skip
+def gradient_ascent(
+    score: Score, draw: Draw, sigmas: Tensor, *, step: float, stop_below: float, level: Callable[[Tensor], Tensor]
+) -> Iterator[Tensor]:
     """x += alpha s(x) sigma_hat^2 with a small fixed alpha until the actual noise level is below `stop_below`.
 
     A sample that has stopped stays where it is; the generator ends when all have, or after len(sigmas) steps.

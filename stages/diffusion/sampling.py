@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.device import pick_device
 from stages.diffusion import noise, samplers
 from stages.diffusion.checkpoint import load_tensors
-from stages.device import pick_device
 from stages.diffusion.empirical_score import Centres, cfdm_velocity, make_centres
 from stages.diffusion.network import NCSNpp, NetworkParams
 from stages.diffusion.variants import Batch, Variant, closed_form_score, kernel_draws, network_score
@@ -42,8 +42,9 @@ class Model:
         return closed_form_score(self.variant, self.centres, self.sigmas, batch)
 
 
-def load_model(score: dict[str, Any], sampler: dict[str, Any], images: np.ndarray, weights: str | None,
-               device: str) -> Model:  # fmt: skip
+def load_model(
+    score: dict[str, Any], sampler: dict[str, Any], images: np.ndarray, weights: str | None, device: str
+) -> Model:
     """A model from score.json's content, the sampler's parameters, the training images uint8 (M, H, W, C) and, for a
     network, the path of its weights. Raises InputError when the weights do not fit the described network."""
     variant = Variant(**score["spec"], sampler=sampler)
@@ -52,8 +53,14 @@ def load_model(score: dict[str, Any], sampler: dict[str, Any], images: np.ndarra
     pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
     network = None
     if weights is not None:
-        network = NCSNpp(NetworkParams(**score["network"]), pixels.shape[1], pixels.shape[2], variant.conditioned,
-                         levels.sigma_min, levels.sigma_max)  # fmt: skip
+        network = NCSNpp(
+            NetworkParams(**score["network"]),
+            pixels.shape[1],
+            pixels.shape[2],
+            variant.conditioned,
+            levels.sigma_min,
+            levels.sigma_max,
+        )
         tensors, _ = load_tensors(weights)
         try:
             network.load_state_dict(tensors)
@@ -102,7 +109,9 @@ def actual_level(centres: Centres, x: Tensor) -> Tensor:
 
 def _reverse(ode: bool) -> Callable[[Model, Batch, samplers.Draw], Iterator[Tensor]]:
     def run(model: Model, batch: Batch, draw: samplers.Draw) -> Iterator[Tensor]:
-        return samplers.reverse_diffusion(model.score(batch), draw, model.sigmas, ode=ode, snr=model.variant.sampler.snr)
+        return samplers.reverse_diffusion(
+            model.score(batch), draw, model.sigmas, ode=ode, snr=model.variant.sampler.snr
+        )
 
     return run
 
@@ -113,16 +122,26 @@ def _karras(heun: bool) -> Callable[[Model, Batch, samplers.Draw], Iterator[Tens
 
 def _actual_noise(model: Model, batch: Batch, draw: samplers.Draw) -> Iterator[Tensor]:
     params = model.variant.sampler
-    return samplers.actual_noise(model.score(batch), draw, model.sigmas, step=params.step,
-                                 exact_below=params.exact_below,
-                                 level=lambda x: actual_level(model.centres, x))  # fmt: skip
+    return samplers.actual_noise(
+        model.score(batch),
+        draw,
+        model.sigmas,
+        step=params.step,
+        exact_below=params.exact_below,
+        level=lambda x: actual_level(model.centres, x),
+    )
 
 
 def _gradient_ascent(model: Model, batch: Batch, draw: samplers.Draw) -> Iterator[Tensor]:
     params = model.variant.sampler
-    return samplers.gradient_ascent(model.score(batch), draw, model.sigmas, step=params.step,
-                                    stop_below=params.stop_below,
-                                    level=lambda x: actual_level(model.centres, x))  # fmt: skip
+    return samplers.gradient_ascent(
+        model.score(batch),
+        draw,
+        model.sigmas,
+        step=params.step,
+        stop_below=params.stop_below,
+        level=lambda x: actual_level(model.centres, x),
+    )
 
 
 def _cfdm(model: Model, batch: Batch, draw: samplers.Draw) -> Iterator[Tensor]:

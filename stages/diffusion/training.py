@@ -136,8 +136,17 @@ class Trainer:
         scratch: folder of the checkpoints; a matching one is resumed. `key` tells which run a checkpoint belongs to.
     """
 
-    def __init__(self, params: OptimizationParams, levels: noise.NoiseParams, build: Callable[[], nn.Module],
-                 data: TrainingSet, target: Target, conditioned: bool, scratch: Path, key: str) -> None:  # fmt: skip
+    def __init__(
+        self,
+        params: OptimizationParams,
+        levels: noise.NoiseParams,
+        build: Callable[[], nn.Module],
+        data: TrainingSet,
+        target: Target,
+        conditioned: bool,
+        scratch: Path,
+        key: str,
+    ) -> None:
         self.params, self.data, self.target, self.conditioned = params, data, target, conditioned
         self.device = data.images.device
         self.sigmas = noise.levels(levels, params.levels).float().to(self.device)
@@ -147,8 +156,14 @@ class Trainer:
         network, average = build().to(self.device), build().to(self.device)
         average.load_state_dict(network.state_dict())
         network = network.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(network.parameters(), lr=params.learning_rate, betas=params.betas, eps=1e-8,
-                                      weight_decay=params.weight_decay, fused=True)  # fmt: skip
+        optimizer = torch.optim.AdamW(
+            network.parameters(),
+            lr=params.learning_rate,
+            betas=params.betas,
+            eps=1e-8,
+            weight_decay=params.weight_decay,
+            fused=True,
+        )
         self.state = State(network, average.requires_grad_(False).eval(), optimizer)
         self.forward = torch.compile(network) if params.compile else network
         self._stop = False
@@ -200,7 +215,7 @@ class Trainer:
 
     def _step(self) -> tuple[Tensor, Tensor, int]:
         """One optimizer step; returns every image's loss per pixel, its level's index, and the step."""
-        params, state, step = self.params, self.state, self.state.step
+        params, step = self.params, self.state.step
         rows = self.order.rows(step).to(self.device)
         numbers = torch.arange(len(rows), device=self.device) + step * params.batch
         x0 = self.data.pixels(rows)

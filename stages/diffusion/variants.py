@@ -1,4 +1,4 @@
-"""A variant as data, and the one table that wires it: which score, which conditioning, which smoothing, which sampler."""
+"""A variant as data, and the one table that wires it: score, conditioning, smoothing, sampler."""
 
 import dataclasses
 import math
@@ -67,7 +67,9 @@ class Variant(Section):
         if self.score == "network":
             self._check_network()
         elif self.neighbors is not None or self.noise_conditioning is not None or self.smooth_below is not None:
-            raise ValueError("neighbors, noise_conditioning and smooth_below belong to networks: closed forms sum over all")
+            raise ValueError(
+                "neighbors, noise_conditioning and smooth_below belong to networks: closed forms sum over all"
+            )
         if (self.form == "cfdm") != (self.sampler.name == "cfdm"):
             raise ValueError(f"form {self.form!r} cannot use sampler {self.sampler.name!r}: cfdm goes with cfdm alone")
         return self

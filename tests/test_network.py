@@ -1,0 +1,113 @@
+"""NCSN++: the published parameter counts, blindness to sigma, resampling against an independent implementation."""
+
+import pytest
+import torch
+from scipy.signal import upfirdn
+
+from stages.diffusion.network import NCSNpp, NetworkParams, Resample
+
+PAPER = NetworkParams(
+    channels=128,
+    multipliers=[1, 2, 2, 2],
+    blocks=4,
+    attention=[16],
+    patch=1,
+    dropout=0.1,
+    embedding="positional",
+    fir=True,
+    progressive_input=True,
+    amplitude="raw",
+)
+SMALL = PAPER.model_copy(update={"channels": 16, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.0})
+
+
+def parameters(network):
+    return sum(p.numel() for p in network.parameters())
+
+
+def test_parameter_counts_are_those_of_cifar10():
+    """62.69 M positional, 62.76 M fourier (METHODS §4); blind is smaller by exactly its embedding and dense layers."""
+    with torch.device("meta"):
+        positional, fourier = (
+            NCSNpp(PAPER, 3, 32, True),
+            NCSNpp(PAPER.model_copy(update={"embedding": "fourier"}), 3, 32, True),
+        )
+        blind = NCSNpp(PAPER, 3, 32, False)
+    assert round(parameters(positional) / 1e6, 2) == 62.69
+    assert round(parameters(fourier) / 1e6, 2) == 62.76
+    dense = sum(
+        p.numel() for name, p in positional.named_parameters() if name.startswith("embed") or ".project." in name
+    )
+    assert parameters(blind) == parameters(positional) - dense
+    assert not any("embed" in name or "project" in name for name, _ in blind.named_parameters())
+
+
+@pytest.mark.parametrize("amplitude", ["raw", "normalised"])
+@pytest.mark.parametrize(("channels", "patch", "resolution"), [(1, 1, 8), (3, 2, 16), (1, 2, 8)])
+def test_shapes_gradients_and_blindness(amplitude, channels, patch, resolution):
+    params = SMALL.model_copy(update={"amplitude": amplitude, "patch": patch})
+    x = torch.randn(2, channels, resolution, resolution)
+    for conditioned in (True, False):
+        network = NCSNpp(params, channels, resolution, conditioned)
+        sigma = torch.tensor([0.1, 3.0]) if conditioned else None
+        out = network(x, sigma)
+        assert out.shape == x.shape
+        out.square().sum().backward()
+        assert all(p.grad is not None for p in network.parameters())
+        with pytest.raises(ValueError, match="sigma"):
+            network(x, None if conditioned else torch.ones(2))
+
+
+def perturbed(network):
+    """The output layers start at almost zero; give every weight a size at which differences show."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in network.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=generator))
+    return network.eval()
+
+
+def test_conditioned_network_reads_sigma_and_a_blind_one_reads_the_amplitude():
+    x = torch.randn(2, 1, 8, 8)
+    conditioned = perturbed(NCSNpp(SMALL, 1, 8, True))
+    assert not torch.allclose(conditioned(x, torch.tensor([0.1, 0.1])), conditioned(x, torch.tensor([5.0, 5.0])))
+    for amplitude in ("raw", "normalised"):
+        blind = perturbed(NCSNpp(SMALL.model_copy(update={"amplitude": amplitude}), 1, 8, False))
+        assert not torch.allclose(blind(x, None), blind(20 * x, None), atol=1e-3)
+
+
+@pytest.mark.parametrize("embedding", ["positional", "fourier"])
+def test_embeddings_tell_neighbouring_levels_apart(embedding):
+    network = perturbed(NCSNpp(SMALL.model_copy(update={"embedding": embedding}), 1, 8, True))
+    e = network.embed(torch.tensor([0.01, 0.0101, 1.0, 50.0])).detach()
+    assert torch.isfinite(e).all()
+    assert float((e[0] - e[1]).abs().max()) > 1e-4
+    assert float((e[2] - e[3]).abs().max()) > 1e-2
+
+
+def test_fir_resampling_matches_scipy():
+    x = torch.randn(1, 1, 8, 8)
+    taps = torch.tensor([1.0, 3, 3, 1]) / 8
+
+    def along(array, axis, up, down, gain):
+        full = upfirdn(gain * taps.numpy(), array, up=up, down=1, axis=axis)
+        return full
+
+    down = Resample("down", True)(x)[0, 0].numpy()
+    wanted = along(along(x[0, 0].numpy(), 0, 1, 1, 1), 1, 1, 1, 1)[2:-1:2, 2:-1:2]
+    torch.testing.assert_close(torch.tensor(down), torch.tensor(wanted[:4, :4]), rtol=1e-5, atol=1e-5)
+    up = Resample("up", True)(x)[0, 0].numpy()
+    wanted = along(along(x[0, 0].numpy(), 0, 2, 1, 2), 1, 2, 1, 2)[1:17, 1:17]
+    torch.testing.assert_close(torch.tensor(up), torch.tensor(wanted), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("fir", [True, False])
+def test_resampling_keeps_a_constant_image_away_from_the_border(fir):
+    x = torch.ones(1, 2, 8, 8)
+    torch.testing.assert_close(Resample("down", fir)(x)[..., 1:-1, 1:-1], torch.ones(1, 2, 2, 2))
+    torch.testing.assert_close(Resample("up", fir)(x)[..., 2:-2, 2:-2], torch.ones(1, 2, 12, 12))
+
+
+def test_resolution_that_cannot_be_halved_is_refused():
+    with pytest.raises(ValueError, match=r"resolution 12 is not a multiple of 8"):
+        NCSNpp(PAPER, 3, 12, True)
