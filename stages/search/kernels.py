@@ -69,17 +69,29 @@ def keep_high(value, position, n, values, positions):
     return min(n + 1, size)
 
 
+@numba.njit(nogil=True, cache=True, fastmath={"nnan", "nsz"}, boundscheck=False)
+def highest(values):
+    """The largest of finite values."""
+    top = values[0]
+    for i in range(values.shape[0]):
+        top = max(top, values[i])
+    return top
+
+
 @numba.njit(nogil=True, cache=True, boundscheck=False)
 def high_scores(row, values, positions):
     """Some positions with high scores, found fast: the best of each of many groups, then the best of those."""
     width = max(1, row.shape[0] // (4 * values.shape[0]))
     n = 0
     for start in range(0, row.shape[0], width):
-        top = start
-        for j in range(start, min(start + width, row.shape[0])):
-            if row[j] > row[top]:
-                top = j
-        n = keep_high(row[top], top, n, values, positions)
+        group = row[start : start + width]
+        top = highest(group)
+        if n == values.shape[0] and top <= values[n - 1]:
+            continue
+        j = 0
+        while group[j] < top:
+            j += 1
+        n = keep_high(top, start + j, n, values, positions)
     return n
 
 

@@ -16,7 +16,7 @@ from stages.search.projection import BoundVectors, Projection, bound_vectors, fi
 EMPTY = 2**63 - 1
 SMALL = 1 << 33  # multiplications up to which one plain product is faster than starting the compiled scans
 COARSE, FINE = 64, 256  # dimensions of the bound that every pair gets, and of the one that survivors get
-HARD = 0.08  # share of the candidates above which the dense search is faster
+HARD = 0.15  # share of the candidates above which the dense search is faster
 
 
 def nearest(

@@ -15,7 +15,7 @@ import numpy as np
 
 from stages.search.products import centred, products, squared_norms
 
-SAMPLE = 2_048  # rows that the directions are fitted to; any directions are correct, these are good
+SAMPLE = 1_024  # rows that the directions are fitted to; any directions are correct, these are good
 CONDITION = 100.0  # of the directions' correlations: the float64 part of the error stays far below `slack`
 
 
@@ -69,7 +69,7 @@ def _principal(sample: np.ndarray, size: int) -> np.ndarray:
     """Orthonormal rows (size, d) near the leading right singular vectors: a randomised range finder."""
     start = np.random.default_rng(0).standard_normal((sample.shape[1], size), dtype=np.float32)
     basis = np.linalg.qr(start)[0]
-    for _ in range(3):
+    for _ in range(2):
         basis = np.linalg.qr(sample.T @ (sample @ basis))[0]
     rotation = np.linalg.eigh(basis.T @ (sample.T @ (sample @ basis)))[1]
     return (basis @ rotation[:, ::-1]).T
