@@ -176,12 +176,12 @@ class NCSNpp(nn.Module):
     @staticmethod
     def _check(params: NetworkParams, resolution: int) -> None:
         if params.channels % 4:
-            raise InputError(f"network.channels must be a multiple of 4, not {params.channels}")
+            raise InputError(f"train.network.channels must be a multiple of 4, not {params.channels}")
         factor = 2 ** (len(params.multipliers) - 1) * params.patch
         if resolution % factor:
             raise InputError(
-                f"resolution {resolution} is not a multiple of {factor}, which network.multipliers {params.multipliers} "
-                f"and network.patch {params.patch} need: shorten them or choose another resolution"
+                f"resolution {resolution} is not a multiple of {factor}, which train.network.multipliers "
+                f"{params.multipliers} and patch {params.patch} need: shorten them or choose another resolution"
             )
 
     def _block(self, inputs: int, outputs: int, resample: Literal["up", "down"] | None = None) -> ResidualBlock:
