@@ -1,9 +1,10 @@
 """A complete project with tiny stages in a folder of its own, to test the dispatch without the mathematics.
 
-Every piece of work appends a line to work.log, so that a test can count what was computed. The environment variable
-PAUSE (seconds) slows each piece down.
+Every piece of work appends a line to work.log, so that a test can count what was computed. While there is a file
+`hold` with a number in it, work pauses as soon as the log has that many lines.
 """
 
+import copy
 import os
 import shutil
 import subprocess
@@ -32,7 +33,7 @@ PARAMS: dict[str, Any] = {
 }
 
 COMMON = """
-    import os, time
+    import time
     from pathlib import Path
     from typing import Any, ClassVar
     from pydantic import Field
@@ -43,6 +44,11 @@ COMMON = """
     def log(line):
         with open("work.log", "a") as file:
             file.write(line + "\\n")
+
+    def pause():
+        hold, lines = Path("hold"), Path("work.log")
+        while hold.exists() and lines.exists() and len(lines.read_text().splitlines()) >= int(hold.read_text()):
+            time.sleep(0.02)
 
     class Spec(Section):
         network: bool
@@ -87,7 +93,7 @@ STAGES = {
             if shard.settings["temperature"] == 13:
                 raise InputError("temperature 13 is unlucky: take another")
             for step in range(len(value), shard.settings["steps"]):
-                time.sleep(float(os.environ.get("PAUSE", 0)))
+                pause()
                 value += chr(65 + step)
                 write_text(checkpoint, value)
                 log(f"train {shard.name} step {step}")
@@ -115,7 +121,7 @@ STAGES = {
                     for n, cut in enumerate(cuts, 1)]
 
         def work(shard):
-            time.sleep(float(os.environ.get("PAUSE", 0)))
+            pause()
             first, last = shard.settings["span"]
             score = Path(shard.inputs[0]).read_bytes()
             with atomic_path(shard.path) as path:
@@ -152,11 +158,15 @@ class SmallProject:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.params = {key: dict(value) if isinstance(value, dict) else value for key, value in PARAMS.items()}
         (folder / "pipeline").symlink_to(ROOT / "pipeline")
         (folder / "stages").mkdir()
         for name in ("__init__.py", "errors.py", "artifacts.py", "protocol.py"):
             shutil.copy(ROOT / "stages" / name, folder / "stages" / name)
+        self.reset()
+
+    def reset(self) -> None:
+        """Write stages and params.yaml as they were in the beginning."""
+        self.params = copy.deepcopy(PARAMS)
         for name in PARAMS:
             if name not in ("execution", "variants"):
                 self.write_stage(name)
@@ -202,6 +212,20 @@ class SmallProject:
         output, _ = process.communicate(timeout=240)
         assert process.returncode == code, f"exit code {process.returncode}, not {code}:\n{output}"
         return output
+
+    def plain(self, stage: str, variant: str) -> None:
+        """Run a stage without the dispatch."""
+        command = [sys.executable, "-m", f"stages.{stage}", "--variant", variant]
+        subprocess.run(command, cwd=self.folder, env=self.environment(), check=True, timeout=60)
+
+    def hold(self, lines: int) -> None:
+        """Let work pause as soon as the log has so many lines."""
+        (self.folder / "hold.new").write_text(str(lines))
+        (self.folder / "hold.new").rename(self.folder / "hold")
+
+    def release(self) -> None:
+        """Let work go on."""
+        (self.folder / "hold").unlink(missing_ok=True)
 
     def log(self) -> list[str]:
         """What was computed since the last call."""

@@ -1,0 +1,177 @@
+"""The walls of the house: which part may import which, and that dvc.yaml says what the code does."""
+
+import ast
+import importlib
+from pathlib import Path
+from typing import Any
+
+import grimp
+import pytest
+import yaml
+
+from pipeline import closure, dag
+from pipeline.params import STAGES
+
+ROOT = Path(__file__).parent.parent
+CORE = ("images", "features", "search", "diffusion", "memorization", "theory", "reporting")
+BASE = ("errors", "artifacts", "protocol", "device")
+
+# part -> parts of the core that it may import, besides the base
+ARROWS = {
+    "images": {"search"},
+    "features": {"images", "search"},
+    "search": set(),
+    "diffusion": {"images", "search"},
+    "memorization": {"images", "search"},
+    "theory": {"diffusion", "search"},
+    "reporting": {"images", "memorization"},
+}
+
+
+@pytest.fixture(scope="module")
+def graph() -> grimp.ImportGraph:
+    return grimp.build_graph("stages", "pipeline", include_external_packages=True, cache_dir=None)
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    return yaml.safe_load((ROOT / "dvc.yaml").read_text())
+
+
+def part(module: str) -> str:
+    """The part of `stages` that a module belongs to: stages.images.store -> images."""
+    return module.split(".")[1] if "." in module else ""
+
+
+def imports(graph: grimp.ImportGraph, prefix: str) -> list[tuple[str, str]]:
+    """(importer, imported) of all direct imports in modules below `prefix`."""
+    modules = [module for module in graph.modules if module == prefix or module.startswith(f"{prefix}.")]
+    return [(module, other) for module in modules for other in graph.find_modules_directly_imported_by(module)]
+
+
+def test_every_part_of_the_core_is_known(graph):
+    parts = {part(module) for module in graph.modules if module.startswith("stages.")}
+    assert parts == {*CORE, *BASE, *STAGES}
+
+
+@pytest.mark.parametrize("name", CORE)
+def test_parts_of_the_core_import_only_what_lies_below_them(name, graph):
+    for importer, imported in imports(graph, f"stages.{name}"):
+        if imported.startswith("stages."):
+            assert part(imported) in {name, *ARROWS[name], *BASE}, f"{importer} imports {imported}"
+
+
+def test_search_is_the_floor(graph):
+    for importer, imported in imports(graph, "stages.search"):
+        if imported.startswith("stages.") and not imported.startswith("stages.search"):
+            assert part(imported) in {"errors", "artifacts"}, f"{importer} imports {imported}"
+
+
+def test_noise_is_the_floor_of_diffusion(graph):
+    below = {module for _, module in imports(graph, "stages.diffusion.noise") if module.startswith("stages.")}
+    assert {part(module) for module in below} <= set(BASE)
+
+
+def test_features_and_diffusion_never_meet(graph):
+    for one, other in (("features", "diffusion"), ("diffusion", "features")):
+        for module in [module for module in graph.modules if module.startswith(f"stages.{one}.")]:
+            reached = graph.find_upstream_modules(module)
+            assert not [name for name in reached if name.startswith(f"stages.{other}")], module
+
+
+def test_the_work_knows_nothing_of_the_dispatch(graph):
+    for importer, imported in imports(graph, "stages"):
+        assert imported.split(".")[0] not in {"prefect", "dvc", "dvclive", "pipeline", "ray"}, f"{importer}: {imported}"
+
+
+def test_the_dispatch_goes_through_the_stages(graph):
+    """pipeline imports the stages by their protocol, and nothing of the core but the table of results."""
+    for importer, imported in imports(graph, "pipeline"):
+        if imported.startswith("stages."):
+            allowed = {"stages.artifacts", "stages.errors", "stages.protocol", "stages.reporting.results"}
+            assert imported in allowed, f"{importer} imports {imported}"
+
+
+def test_only_the_flows_import_prefect(graph):
+    using = {importer for importer, imported in imports(graph, "pipeline") if imported == "prefect"}
+    assert using == {"pipeline.flows", "pipeline.showcase"}
+
+
+def test_packages_hold_no_code_of_their_own():
+    """closure.code_files leaves __init__.py out: it may hold a docstring and nothing else."""
+    for path in (ROOT / "stages").rglob("__init__.py"):
+        body = ast.parse(path.read_text()).body
+        assert all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body), path
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_every_stage_speaks_the_protocol(name):
+    module = importlib.import_module(f"stages.{name}")
+    assert name == module.Params.SECTION
+    assert all(callable(getattr(module, function)) for function in ("plan", "work", "gather"))
+    for field, info in module.Params.model_fields.items():
+        assert info.is_required(), f"{name}.{field} has a default: params.yaml spells every key"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_code_deps_in_dvc_yaml_are_the_import_closure(name, document):
+    code, _, _ = dag.listed(document["stages"][name])
+    assert code == closure.code_files(name), "run: scoresmooth dag --write"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_params_in_dvc_yaml_are_what_the_stage_reads(name, document):
+    _, _, params = dag.listed(document["stages"][name])
+    assert params == importlib.import_module(f"stages.{name}").Params.keys("${key}"), "run: scoresmooth dag --write"
+
+
+def test_execution_is_no_dependency(document):
+    listed = {key for stage in document["stages"].values() for key in dag.listed(stage)[2]}
+    assert not {key for key in listed if key.split(".")[0] == "execution"}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_commands_and_outs_follow_the_names(name, document):
+    stage = document["stages"][name]
+    per_variant = importlib.import_module(f"stages.{name}").Params.PER_VARIANT
+    assert ("foreach" in stage) == per_variant
+    body = stage.get("do", stage)
+    assert body["cmd"] == f"scoresmooth stage {name}" + (" --variant ${key}" if per_variant else "")
+    own = f"data/{name}/${{key}}" if per_variant else f"data/{name}"
+    outs = [out if isinstance(out, str) else next(iter(out)) for out in body["outs"] + body.get("metrics", [])]
+    assert all(out == own or out.startswith(f"{own}/") for out in outs)
+    assert not [dep for dep in dag.listed(stage)[1] if not dep.startswith("data/")]
+
+
+def test_a_change_of_one_variant_reaches_its_own_stages_and_the_report_only(monkeypatch):
+    """Counted on DVC's own graph of stages."""
+    from dvc.repo import Repo
+
+    monkeypatch.chdir(ROOT)
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    with Repo(str(ROOT)) as repo:
+        index = repo.index.graph
+        stages = {stage.addressing: stage for stage in repo.index.stages}
+        for variant in tree["variants"]:
+            reading = {
+                name
+                for name, stage in stages.items()
+                for params in stage.params
+                if {f"variants.{variant}", "variants"} & set(params.params)
+            }
+            assert reading == {f"train@{variant}", f"sample@{variant}", "report"}
+            assert "report" in reading
+            # DVC's arrows go from a stage to what it depends on
+            after = {stage.addressing for stage in index if any(stages[n] in _reached(index, stage) for n in reading)}
+            own = {f"{name}@{variant}" for name in ("train", "sample", "filter", "fid")}
+            assert after | reading == own | {"report"}
+
+
+def _reached(graph: Any, stage: Any) -> set[Any]:
+    seen, waiting = set(), list(graph.successors(stage))
+    while waiting:
+        node = waiting.pop()
+        if node not in seen:
+            seen.add(node)
+            waiting.extend(graph.successors(node))
+    return seen

@@ -1,0 +1,160 @@
+"""params.yaml: whatever is wrong with it is one line that names the key, and exit code 2 before anything runs."""
+
+import copy
+import importlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from small_project import ROOT, SmallProject
+
+from pipeline.params import STAGES, load_params, load_stage
+from stages.errors import InputError
+
+TREE: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+
+
+def load(tree: Any, folder: Path) -> Any:
+    path = folder / "params.yaml"
+    path.write_text(tree if isinstance(tree, str) else yaml.safe_dump(tree, sort_keys=False))
+    return load_params(path)
+
+
+def message(tree: Any, folder: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        load(tree, folder)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def leaves(node: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """Paths of all keys of nested mappings, sections included."""
+    for key, value in node.items() if isinstance(node, dict) else ():
+        yield (*path, key)
+        yield from leaves(value, (*path, key))
+
+
+def changed(path: tuple[str, ...], change: Any) -> dict[str, Any]:
+    """The tree with `change(parent, key)` done at one place."""
+    tree = copy.deepcopy(TREE)
+    node = tree
+    for part in path[:-1]:
+        node = node[part]
+    change(node, path[-1])
+    return tree
+
+
+def test_the_default_is_valid_and_complete(tmp_path):
+    parameters = load(TREE, tmp_path)
+    assert parameters.variants == tuple(TREE["variants"])
+    for name in STAGES:
+        variants = TREE["variants"] if importlib.import_module(f"stages.{name}").Params.PER_VARIANT else [None]
+        for variant in variants:
+            assert name == parameters.stages[name, variant].SECTION
+
+
+@pytest.mark.parametrize("path", [path for path in leaves(TREE) if path[0] != "variants"], ids=".".join)
+def test_every_key_is_needed_and_named_when_missing(path, tmp_path):
+    text = message(changed(path, lambda node, key: node.pop(key)), tmp_path)
+    assert "missing key" in text or "Field required" in text
+    assert ".".join(path) in text
+
+
+@pytest.mark.parametrize("section", list(TREE))
+def test_unknown_key_in_every_section(section, tmp_path):
+    if section == "variants":
+        tree = changed(("variants", next(iter(TREE["variants"]))), lambda node, key: node[key].update(sigmas=3))
+    else:
+        tree = changed((section,), lambda node, key: node.__setitem__(key, {**(node[key] or {}), "sigmas": 3}))
+    text = message(tree, tmp_path)
+    assert "unknown key" in text
+    assert f"{section}." in text
+    assert "sigmas" in text
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("ingest.train", 0),
+        ("ingest.seed", -1),
+        ("ingest.channels", 2),
+        ("ingest.resolution", "large"),
+        ("execution.jobs", 0),
+        ("execution.server_timeout", -3),
+        ("execution.processes", ["trian"]),
+    ],
+)
+def test_value_out_of_range_names_key_and_value(path, value, tmp_path):
+    text = message(changed(tuple(path.split(".")), lambda node, key: node.__setitem__(key, value)), tmp_path)
+    assert path in text
+    assert str(value[0] if isinstance(value, list) else value) in text
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"sampel": {}}, "unknown key sampel"),
+        ({"sample": 3}, "sample must be a mapping"),
+        ({"variants": {}}, "variants must be a mapping"),
+        ({"variants": {"Net 1": {}}}, "variants.Net 1"),
+        ({"execution": None}, "execution must be a mapping"),
+        ({3: {}}, "unknown key 3"),
+    ],
+)
+def test_malformed_sections(change, expected, tmp_path):
+    assert expected in message({**TREE, **change}, tmp_path)
+
+
+def test_a_key_that_stands_twice_is_an_error(tmp_path):
+    text = yaml.safe_dump(TREE, sort_keys=False).replace("  jobs: 1\n", "  jobs: 1\n  jobs: 2\n")
+    assert "execution.jobs stands twice" in message(text, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "- 1\n", "a: [\n"])
+def test_no_mapping_or_no_yaml(text, tmp_path):
+    assert "params.yaml" in message(text, tmp_path)
+
+
+def test_one_stage_is_read_only_after_all_of_the_file_was_valid(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(TREE))
+    assert load_stage("ingest", None)[0].train == TREE["ingest"]["train"]
+    assert load_stage("ingest", None)[0].train == TREE["ingest"]["train"]  # from the remembered version
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(changed(("sample", "count"), lambda n, k: n.pop(k))))
+    with pytest.raises(InputError, match=r"sample\.count"):
+        load_stage("ingest", None)
+
+
+@pytest.mark.parametrize(
+    ("name", "variant", "expected"),
+    [
+        ("nope", None, "no stage nope"),
+        ("sample", None, "--variant"),
+        ("sample", "x", "variants.x"),
+        ("ingest", "x", "drop"),
+    ],
+)
+def test_unknown_stage_or_variant(name, variant, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(TREE))
+    with pytest.raises(InputError, match=expected):
+        load_stage(name, variant)
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [({"ingest": {"train": 0}}, "ingest.train"), ({"ingest": {}}, "ingest.train"), ({"sampel": {}}, "sampel")],
+)
+def test_the_command_ends_with_code_2_and_one_line_and_runs_nothing(change, expected, tmp_path):
+    project = SmallProject(tmp_path)
+    project.params.update(change)
+    project.write_params()
+    for command in (["stage", "report"], ["params"]):
+        lines = project.run(*command, code=2).strip().splitlines()
+        assert len(lines) == 1
+        assert expected in lines[0]
+    assert project.log() == []
+    assert not (tmp_path / ".scoresmooth" / "prefect").exists()
+    assert not (tmp_path / "data").exists()
