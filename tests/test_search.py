@@ -11,7 +11,7 @@ from stages.search import nearest as nearest_module
 from stages.search import products as products_module
 from stages.search import range_search as range_module
 from stages.search.nearest import nearest
-from stages.search.nearest_float import min_distance
+from stages.search.nearest_float import min_distance, prepare
 from stages.search.neighbor_table import NeighborTable, read_neighbors, write_neighbors
 from stages.search.products import centred, products, squared_norms
 from stages.search.projection import bound_vectors, fit_projection, slack
@@ -210,8 +210,18 @@ def test_min_distance_stays_certified_at_lower_matmul_precision():
         found = min_distance(x, images)
     finally:
         torch.set_float32_matmul_precision("highest")
-    assert torch.equal(found[0], expected[0])
-    assert torch.equal(found[1], expected[1])
+    for other in (found, min_distance(x, prepare(images))):
+        assert torch.equal(other[0], expected[0])
+        assert torch.equal(other[1], expected[1])
+
+
+@pytest.mark.filterwarnings("error")
+def test_min_distance_takes_a_memory_map():
+    images = draw_images("noise", np.random.default_rng(0), 5, 7)
+    images.flags.writeable = False
+    index, distance = min_distance(torch.from_numpy(images[3:4] / np.float32(255)), images)
+    assert index.tolist() == [3]
+    assert distance.item() < 1e-6
 
 
 def test_min_distance_refuses_nan():
