@@ -50,7 +50,7 @@ def load_model(
     variant = Variant(**score["spec"], sampler=sampler)
     levels = noise.NoiseParams(**score["noise"])
     where = torch.device(pick_device(device))
-    pixels = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    pixels = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))
     network = None
     if weights is not None:
         network = NCSNpp(

@@ -1,0 +1,156 @@
+"""Stages train and sample on a small project: shards change nothing, kills cost nothing, wrong sizes are named."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from stages import sample, train
+from stages.artifacts import sha256_file
+from stages.images.store import image_table, read_images, write_images
+from stages.protocol import load_tree, run_plain
+from stages.search.nearest import nearest
+from stages.search.neighbor_table import NeighborTable, write_neighbors
+
+ROOT = Path(__file__).parent.parent
+COUNT, K = 30, 8
+
+
+def small_params():
+    tree = load_tree(ROOT / "params.yaml")
+    network = {"channels": 8, "multipliers": [1, 1], "patch": 2}
+    optimization = {"steps": 20, "batch": 4, "checkpoint_every": 5, "log_every": 5, "warmup": 2}
+    tree["train"]["network"] |= network
+    tree["train"]["optimization"] |= optimization
+    tree["sample"] |= {"count": 23, "batch": 4, "shards": 3}
+    for variant in tree["variants"].values():
+        variant["sampler"]["levels"] = 6
+        if variant.get("neighbors"):
+            variant["neighbors"]["k"] = K
+        if variant.get("kernel"):
+            variant["kernel"]["draws"] = 4
+    return tree
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    pixels = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 1), dtype=np.uint8)
+    table = image_table(pixels)
+    write_images("data/deduplicate/train.arrow", table)
+    flat = pixels.reshape(COUNT, -1)
+    rows, squared = nearest(flat, flat, K, exclude=np.arange(COUNT))
+    lists = NeighborTable(rows.astype(np.int32), np.sqrt(squared / 64).astype(np.float32) / 255, table.ids, None, {})
+    for space in ("pixel", "feature"):
+        write_neighbors(f"data/index/{space}_neighbors.arrow", lists)
+    write_params(small_params())
+    return tmp_path
+
+
+def write_params(tree):
+    Path("params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+
+
+def names(score):
+    return [name for name, spec in load_tree(ROOT / "params.yaml")["variants"].items() if spec["score"] == score]
+
+
+def outs(*variants):
+    return {path: sha256_file(path) for v in variants for path in sorted(Path("data").glob(f"*/{v}/*"))}
+
+
+def test_every_default_variant_trains_and_samples(project):
+    for name in (*names("closed-form"), *names("network")):
+        run_plain("train", name)
+        run_plain("sample", name)
+        table = read_images(f"data/sample/{name}/samples.arrow")
+        assert table.images.shape == (23, 8, 8, 1)
+        assert table.images.std() > 0
+        score = json.loads(Path(f"data/train/{name}/score.json").read_text())
+        assert score["spec"]["form"] == load_tree()["variants"][name]["form"]
+        trained = Path(f"data/train/{name}/model.safetensors").exists()
+        assert trained == (score["spec"]["score"] == "network")
+        if trained:
+            steps = [line.split("\t")[0] for line in Path(f"data/train/{name}/loss.tsv").read_text().splitlines()]
+            assert steps == ["step", "5", "10", "15", "20"]
+
+
+@pytest.mark.parametrize("name", ["closed-kernel", "net-conditioning"])
+def test_the_number_of_shards_changes_nothing(project, name):
+    run_plain("train", name)
+    digests = []
+    for shards in (1, 7):
+        tree = load_tree()
+        tree["sample"]["shards"] = shards
+        write_params(tree)
+        run_plain("sample", name)
+        digests.append(outs(name))
+    assert digests[0] == digests[1]
+
+
+def test_running_twice_gives_identical_files(project):
+    digests = []
+    for _ in range(2):
+        run_plain("train", "net-temperature-pixel")
+        run_plain("sample", "net-temperature-pixel")
+        digests.append(outs("net-temperature-pixel"))
+    assert digests[0] == digests[1]
+
+
+def test_a_change_of_the_sampler_trains_nothing_again(project):
+    tree = load_tree()
+    before = train.plan(train.Params.from_tree(tree, "net-conditioning"))
+    tree["variants"]["net-conditioning"]["sampler"]["levels"] = 17
+    assert train.plan(train.Params.from_tree(tree, "net-conditioning")) == before
+    tree["train"]["optimization"]["steps"] = 21
+    assert train.plan(train.Params.from_tree(tree, "net-conditioning")) != before
+
+
+def test_shards_cut_between_batches(project):
+    params = sample.Params.from_tree(load_tree(), "closed-conditioning")
+    cuts = [(shard.settings["start"], shard.settings["stop"]) for shard in sample.plan(params)]
+    assert cuts == [(0, 8), (8, 16), (16, 23)]
+
+
+@pytest.mark.parametrize(
+    ("k", "message"),
+    [
+        (COUNT + 1, r"neighbors.k is 31 but the training set has 30 images.*ingest.train"),
+        (K + 2, r"neighbors.k is 10 but .*pixel_neighbors.arrow lists 8.*index.neighbors to 9"),
+    ],
+)
+def test_more_neighbours_than_there_are_is_one_clear_line(project, k, message):
+    tree = load_tree()
+    tree["variants"]["net-temperature-pixel"]["neighbors"]["k"] = k
+    write_params(tree)
+    with pytest.raises(ValueError, match=message):
+        run_plain("train", "net-temperature-pixel")
+
+
+def test_killed_training_resumes_and_ends_with_identical_weights(project):
+    """kill -9 after a checkpoint: the next run starts from it, not from the beginning."""
+    tree = load_tree()
+    tree["train"]["optimization"]["steps"] = 120
+    write_params(tree)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "stages.train", "--variant", "net-conditioning"]
+    child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
+    plain = Path(".scoresmooth/plain")
+    while not list(plain.glob("train-*/*.scratch/checkpoint.safetensors")):
+        assert child.poll() is None, "training ended before it could be killed"
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    assert not Path("data/train/net-conditioning/model.safetensors").exists()
+    resumed = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=True)
+    assert "  0%" not in resumed.stderr.splitlines()[0].split("\r")[0], resumed.stderr[:200]
+    killed = outs("net-conditioning")
+    subprocess.run(command, env=environment, stderr=subprocess.DEVNULL, check=True)
+    assert outs("net-conditioning") == killed
