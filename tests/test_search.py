@@ -88,6 +88,18 @@ def test_nearest_property(data, kind, other, hard):
     np.testing.assert_array_equal(squared, expected[1])
 
 
+def test_nearest_of_more_than_one_block_holds(path):
+    """k larger than a block of the reference: the list of the best is filled over several blocks."""
+    rng = np.random.default_rng(0)
+    for count, d, k in ((154, 17, 131), (90, 40, 61), (60, 200, 59)):
+        queries, reference = (draw_images("noise", rng, n, d) for n in (9, count))
+        expected = brute_force(queries, reference, k)
+        for columns in (7, 19, 40):
+            found = nearest(queries, reference, k, memory_budget=columns * 4 * (12 * (min(256, d) + 3) + d))
+            np.testing.assert_array_equal(found[0], expected[0])
+            np.testing.assert_array_equal(found[1], expected[1])
+
+
 def test_nearest_at_the_real_dimension(path):
     """d = 3072 with extremes: squared distances up to 2e8, where float32 cannot tell neighbours apart."""
     rng = np.random.default_rng(0)
@@ -146,6 +158,10 @@ def test_the_bound_is_a_bound(kind):
     fine = coarse + x.fine.astype(np.float64) @ y.fine.T.astype(np.float64)
     for score in (coarse, fine):
         assert (x.squared[:, None] - 2 * (score + margin) <= true).all()
+    for rows in range(80):  # and no looser than it says: it leaves nothing between an image and itself
+        own = bound_vectors(projection, reference[rows : rows + 1], 16, reference=False)
+        score = own.coarse @ y.coarse[rows] + own.fine @ y.fine[rows]
+        assert abs(own.squared - 2 * score) <= 2 * slack(own, y)
     if kind == "low-rank":  # and it is worth having: what the fine dimensions leave out is small
         inside = bound_vectors(projection, reference, 16, reference=False)
         own = inside.squared[:, None] - 2 * (inside.coarse @ y.coarse.T + inside.fine @ y.fine.T)
@@ -186,6 +202,18 @@ def test_min_distance_is_brute_force(kind, sigma):
     np.testing.assert_allclose(chosen, squared.min(1), rtol=1e-13)
     if kind == "duplicates":  # the first of equal images
         assert (index.numpy() % 3 == 0).all()
+
+
+def test_min_distance_where_float32_cannot_tell():
+    """Images that differ in one pixel by 1, seen from very near: the differences are below the product's rounding."""
+    rng = np.random.default_rng(3)
+    images = np.full((200, 3072), 255, np.uint8)
+    images[np.arange(200), np.arange(200)] -= 1
+    x = torch.from_numpy((1 + 1e-2 * rng.standard_normal((40, 3072))).astype(np.float32))
+    squared = np.stack([np.square(row.astype(np.float64) - images / 255.0).sum(-1) for row in x.numpy()])
+    index, distance = min_distance(x, images)
+    np.testing.assert_array_equal(index.numpy(), squared.argmin(1))
+    np.testing.assert_allclose(distance.numpy(), np.sqrt(squared.min(1)), rtol=1e-12)
 
 
 def test_min_distance_of_a_row_ignores_the_others(monkeypatch):
