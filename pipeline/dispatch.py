@@ -14,8 +14,8 @@ from stages.protocol import CACHE, Shard, StageParams
 def run_stage(name: str, variant: str | None = None, path: Path | str = "params.yaml") -> None:
     """Run one stage. All of params.yaml is validated first; wrong input raises InputError.
 
-    A stage that is running already, say because only `dvc` was killed, is waited for. Without shards there is
-    nothing to dispatch: the outs are gathered right here.
+    A stage that is running already, say because only `dvc` was killed, is waited for. A variant without any work
+    (the training of a closed form) is gathered right here, without a flow.
     """
     started = time.monotonic()
     params, execution = load_stage(name, variant, path)
@@ -26,7 +26,7 @@ def run_stage(name: str, variant: str | None = None, path: Path | str = "params.
 
     with locked(CACHE / "locks" / f"{label.replace(' ', '@')}.lock", waiting):
         shards = stage_module(name).plan(params)
-        if shards:
+        if shards or variant is None:
             _dispatch(name, variant, params, execution, shards)
         else:
             stage_module(name).gather(params, [])

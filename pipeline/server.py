@@ -167,7 +167,13 @@ def _choose_port() -> int:
 def _spawn(port: int) -> Server:
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
     off = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in UNUSED_SERVICES}
-    variables = {**os.environ, **environment(), **off, "PREFECT_SERVER_LOGGING_LEVEL": "WARNING"}
+    variables = {
+        **os.environ,
+        **environment(),
+        **off,
+        "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
+        "PREFECT_UI_API_URL": "/api",  # what the pages call; their default is port 4200, whatever port serves them
+    }
     variables.pop("PREFECT_API_URL", None)
     alive = os.open(HOME / "server.alive.lock", os.O_RDWR | os.O_CREAT, 0o644)
     try:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from prefect.artifacts import create_image_artifact, create_link_artifact, create_table_artifact
+from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
 from stages.artifacts import read_json
 
@@ -29,7 +29,8 @@ def publish_outs(title: str, folder: Path) -> None:
         if path.suffix == ".json" and path.stat().st_size <= TABLE_BYTES:
             create_table_artifact(key=key, table=table(read_json(path)), description=f"{path}")
         elif path.suffix == ".png":
-            create_image_artifact(key=key, image_url=data_uri(path), description=f"{path}")
+            # not an image artifact: that prints the whole address below the picture, here all of its bytes
+            create_markdown_artifact(key=key, markdown=f"![{path}]({data_uri(path)})", description=f"{path}")
         elif path.suffix == ".html":
             create_link_artifact(key=key, link=path.absolute().as_uri(), link_text=f"{path.absolute()}")
 

@@ -124,7 +124,10 @@ def test_two_racing_processes_start_one_server(started):
     assert len(addresses) == 1
     assert sorted("already running" in text for text in printed) == [False, True]
     assert len(processes(project, "server\0start\0--host")) == 1
-    assert addresses.pop() in project.run("server", "status")
+    address = addresses.pop()
+    assert address in project.run("server", "status")
+    with urllib.request.urlopen(f"{address}/ui-settings", timeout=30) as response:
+        assert json.load(response)["api_url"] == "/api"  # the pages ask the server that they come from
 
 
 def test_the_ui_tells_the_story(project):
