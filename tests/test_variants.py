@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from stages.diffusion import empirical_score as closed
-from stages.diffusion.sampling import actual_level, load_model, sample_batch
+from stages.diffusion.sampling import load_model, sample_batch
 from stages.diffusion.variants import CLOSED_FORMS, Batch, Variant, kernel_draws, temperature_rule
 
 EULER = {"name": "euler", "levels": 8}
@@ -95,9 +94,7 @@ def test_actual_level_is_the_distance_to_the_nearest_image():
     x = torch.rand(6, 1, 4, 4)
     flat = torch.from_numpy(images.reshape(30, -1)).double() / 255
     wanted = (x.reshape(6, 1, 16).double() - flat).norm(dim=2).min(1).values / 4
-    torch.testing.assert_close(actual_level(drawn.centres, x), wanted)
-    blocks = closed.Centres(drawn.centres.pixels, drawn.centres.norms, 7)
-    torch.testing.assert_close(actual_level(blocks, x), wanted)
+    torch.testing.assert_close(drawn.actual_level(x), wanted)
 
 
 def test_kernel_draws_come_in_opposite_pairs_and_belong_to_the_sample():

@@ -1,6 +1,8 @@
 """From a described score to samples: the model is loaded once, then batches of sample numbers become images."""
 
 import dataclasses
+import functools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,6 +17,7 @@ from stages.diffusion.empirical_score import Centres, cfdm_velocity, make_centre
 from stages.diffusion.network import NCSNpp, NetworkParams
 from stages.diffusion.variants import Batch, Variant, closed_form_score, kernel_draws, network_score
 from stages.errors import InputError
+from stages.search.nearest_float import Reference, min_distance, prepare
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,22 +27,38 @@ class Model:
     Attributes:
         variant: the variant as data.
         sigmas: float64 (L,), the sampler's levels in descending order.
-        centres: the training images (closed forms, and the actual noise level).
+        images: the training images, uint8 (M, C, H, W), on the device that samples.
         network: None for closed forms.
-        shape: (C, H, W).
     """
 
     variant: Variant
     sigmas: Tensor
-    centres: Centres
+    images: Tensor
     network: NCSNpp | None
-    shape: tuple[int, int, int]
+
+    @functools.cached_property
+    def centres(self) -> Centres:
+        """The training images as centres of the closed-form scores."""
+        return make_centres(self.images)
+
+    @functools.cached_property
+    def _reference(self) -> Reference:
+        return prepare(self.images.flatten(1), self.images.device)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W)."""
+        return tuple(self.images.shape[1:])
 
     def score(self, batch: Batch) -> samplers.Score:
         """score(x, sigma) for the samples of a batch."""
         if self.network is not None:
             return network_score(self.network, self.variant.conditioned)
         return closed_form_score(self.variant, self.centres, self.sigmas, batch)
+
+    def actual_level(self, x: Tensor) -> Tensor:
+        """sigma_hat = min_i |x - x_i| / sqrt d of x float32 (B, C, H, W), exact: float64 (B,) (METHODS §1.3)."""
+        return min_distance(x.flatten(1), self._reference)[1] / x[0].numel() ** 0.5
 
 
 def load_model(
@@ -68,13 +87,13 @@ def load_model(
             raise InputError(f"{weights} does not fit its score.json: rerun train ({error})") from error
         network = network.to(where, memory_format=torch.channels_last).eval()
     sigmas = noise.levels(levels, variant.sampler.levels)
-    return Model(variant, sigmas, make_centres(pixels.to(where)), network, tuple(pixels.shape[1:]))
+    return Model(variant, sigmas, pixels.to(where), network)
 
 
 @torch.inference_mode()
 def trajectory(model: Model, seed: int, indices: Tensor) -> Iterator[Tensor]:
     """States of the samples `indices` (int64 (B,)) after every step, float32 (B, C, H, W)."""
-    indices = indices.to(model.centres.pixels.device)
+    indices = indices.to(model.images.device)
     batch = Batch(seed, indices)
 
     def draw(n: int) -> Tensor:
@@ -92,19 +111,6 @@ def sample_batch(model: Model, seed: int, indices: Tensor) -> np.ndarray:
         wrong = indices[~torch.isfinite(x).flatten(1).all(1).cpu()][:5].tolist()
         raise FloatingPointError(f"samples {wrong} of variant form {model.variant.form} are not finite")
     return (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
-
-
-def actual_level(centres: Centres, x: Tensor) -> Tensor:
-    """sigma_hat = min_i |x - x_i| / sqrt d, float64 (B,) (METHODS §1.3); the minimum is re-scored by differences."""
-    flat = x.reshape(len(x), -1).double()
-    best = torch.full((len(x),), torch.inf, dtype=torch.float64, device=x.device)
-    nearest = flat
-    for r2, block in centres.squared_distances(flat):
-        value, row = r2.min(1)
-        closer = value < best
-        best = torch.where(closer, value, best)
-        nearest = torch.where(closer[:, None], block[row], nearest)
-    return (flat - nearest).norm(dim=1) / centres.dimension**0.5
 
 
 def _reverse(ode: bool) -> Callable[[Model, Batch, samplers.Draw], Iterator[Tensor]]:
@@ -128,7 +134,7 @@ def _actual_noise(model: Model, batch: Batch, draw: samplers.Draw) -> Iterator[T
         model.sigmas,
         step=params.step,
         exact_below=params.exact_below,
-        level=lambda x: actual_level(model.centres, x),
+        level=model.actual_level,
     )
 
 
@@ -140,12 +146,12 @@ def _gradient_ascent(model: Model, batch: Batch, draw: samplers.Draw) -> Iterato
         model.sigmas,
         step=params.step,
         stop_below=params.stop_below,
-        level=lambda x: actual_level(model.centres, x),
+        level=model.actual_level,
     )
 
 
 def _cfdm(model: Model, batch: Batch, draw: samplers.Draw) -> Iterator[Tensor]:
-    shifts = kernel_draws(model.variant, model.centres.dimension, batch)
+    shifts = kernel_draws(model.variant, math.prod(model.shape), batch)
 
     def velocity(z: Tensor, t: float) -> Tensor:
         flat = z.reshape(len(z), -1).double()
