@@ -88,6 +88,18 @@ def test_temperature_per_sample_and_scheduled_precision(points):
         torch.testing.assert_close(whole[i], -(w[:, None] * (x[i] - pixels)).sum(0) / sigma[i] ** 2)
 
 
+@pytest.mark.parametrize("block", [1, 3, 100])
+def test_nearest_centres_are_the_whole_sum_over_a_list_of_them(points, block):
+    pixels, x = points
+    got = closed.unconditioning(centres_in_blocks(pixels, block), x, 5.0, nearest=4)
+    for i in range(9):
+        rows = ((x[i] - pixels) ** 2).sum(1).argsort()[:4]
+        own = closed.unconditioning(closed.make_centres(pixels[rows]), x[i : i + 1], 5.0)
+        torch.testing.assert_close(got[i : i + 1], own)
+    everything = closed.unconditioning(centres_in_blocks(pixels, block), x, 5.0, nearest=100)
+    torch.testing.assert_close(everything, closed.unconditioning(closed.make_centres(pixels), x, 5.0))
+
+
 def test_on_a_centre_the_score_is_zero_and_finite(points):
     pixels, _ = points
     got = closed.unconditioning(closed.make_centres(pixels), pixels[:3])

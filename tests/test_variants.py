@@ -41,7 +41,21 @@ def test_wrong_temperatures_are_refused(rule):
         ({"score": "network", "form": "mixture"}, "cannot be trained"),
         ({"score": "network", "form": "temperature", "temperature": 5}, "neighbors"),
         ({"score": "network", "form": "conditioning", "noise_conditioning": False}, "unconditioning"),
-        ({"score": "closed-form", "form": "conditioning", "smooth_below": 1.0}, "belong to networks"),
+        ({"score": "closed-form", "form": "conditioning", "smooth_below": 1.0}, "form temperature"),
+        ({"score": "closed-form", "form": "conditioning", "noise_conditioning": True}, "belongs to networks"),
+        (
+            {
+                "score": "closed-form",
+                "form": "temperature",
+                "temperature": 5,
+                "neighbors": {"space": "feature", "k": 3},
+            },
+            "pixel",
+        ),
+        (
+            {"score": "closed-form", "form": "unconditioning", "neighbors": {"space": "pixel", "k": 3}},
+            "form temperature",
+        ),
         ({"score": "closed-form", "form": "cfdm", "kernel": {"h": 0.1, "draws": 2}}, "cfdm"),
     ],
 )

@@ -72,7 +72,8 @@ def _weighted(centres: Centres, x: Tensor, weigh: Callable[[Tensor], tuple[Tenso
 
     Online softmax over blocks of centres. x: float64 (B, d); returns float64 (B, d).
     """
-    top = torch.full((len(x), 1), -math.inf, dtype=torch.float64, device=x.device)
+    lowest = torch.finfo(torch.float64).min  # finite, so that a block without any weight gives 0 and not NaN
+    top = torch.full((len(x), 1), lowest, dtype=torch.float64, device=x.device)
     total = torch.zeros_like(top)
     precision = torch.zeros_like(top)
     moment = torch.zeros_like(x)
@@ -122,6 +123,7 @@ def unconditioning(
     power: int | None = None,
     precision: Precision = "optimal",
     sigma: Tensor | None = None,
+    nearest: int | None = None,
 ) -> Tensor:
     """Optimal-shell score, smoothed by temperature: s = -sum_i w_i (x-x_i)/sigma_i*^2 with
     w = softmax(-(d-2) ln r_i / T) and sigma_i*^2 = r_i^2/(d-2) (METHODS §1.4-1.5).
@@ -132,6 +134,7 @@ def unconditioning(
         power: c in place of d-2.
         precision: "optimal" divides by sigma_i*^2, "scheduled" by the given sigma^2 (METHODS §1.6).
         sigma: float64 (B,), needed for "scheduled" only.
+        nearest: sum over this many centres nearest to x (ties included), or over all (METHODS §1.6).
     Returns float64 (B, d). On a centre itself (r_i = 0) the score is singular in every direction; 0 is returned.
     """
     c = shell_power(centres.dimension) if power is None else power
@@ -139,15 +142,26 @@ def unconditioning(
     if precision == "scheduled" and sigma is None:
         raise ValueError("precision 'scheduled' needs sigma")
     tiny = torch.finfo(torch.float64).tiny
+    farthest = None if nearest is None else kth_squared_distance(centres, x, nearest)
 
     def weigh(r2: Tensor) -> tuple[Tensor, Tensor]:
         r2 = r2.clamp_min(tiny)
         log_weight = -(c / (2 * t)) * torch.log(r2)
+        if farthest is not None:
+            log_weight = log_weight.masked_fill(r2 > farthest, -math.inf)
         if precision == "scheduled":
             return log_weight, (1 / sigma[:, None] ** 2).expand_as(r2)
         return log_weight, torch.where(r2 > tiny, c / r2, 0.0)
 
     return _weighted(centres, x, weigh)
+
+
+def kth_squared_distance(centres: Centres, x: Tensor, k: int) -> Tensor:
+    """The k-th smallest r_i^2, float64 (B, 1); infinite where there are fewer than k centres. x: float64 (B, d)."""
+    best = torch.full((len(x), k), math.inf, dtype=torch.float64, device=x.device)
+    for r2, _ in centres.squared_distances(x):
+        best = torch.cat((best, r2), dim=1).topk(k, dim=1, largest=False).values
+    return best[:, -1:]
 
 
 def smoothed(score: Callable[[Tensor, Tensor], Tensor], h: float, draws: Tensor) -> Score:

@@ -19,9 +19,13 @@ KERNEL_DRAWS = 1 << 30  # draw numbers from here on belong to the kernel, below 
 
 
 class Neighbors(Section):
-    """Over which training images a smoothed target's sums run (METHODS §1.6)."""
+    """Over which training images a smoothed score's sums run (METHODS §1.6).
 
-    space: Literal["pixel", "feature"] = Field(description="the space in which neighbours of the clean image are near")
+    A network's target sums over the neighbours of the clean source image; a closed form knows none and sums over the
+    neighbours of x itself, in pixels.
+    """
+
+    space: Literal["pixel", "feature"] = Field(description="the space in which the neighbours are near")
     k: int = Field(gt=0, description="how many centres, the source image itself included")
     radius: float | None = Field(
         default=None, ge=1, description="of the k, keep those within radius x distance to the second nearest"
@@ -49,7 +53,7 @@ class Variant(Section):
         default=None, description="T: a number, 'C/sigma' for max(C/sigma, 1), 'sqrt_d' or 'd' (METHODS §1.5)"
     )
     smooth_below: float | None = Field(
-        default=None, gt=0, description="networks: levels below this get the smoothed target; null: all with T > 1"
+        default=None, gt=0, description="only levels below this are smoothed; null: all with T > 1"
     )
     precision: closed.Precision = Field(default="optimal", description="divide by sigma*^2 or by the scheduled sigma^2")
     neighbors: Neighbors | None = None
@@ -60,16 +64,16 @@ class Variant(Section):
     def _consistent(self) -> Self:
         if (self.temperature is not None) != (self.form == "temperature"):
             raise ValueError(f"form {self.form!r} and temperature {self.temperature!r} do not go together")
+        if self.smooth_below is not None and self.temperature is None:
+            raise ValueError("smooth_below goes with form temperature: remove it")
         if self.temperature is not None:
             temperature_rule(self.temperature, 2)
         if (self.kernel is not None) != (self.form in ("kernel-smoothed", "cfdm")):
             raise ValueError(f"form {self.form!r} and kernel {self.kernel!r} do not go together")
         if self.score == "network":
             self._check_network()
-        elif self.neighbors is not None or self.noise_conditioning is not None or self.smooth_below is not None:
-            raise ValueError(
-                "neighbors, noise_conditioning and smooth_below belong to networks: closed forms sum over all"
-            )
+        else:
+            self._check_closed_form()
         if (self.form == "cfdm") != (self.sampler.name == "cfdm"):
             raise ValueError(f"form {self.form!r} cannot use sampler {self.sampler.name!r}: cfdm goes with cfdm alone")
         return self
@@ -81,6 +85,14 @@ class Variant(Section):
             raise ValueError("neighbors are needed for a network's form temperature, and for that alone")
         if self.form == "conditioning" and self.noise_conditioning is False:
             raise ValueError("form conditioning without noise_conditioning is form unconditioning")
+
+    def _check_closed_form(self) -> None:
+        if self.noise_conditioning is not None:
+            raise ValueError("noise_conditioning belongs to networks: a closed form's follows from its form")
+        if self.neighbors is not None and (self.form != "temperature" or self.neighbors.space != "pixel"):
+            raise ValueError("a closed form has neighbors only with form temperature, and only in pixel space")
+        if self.neighbors is not None and self.neighbors.radius is not None:
+            raise ValueError("neighbors.radius belongs to networks: remove it")
 
     @property
     def conditioned(self) -> bool:
@@ -139,8 +151,12 @@ def _mixture(variant: Variant, centres: closed.Centres, sigmas: Tensor, batch: B
 def _shells(variant: Variant, centres: closed.Centres, sigmas: Tensor, batch: Batch) -> closed.Score:
     rule = temperature_rule(1.0 if variant.temperature is None else variant.temperature, centres.dimension)
 
+    below = math.inf if variant.smooth_below is None else variant.smooth_below
+    nearest = None if variant.neighbors is None else variant.neighbors.k
+
     def score(x: Tensor, sigma: Tensor) -> Tensor:
-        return closed.unconditioning(centres, x, rule(sigma), precision=variant.precision, sigma=sigma)
+        temperature = torch.where(sigma < below, rule(sigma), 1.0)
+        return closed.unconditioning(centres, x, temperature, precision=variant.precision, sigma=sigma, nearest=nearest)
 
     return score
 
