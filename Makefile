@@ -1,5 +1,7 @@
 # make repro   the whole reproduction, from a fresh clone to the report
 # make test    all tests
+# make lint    style, and dvc.yaml against the code
+# make bench   the benchmarks, one after the other
 # PYTHON chooses the interpreter (3.11 or newer) that makes .venv.
 
 PYTHON ?= python3
@@ -9,10 +11,10 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: repro test lint clean help
+.PHONY: repro test lint bench clean help
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n 's/^# \(make\|PYTHON\)/\1/p' Makefile
 
 repro: $(VENV)/.installed
 	scoresmooth params --quiet
@@ -26,6 +28,9 @@ lint: $(VENV)/.installed-test
 	ruff check .
 	ruff format --check .
 	scoresmooth dag
+
+bench: $(VENV)/.installed-test
+	@for benchmark in benchmarks/*.py; do echo "== $$benchmark"; python $$benchmark || exit 1; done
 
 # Removes the environment. Results (data/, .dvc/cache, .scoresmooth) stay.
 clean:
