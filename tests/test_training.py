@@ -4,11 +4,12 @@ import signal
 
 import pytest
 import torch
+from scipy.stats import chisquare
 
 from stages.diffusion.checkpoint import load_tensors
 from stages.diffusion.losses import denoising_target
 from stages.diffusion.network import NCSNpp, NetworkParams
-from stages.diffusion.noise import NoiseParams
+from stages.diffusion.noise import NoiseParams, uniform
 from stages.diffusion.training import (
     DivergedError,
     EpochOrder,
@@ -16,6 +17,7 @@ from stages.diffusion.training import (
     Trainer,
     TrainingSet,
     learning_rate,
+    stratified,
 )
 
 NETWORK = NetworkParams(
@@ -154,6 +156,13 @@ def test_every_epoch_shows_every_image_once(count, batch):
     assert not torch.equal(rows[0], rows[1]) or count < 4
     fresh = EpochOrder(count, batch, seed=3)
     assert torch.equal(fresh.rows(17), order.rows(17))
+
+
+def test_levels_are_uniform_over_batches_and_spread_within_one():
+    draws = torch.stack([stratified(uniform(0, torch.arange(8) + 8 * n, 0, 1)[:, 0], 100) for n in range(4000)])
+    assert (draws * 8 // 100 == torch.arange(8)).all(0).sum() >= 4  # strata of 12.5 levels share their border levels
+    assert chisquare(torch.bincount(draws.flatten(), minlength=100).numpy()).pvalue > 1e-3
+    assert int(stratified(torch.tensor([0.0, 1 - 2**-33], dtype=torch.float64), 100)[1]) == 99
 
 
 def test_learning_rate_warms_up_and_decays():

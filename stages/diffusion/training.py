@@ -219,7 +219,7 @@ class Trainer:
         rows = self.order.rows(step).to(self.device)
         numbers = torch.arange(len(rows), device=self.device) + step * params.batch
         x0 = self.data.pixels(rows)
-        level = noise.integers(params.seed, numbers, _LEVEL_DRAW, params.levels)
+        level = stratified(noise.uniform(params.seed, numbers, _LEVEL_DRAW, 1)[:, 0], params.levels)
         z = noise.normal(params.seed, numbers, _NOISE_DRAW, tuple(x0.shape[1:]))
         near = self.data.pixels(self.data.neighbors[rows]) if self.data.neighbors is not None else None
         if params.flip:
@@ -261,6 +261,16 @@ class Trainer:
         third = level * 3 // self.params.levels  # level 0 is sigma_max
         parts = [float(losses[third == n].mean()) if (third == n).any() else math.nan for n in (2, 1, 0)]
         return Progress(self.state.step, float(losses.mean()), *parts)
+
+
+def stratified(u: Tensor, levels: int) -> Tensor:
+    """Levels of a batch, int64 (B,), from uniform numbers u (B,): image b draws from the b-th of B equal strata.
+
+    The batch as a whole is uniform over the levels, as METHODS §4 asks, and its gradient varies less than with
+    independent draws. Which image falls into which stratum is random, since the order of an epoch is.
+    """
+    strata = (torch.arange(len(u), device=u.device) + u) / len(u)
+    return (strata * levels).long().clamp_max(levels - 1)
 
 
 def _in_main_thread() -> bool:
