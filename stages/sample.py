@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field
 
 from stages.artifacts import read_json, write_json
-from stages.diffusion.variants import Variant
+from stages.diffusion.parameters import Variant
 from stages.protocol import DATA, Shard, StageParams, main, spans
 
 TRAIN_IMAGES = DATA / "deduplicate" / "train.arrow"

@@ -13,10 +13,7 @@ from pydantic import Field
 
 from stages.artifacts import sha256_file, sha256_json, write_json, write_text
 from stages.device import pick_device
-from stages.diffusion.network import NetworkParams
-from stages.diffusion.noise import NoiseParams
-from stages.diffusion.training import OptimizationParams
-from stages.diffusion.variants import Variant
+from stages.diffusion.parameters import NetworkParams, NoiseParams, OptimizationParams, Variant
 from stages.errors import InputError
 from stages.protocol import DATA, Shard, StageParams, main
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from scipy.signal import upfirdn
 
-from stages.diffusion.network import NCSNpp, NetworkParams, Resample
+from stages.diffusion.network import NCSNpp, Resample
+from stages.diffusion.parameters import NetworkParams
 
 PAPER = NetworkParams(
     channels=128,

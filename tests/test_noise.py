@@ -5,7 +5,8 @@ import pytest
 import torch
 from scipy import stats
 
-from stages.diffusion.noise import NoiseParams, integers, levels, normal, philox
+from stages.diffusion.noise import integers, levels, normal, philox
+from stages.diffusion.parameters import NoiseParams
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from stages.diffusion import samplers
-from stages.diffusion.noise import NoiseParams, levels, normal
+from stages.diffusion.noise import levels, normal
+from stages.diffusion.parameters import NoiseParams, SamplerParams
 
 SPREAD, MEAN = 0.5, 0.3
 
@@ -138,7 +139,7 @@ def test_cfdm_euler_carries_a_single_centre_to_itself():
 )
 def test_wrong_sampler_parameters_are_named(values, message):
     with pytest.raises(ValueError, match=message):
-        samplers.SamplerParams(**values)
+        SamplerParams(**values)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_wrong_sampler_parameters_are_named(values, message):
     ],
 )
 def test_nfe_is_what_the_sampler_really_evaluates(values, evaluations):
-    params = samplers.SamplerParams(**values)
+    params = SamplerParams(**values)
     calls = []
 
     def score(x, sigma):

@@ -8,12 +8,12 @@ from scipy.stats import chisquare
 
 from stages.diffusion.checkpoint import load_tensors
 from stages.diffusion.losses import denoising_target
-from stages.diffusion.network import NCSNpp, NetworkParams
-from stages.diffusion.noise import NoiseParams, uniform
+from stages.diffusion.network import NCSNpp
+from stages.diffusion.noise import uniform
+from stages.diffusion.parameters import NetworkParams, NoiseParams, OptimizationParams
 from stages.diffusion.training import (
     DivergedError,
     EpochOrder,
-    OptimizationParams,
     Trainer,
     TrainingSet,
     learning_rate,

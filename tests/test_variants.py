@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from stages.diffusion.parameters import Variant
 from stages.diffusion.sampling import load_model, sample_batch
-from stages.diffusion.variants import CLOSED_FORMS, Batch, Variant, kernel_draws, temperature_rule
+from stages.diffusion.variants import CLOSED_FORMS, Batch, kernel_draws, temperature_rule
 
 EULER = {"name": "euler", "levels": 8}
 

@@ -14,9 +14,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from stages.diffusion.parameters import Precision
 from stages.errors import InputError
 
-Precision = Literal["optimal", "scheduled"]
 Score = Callable[[Tensor, Tensor], Tensor]
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stages.diffusion.empirical_score import Precision
+from stages.diffusion.parameters import Precision
 
 Target = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 

@@ -8,29 +8,11 @@ import math
 from typing import Literal
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from stages.diffusion.parameters import NetworkParams
 from stages.errors import InputError
-from stages.protocol import Section
-
-
-class NetworkParams(Section):
-    """The shape of an NCSN++ network."""
-
-    channels: int = Field(gt=0, description="channels at full resolution (nf); multiple of 4")
-    multipliers: list[int] = Field(min_length=1, description="channel multiplier per resolution")
-    blocks: int = Field(gt=0, description="residual blocks per resolution")
-    attention: list[int] = Field(description="resolutions with self-attention")
-    patch: Literal[1, 2, 4] = Field(description="pixels are folded patch x patch into channels first; 1 as published")
-    dropout: float = Field(ge=0, lt=1, description="dropout inside the residual blocks")
-    embedding: Literal["positional", "fourier"] = Field(description="how sigma is embedded, if it is")
-    fir: bool = Field(description="FIR [1,3,3,1] resampling; else nearest up and average down")
-    progressive_input: bool = Field(description="residual progressive input: the image enters at every resolution")
-    amplitude: Literal["raw", "normalised"] = Field(
-        description="what enters: 2x-1 as it is, or divided by sqrt(mean square + 1/4), a function of x alone"
-    )
 
 
 def _initialise(layer: nn.Conv2d | nn.Linear, scale: float = 1.0) -> nn.Conv2d | nn.Linear:

@@ -6,30 +6,15 @@ interrupted, and nothing has to be saved to resume.
 """
 
 import math
-from typing import Self
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
 
-from stages.protocol import Section
+from stages.diffusion.parameters import NoiseParams
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
-
-
-class NoiseParams(Section):
-    """The noise levels of the VE-SDE x_t = x_0 + sigma_t z (METHODS §0)."""
-
-    sigma_min: float = Field(gt=0, description="smallest level, in units of pixels in [0,1]")
-    sigma_max: float = Field(gt=0, description="largest level; about the largest distance between training images")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.sigma_min >= self.sigma_max:
-            raise ValueError(f"sigma_min {self.sigma_min} must be below sigma_max {self.sigma_max}")
-        return self
 
 
 def levels(noise: NoiseParams, count: int) -> Tensor:

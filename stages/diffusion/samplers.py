@@ -6,49 +6,12 @@ comes 0, and the last step adds no noise. Nothing is averaged over the batch, so
 """
 
 from collections.abc import Callable, Iterator
-from typing import Literal, Self
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor
-
-from stages.protocol import Section
 
 Score = Callable[[Tensor, Tensor], Tensor]
 Draw = Callable[[int], Tensor]
-
-
-class SamplerParams(Section):
-    """Which sampler, with how many levels."""
-
-    name: Literal["reverse-sde", "reverse-ode", "euler", "heun", "actual-noise", "gradient-ascent", "cfdm"]
-    levels: int = Field(gt=1, description="noise levels, or steps")
-    snr: float | None = Field(default=None, gt=0, description="reverse-*: Langevin corrector's r (0.16); null = none")
-    step: float | None = Field(default=None, gt=0, le=1, description="actual-noise and gradient-ascent: alpha")
-    exact_below: float | None = Field(
-        default=None, gt=0, description="actual-noise: from this level on the distance to the training set is the level"
-    )
-    stop_below: float | None = Field(default=None, gt=0, description="gradient-ascent: stop at this actual noise level")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        needs = {"actual-noise": {"step", "exact_below"}, "gradient-ascent": {"step", "stop_below"}}.get(
-            self.name, set()
-        )
-        allowed = needs | ({"snr"} if self.name.startswith("reverse") else set())
-        for key in ("snr", "step", "exact_below", "stop_below"):
-            if getattr(self, key) is None and key in needs:
-                raise ValueError(f"sampler {self.name} needs the key {key}")
-            if getattr(self, key) is not None and key not in allowed:
-                raise ValueError(f"sampler {self.name} has no key {key}: remove it")
-        return self
-
-    @property
-    def evaluations(self) -> int:
-        """Score evaluations of one sample (NFE); for gradient-ascent the most there can be."""
-        if self.name == "heun":
-            return 2 * self.levels - 1
-        return self.levels * (2 if self.snr is not None else 1)
 
 
 def _full(x: Tensor, value: Tensor | float) -> Tensor:

@@ -14,8 +14,9 @@ from stages.device import pick_device
 from stages.diffusion import noise, samplers
 from stages.diffusion.checkpoint import load_tensors
 from stages.diffusion.empirical_score import Centres, cfdm_velocity, make_centres
-from stages.diffusion.network import NCSNpp, NetworkParams
-from stages.diffusion.variants import Batch, Variant, closed_form_score, kernel_draws, network_score
+from stages.diffusion.network import NCSNpp
+from stages.diffusion.parameters import NetworkParams, NoiseParams, Variant
+from stages.diffusion.variants import Batch, closed_form_score, kernel_draws, network_score
 from stages.errors import InputError
 from stages.search.nearest_float import Reference, min_distance, prepare
 
@@ -67,7 +68,7 @@ def load_model(
     """A model from score.json's content, the sampler's parameters, the training images uint8 (M, H, W, C) and, for a
     network, the path of its weights. Raises InputError when the weights do not fit the described network."""
     variant = Variant(**score["spec"], sampler=sampler)
-    levels = noise.NoiseParams(**score["noise"])
+    levels = NoiseParams(**score["noise"])
     where = torch.device(pick_device(device))
     pixels = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))
     network = None

@@ -2,119 +2,25 @@
 
 import dataclasses
 import math
-import re
 from collections.abc import Callable
-from typing import Literal, Self
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from stages.diffusion import empirical_score as closed
 from stages.diffusion.noise import normal
-from stages.diffusion.samplers import SamplerParams
-from stages.protocol import Section
+from stages.diffusion.parameters import Variant, check_temperature, over_sigma
 
 KERNEL_DRAWS = 1 << 30  # draw numbers from here on belong to the kernel, below to the sampler
 
 
-class Neighbors(Section):
-    """Over which training images a smoothed score's sums run (METHODS §1.6).
-
-    A network's target sums over the neighbours of the clean source image; a closed form knows none and sums over the
-    neighbours of x itself, in pixels.
-    """
-
-    space: Literal["pixel", "feature"] = Field(description="the space in which the neighbours are near")
-    k: int = Field(gt=0, description="how many centres, the source image itself included")
-    radius: float | None = Field(
-        default=None, ge=1, description="of the k, keep those within radius x distance to the second nearest"
-    )
-
-
-class Kernel(Section):
-    """Gaussian smoothing of a closed-form score (METHODS §1.7-1.8)."""
-
-    h: float = Field(gt=0, description="standard deviation of the shifts, in units of pixels in [0,1]")
-    draws: int = Field(gt=0, description="Monte Carlo draws, the same along a trajectory")
-
-
-class Variant(Section):
-    """One diffusion model of the comparison.
-
-    score: a trained network, or the closed-form empirical score.
-    form: what it targets (METHODS §1, §4).
-    """
-
-    score: Literal["network", "closed-form"]
-    form: Literal["conditioning", "unconditioning", "temperature", "kernel-smoothed", "cfdm", "mixture"]
-    noise_conditioning: bool | None = Field(default=None, description="networks: null means form == conditioning")
-    temperature: float | str | None = Field(
-        default=None, description="T: a number, 'C/sigma' for max(C/sigma, 1), 'sqrt_d' or 'd' (METHODS §1.5)"
-    )
-    smooth_below: float | None = Field(
-        default=None, gt=0, description="only levels below this are smoothed; null: all with T > 1"
-    )
-    precision: closed.Precision = Field(default="optimal", description="divide by sigma*^2 or by the scheduled sigma^2")
-    neighbors: Neighbors | None = None
-    kernel: Kernel | None = None
-    sampler: SamplerParams
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if (self.temperature is not None) != (self.form == "temperature"):
-            raise ValueError(f"form {self.form!r} and temperature {self.temperature!r} do not go together")
-        if self.smooth_below is not None and self.temperature is None:
-            raise ValueError("smooth_below goes with form temperature: remove it")
-        if self.temperature is not None:
-            temperature_rule(self.temperature, 2)
-        if (self.kernel is not None) != (self.form in ("kernel-smoothed", "cfdm")):
-            raise ValueError(f"form {self.form!r} and kernel {self.kernel!r} do not go together")
-        if self.score == "network":
-            self._check_network()
-        else:
-            self._check_closed_form()
-        if (self.form == "cfdm") != (self.sampler.name == "cfdm"):
-            raise ValueError(f"form {self.form!r} cannot use sampler {self.sampler.name!r}: cfdm goes with cfdm alone")
-        return self
-
-    def _check_network(self) -> None:
-        if self.form not in ("conditioning", "unconditioning", "temperature"):
-            raise ValueError(f"a network cannot be trained as {self.form!r}: use score: closed-form")
-        if (self.neighbors is not None) != (self.form == "temperature"):
-            raise ValueError("neighbors are needed for a network's form temperature, and for that alone")
-        if self.form == "conditioning" and self.noise_conditioning is False:
-            raise ValueError("form conditioning without noise_conditioning is form unconditioning")
-
-    def _check_closed_form(self) -> None:
-        if self.noise_conditioning is not None:
-            raise ValueError("noise_conditioning belongs to networks: a closed form's follows from its form")
-        if self.neighbors is not None and (self.form != "temperature" or self.neighbors.space != "pixel"):
-            raise ValueError("a closed form has neighbors only with form temperature, and only in pixel space")
-        if self.neighbors is not None and self.neighbors.radius is not None:
-            raise ValueError("neighbors.radius belongs to networks: remove it")
-
-    @property
-    def conditioned(self) -> bool:
-        """Does sigma reach the score?"""
-        return self.form == "conditioning" if self.noise_conditioning is None else self.noise_conditioning
-
-
 def temperature_rule(rule: float | str, dimension: int) -> Callable[[Tensor], Tensor]:
     """T(sigma) of METHODS §1.5, elementwise on sigma: a number, "C/sigma" = max(C/sigma, 1), "sqrt_d" or "d"."""
-    if isinstance(rule, str):
-        match = re.fullmatch(r"\s*([0-9.]+)\s*/\s*sigma\s*", rule)
-        if match:
-            sigma_c = float(match[1])
-            return lambda sigma: (sigma_c / sigma).clamp_min(1.0)
-        named = {"sqrt_d": math.sqrt(dimension), "d": float(dimension)}
-        if rule not in named:
-            raise ValueError(f"temperature {rule!r} is neither a number, 'C/sigma', 'sqrt_d' nor 'd'")
-        constant = named[rule]
-    else:
-        constant = float(rule)
-    if constant < 1:
-        raise ValueError(f"temperature {rule!r} must be at least 1")
+    check_temperature(rule)
+    sigma_c = over_sigma(rule) if isinstance(rule, str) else None
+    if sigma_c is not None:
+        return lambda sigma: (sigma_c / sigma).clamp_min(1.0)
+    constant = {"sqrt_d": math.sqrt(dimension), "d": float(dimension)}.get(rule, rule)
     return lambda sigma: torch.full_like(sigma, constant)
 
 

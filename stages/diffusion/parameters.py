@@ -1,0 +1,192 @@
+"""The parameters of the diffusion core, typed and checked, without torch: a stage starts in no time to read them."""
+
+import re
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from stages.protocol import Section
+
+Precision = Literal["optimal", "scheduled"]
+
+
+class NoiseParams(Section):
+    """The noise levels of the VE-SDE x_t = x_0 + sigma_t z (METHODS §0)."""
+
+    sigma_min: float = Field(gt=0, description="smallest level, in units of pixels in [0,1]")
+    sigma_max: float = Field(gt=0, description="largest level; about the largest distance between training images")
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min {self.sigma_min} must be below sigma_max {self.sigma_max}")
+        return self
+
+
+class NetworkParams(Section):
+    """The shape of an NCSN++ network."""
+
+    channels: int = Field(gt=0, description="channels at full resolution (nf); multiple of 4")
+    multipliers: list[int] = Field(min_length=1, description="channel multiplier per resolution")
+    blocks: int = Field(gt=0, description="residual blocks per resolution")
+    attention: list[int] = Field(description="resolutions with self-attention")
+    patch: Literal[1, 2, 4] = Field(description="pixels are folded patch x patch into channels first; 1 as published")
+    dropout: float = Field(ge=0, lt=1, description="dropout inside the residual blocks")
+    embedding: Literal["positional", "fourier"] = Field(description="how sigma is embedded, if it is")
+    fir: bool = Field(description="FIR [1,3,3,1] resampling; else nearest up and average down")
+    progressive_input: bool = Field(description="residual progressive input: the image enters at every resolution")
+    amplitude: Literal["raw", "normalised"] = Field(
+        description="what enters: 2x-1 as it is, or divided by sqrt(mean square + 1/4), a function of x alone"
+    )
+
+
+class OptimizationParams(Section):
+    """How a network is trained (METHODS §4)."""
+
+    steps: int = Field(gt=0, description="optimizer steps")
+    batch: int = Field(gt=0, description="images per step")
+    learning_rate: float = Field(gt=0)
+    betas: tuple[float, float] = Field(description="AdamW's betas")
+    weight_decay: float = Field(ge=0)
+    warmup: int = Field(ge=0, description="steps of linear warm-up")
+    decay: Literal["constant", "cosine"] = Field(description="learning rate after the warm-up")
+    clip: float = Field(gt=0, description="largest norm of the gradient")
+    ema: float = Field(ge=0, lt=1, description="decay of the weights' average; ramps up as (1+n)/(10+n)")
+    levels: int = Field(gt=1, description="discrete noise levels, drawn uniformly")
+    flip: bool = Field(description="random horizontal flips")
+    precision: Literal["float32", "bfloat16"] = Field(description="of the network's forward pass")
+    compile: bool = Field(description="torch.compile, worth it on a GPU")
+    seed: int = Field(ge=0)
+    checkpoint_every: int = Field(gt=0, description="steps between checkpoints")
+    log_every: int = Field(gt=0, description="steps averaged into one row of the loss curve")
+    max_seconds: float | None = Field(gt=0, description="stop here with a usable model; not reproducible")
+
+
+class SamplerParams(Section):
+    """Which sampler, with how many levels."""
+
+    name: Literal["reverse-sde", "reverse-ode", "euler", "heun", "actual-noise", "gradient-ascent", "cfdm"]
+    levels: int = Field(gt=1, description="noise levels, or steps")
+    snr: float | None = Field(default=None, gt=0, description="reverse-*: Langevin corrector's r (0.16); null = none")
+    step: float | None = Field(default=None, gt=0, le=1, description="actual-noise and gradient-ascent: alpha")
+    exact_below: float | None = Field(
+        default=None, gt=0, description="actual-noise: from this level on the distance to the training set is the level"
+    )
+    stop_below: float | None = Field(default=None, gt=0, description="gradient-ascent: stop at this actual noise level")
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        needs = {"actual-noise": {"step", "exact_below"}, "gradient-ascent": {"step", "stop_below"}}.get(
+            self.name, set()
+        )
+        allowed = needs | ({"snr"} if self.name.startswith("reverse") else set())
+        for key in ("snr", "step", "exact_below", "stop_below"):
+            if getattr(self, key) is None and key in needs:
+                raise ValueError(f"sampler {self.name} needs the key {key}")
+            if getattr(self, key) is not None and key not in allowed:
+                raise ValueError(f"sampler {self.name} has no key {key}: remove it")
+        return self
+
+    @property
+    def evaluations(self) -> int:
+        """Score evaluations of one sample (NFE); for gradient-ascent the most there can be."""
+        if self.name == "heun":
+            return 2 * self.levels - 1
+        return self.levels * (2 if self.snr is not None else 1)
+
+
+class Neighbors(Section):
+    """Over which training images a smoothed score's sums run (METHODS §1.6).
+
+    A network's target sums over the neighbours of the clean source image; a closed form knows none and sums over the
+    neighbours of x itself, in pixels.
+    """
+
+    space: Literal["pixel", "feature"] = Field(description="the space in which the neighbours are near")
+    k: int = Field(gt=0, description="how many centres, the source image itself included")
+    radius: float | None = Field(
+        default=None, ge=1, description="of the k, keep those within radius x distance to the second nearest"
+    )
+
+
+class Kernel(Section):
+    """Gaussian smoothing of a closed-form score (METHODS §1.7-1.8)."""
+
+    h: float = Field(gt=0, description="standard deviation of the shifts, in units of pixels in [0,1]")
+    draws: int = Field(gt=0, description="Monte Carlo draws, the same along a trajectory")
+
+
+class Variant(Section):
+    """One diffusion model of the comparison.
+
+    score: a trained network, or the closed-form empirical score.
+    form: what it targets (METHODS §1, §4).
+    """
+
+    score: Literal["network", "closed-form"]
+    form: Literal["conditioning", "unconditioning", "temperature", "kernel-smoothed", "cfdm", "mixture"]
+    noise_conditioning: bool | None = Field(default=None, description="networks: null means form == conditioning")
+    temperature: float | str | None = Field(
+        default=None, description="T: a number, 'C/sigma' for max(C/sigma, 1), 'sqrt_d' or 'd' (METHODS §1.5)"
+    )
+    smooth_below: float | None = Field(
+        default=None, gt=0, description="only levels below this are smoothed; null: all with T > 1"
+    )
+    precision: Precision = Field(default="optimal", description="divide by sigma*^2 or by the scheduled sigma^2")
+    neighbors: Neighbors | None = None
+    kernel: Kernel | None = None
+    sampler: SamplerParams
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if (self.temperature is not None) != (self.form == "temperature"):
+            raise ValueError(f"form {self.form!r} and temperature {self.temperature!r} do not go together")
+        if self.smooth_below is not None and self.temperature is None:
+            raise ValueError("smooth_below goes with form temperature: remove it")
+        if self.temperature is not None:
+            check_temperature(self.temperature)
+        if (self.kernel is not None) != (self.form in ("kernel-smoothed", "cfdm")):
+            raise ValueError(f"form {self.form!r} and kernel {self.kernel!r} do not go together")
+        if self.score == "network":
+            self._check_network()
+        else:
+            self._check_closed_form()
+        if (self.form == "cfdm") != (self.sampler.name == "cfdm"):
+            raise ValueError(f"form {self.form!r} cannot use sampler {self.sampler.name!r}: cfdm goes with cfdm alone")
+        return self
+
+    def _check_network(self) -> None:
+        if self.form not in ("conditioning", "unconditioning", "temperature"):
+            raise ValueError(f"a network cannot be trained as {self.form!r}: use score: closed-form")
+        if (self.neighbors is not None) != (self.form == "temperature"):
+            raise ValueError("neighbors are needed for a network's form temperature, and for that alone")
+        if self.form == "conditioning" and self.noise_conditioning is False:
+            raise ValueError("form conditioning without noise_conditioning is form unconditioning")
+
+    def _check_closed_form(self) -> None:
+        if self.noise_conditioning is not None:
+            raise ValueError("noise_conditioning belongs to networks: a closed form's follows from its form")
+        if self.neighbors is not None and (self.form != "temperature" or self.neighbors.space != "pixel"):
+            raise ValueError("a closed form has neighbors only with form temperature, and only in pixel space")
+        if self.neighbors is not None and self.neighbors.radius is not None:
+            raise ValueError("neighbors.radius belongs to networks: remove it")
+
+    @property
+    def conditioned(self) -> bool:
+        """Does sigma reach the score?"""
+        return self.form == "conditioning" if self.noise_conditioning is None else self.noise_conditioning
+
+
+def check_temperature(rule: float | str) -> None:
+    """Raise ValueError unless `rule` is a number >= 1, "C/sigma", "sqrt_d" or "d" (METHODS §1.5)."""
+    if isinstance(rule, str):
+        if over_sigma(rule) is None and rule not in ("sqrt_d", "d"):
+            raise ValueError(f"temperature {rule!r} is neither a number, 'C/sigma', 'sqrt_d' nor 'd'")
+    elif rule < 1:
+        raise ValueError(f"temperature {rule!r} must be at least 1")
+
+
+def over_sigma(rule: str) -> float | None:
+    """C of a rule "C/sigma", or None."""
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*/\s*sigma\s*", rule)
+    return float(match[1]) if match else None
