@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,9 +69,16 @@ def test_search_is_the_floor(graph):
             assert part(imported) in {"errors", "artifacts"}, f"{importer} imports {imported}"
 
 
-def test_noise_is_the_floor_of_diffusion(graph):
-    below = {module for _, module in imports(graph, "stages.diffusion.noise") if module.startswith("stages.")}
-    assert {part(module) for module in below} <= set(BASE)
+def test_parameters_and_noise_are_the_floor_of_diffusion(graph):
+    for name, allowed in (("parameters", set()), ("noise", {"stages.diffusion.parameters"})):
+        below = {module for _, module in imports(graph, f"stages.diffusion.{name}") if module.startswith("stages.")}
+        assert {part(module) for module in below - allowed} <= set(BASE)
+
+
+def test_parameters_are_read_without_torch(graph):
+    """plan and the validation of params.yaml start in no time; torch alone takes seconds to import."""
+    script = "import sys\nfor name in sys.argv[1:]: __import__('stages.' + name)\nsys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", script, *STAGES], check=True, cwd=ROOT)
 
 
 def test_features_and_diffusion_never_meet(graph):
