@@ -1,19 +1,16 @@
 """Images as data URIs, so that the page opens without a network or a folder beside it."""
 
 import base64
-import io
 from pathlib import Path
 
 import numpy as np
 
+from stages.images.png import png_bytes
+
 
 def png_uri(image: np.ndarray) -> str:
     """A uint8 image (H, W, 1 or 3) as a PNG data URI."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(buffer, "PNG", optimize=True)
-    return _uri(buffer.getvalue())
+    return _uri(png_bytes(image))
 
 
 def file_uri(path: Path) -> str:
