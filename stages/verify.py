@@ -1,83 +1,50 @@
-"""Stage verify: the theory's claims, measured. One row per claim, in data/verify/verify.json."""
+"""Stage verify: the theory's claims, measured. One row per claim, in data/verify/verify.json.
 
-from collections.abc import Callable
+The claims come in blocks (stages/theory/claims.py says how to add one); each is one shard, or several. Values written
+`{quick: A, full: B}` in params.yaml are read by `mode`: quick runs within the default pipeline, full is the size of
+the papers.
+
+Images come from what the pipeline ingested (data/deduplicate/train.arrow), or from any source named by `dataset`. DVC
+watches the former only: after changing a named source's files, `dvc repro -f verify` reads them again (shards are
+cached under the digests of the files, so what did not change is not computed twice). Since train.arrow stays a
+dependency, ingesting other images runs the stage again in either case; its shards then come from the cache.
+"""
+
+import base64
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+import numpy as np
+from pydantic import Field
 
-from stages.artifacts import read_json, write_json, write_tsv
-from stages.protocol import DATA, Section, Shard, StageParams, main
-from stages.theory.claims import Findings
-from stages.theory.domination import verify_image_domination, verify_sigma_domination
-from stages.theory.expansion import verify_expansion
-from stages.theory.mismatch import verify_mismatch
-from stages.theory.shell import verify_shell_mass, verify_shell_touch
+from stages.artifacts import atomic_path, read_json, write_json, write_tsv
+from stages.errors import InputError
+from stages.images.png import png_bytes
+from stages.images.sources import open_source
+from stages.images.store import read_images
+from stages.images.subset import read_subset, subset_rows
+from stages.protocol import DATA, Shard, StageParams, main
+from stages.theory.claims import Block, Findings, ImageBlock, Picture, Table
+from stages.theory.domination import ImageDomination, SigmaDomination
+from stages.theory.expansion import Expansion
+from stages.theory.mismatch import Mismatch
+from stages.theory.shell import ShellMass, ShellTouch
 
-Dimension = Annotated[int, Field(ge=5, description="number of pixels times channels; below 5 the shell has no inside")]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-
-class ShellMass(Section):
-    """The mass of the Gaussian shell (METHODS §3)."""
-
-    dimensions: list[Dimension] = Field(min_length=1)
-    draws: int = Field(ge=100, description="Monte Carlo vectors per dimension")
-    normals: int = Field(ge=1000, description="most random numbers spent on one dimension; draws are cut to fit")
-
-
-class ShellTouch(Section):
-    """The shell-touch schedule (METHODS §3)."""
-
-    dimensions: list[Dimension] = Field(min_length=1)
-    smallest: float = Field(gt=0, description="lowest noise level, in pixel units of [0,1]")
-    largest: float = Field(gt=0, description="highest noise level")
-
-    @model_validator(mode="after")
-    def _rising(self) -> Self:
-        if self.smallest >= self.largest:
-            raise ValueError(f"smallest {self.smallest} must be below largest {self.largest}")
-        return self
-
-
-class SigmaDomination(Section):
-    """The weight ratio of neighbouring levels (METHODS §3)."""
-
-    dimensions: list[Dimension] = Field(min_length=1)
-    alphas: list[Annotated[float, Field(ge=0, le=1)]] = Field(min_length=1, description="where between the two shells")
-
-
-class ImageDomination(Section):
-    """The weight ratio of two training images (METHODS §3)."""
-
-    dimension: Dimension
-    temperatures: list[Positive] = Field(min_length=1)
-
-
-class Expansion(Section):
-    """The two-point expansion factor (METHODS §2)."""
-
-    dimension: Dimension
-    pairs: int = Field(ge=1, description="mirrored pairs of points per reach")
-    reaches: list[Annotated[float, Field(ge=0.5)]] = Field(min_length=1, description="r_1/L: noise level over L/√d")
-    temperatures: list[Positive] = Field(min_length=1, description="conditioning and T = ∞ are always added")
-    eta: float = Field(gt=0, le=1, description="step size")
-
-
-class Mismatch(Section):
-    """The noise-level mismatch of samplers without noise conditioning (METHODS §3)."""
-
-    dimension: Dimension
-    betas: list[Positive] = Field(min_length=1, description="(σ_n² − σ_{n+1}²)/R²")
-    draws: int = Field(ge=10)
+OUT = DATA / "verify"
+TRAIN = DATA / "deduplicate" / "train.arrow"
+MODES = ("quick", "full")
 
 
 class Params(StageParams):
-    """What to verify. Every topic is one shard."""
+    """What to verify: one field per block."""
 
     SECTION: ClassVar[str] = "verify"
 
+    mode: Literal["quick", "full"] = Field(description="which value is read where params.yaml gives {quick:, full:}")
     seed: int = Field(ge=0, description="seed of all random draws")
+    dataset: str | None = Field(min_length=1, description="a source of images; null: what the pipeline ingested")
+    resolution: int | None = Field(ge=1, le=4096, description="side to resize `dataset` to; null: as it is")
+
     shell_mass: ShellMass
     shell_touch: ShellTouch
     sigma_domination: SigmaDomination
@@ -85,44 +52,144 @@ class Params(StageParams):
     expansion: Expansion
     mismatch: Mismatch
 
+    @classmethod
+    def from_tree(cls, tree: dict[str, Any], variant: str | None = None) -> Self:
+        """See StageParams.from_tree. The values of both modes are checked, those of `mode` returned."""
+        section = tree.get(cls.SECTION)
+        if not isinstance(section, dict):
+            return super().from_tree(tree, variant)
+        for mode in MODES:
+            super().from_tree({**tree, cls.SECTION: _at(section, mode)}, variant)
+        return super().from_tree({**tree, cls.SECTION: _at(section, section.get("mode"))}, variant)
 
-TOPICS: dict[str, tuple[Callable[..., Findings], bool]] = {  # topic -> (what computes it, whether it draws)
-    "shell_mass": (verify_shell_mass, True),
-    "shell_touch": (verify_shell_touch, False),
-    "sigma_domination": (verify_sigma_domination, False),
-    "image_domination": (verify_image_domination, True),
-    "expansion": (verify_expansion, True),
-    "mismatch": (verify_mismatch, True),
-}
-OUT = DATA / "verify"
+
+def _at(value: Any, mode: Any) -> Any:
+    """`value` with every {quick: A, full: B} in it replaced by the one of `mode`."""
+    if not isinstance(value, dict):
+        return value
+    if set(value) == set(MODES):
+        return value[mode if mode in MODES else MODES[0]]  # an unknown mode is the field's own error
+    return {key: _at(item, mode) for key, item in value.items()}
+
+
+def blocks() -> dict[str, type[Block]]:
+    """The blocks by name, in the order of `Params`."""
+    return {name: info.annotation for name, info in Params.model_fields.items() if _is_block(info.annotation)}
+
+
+def _is_block(annotation: Any) -> bool:
+    return isinstance(annotation, type) and issubclass(annotation, Block)
 
 
 def plan(params: Params) -> list[Shard]:
-    """One shard per topic."""
-    shards = []
-    for topic, (_, draws) in TOPICS.items():
-        settings = {"topic": topic, "arguments": getattr(params, topic).model_dump(mode="json")}
-        if draws:
-            settings["arguments"]["seed"] = params.seed
-        shards.append(Shard("verify", topic.replace("_", " "), settings, suffix=".json"))
-    return shards
+    """One shard per piece of a block."""
+    return [shard for name in blocks() for shard in _block_shards(params, name)]
+
+
+def _block_shards(params: Params, name: str) -> list[Shard]:
+    block = getattr(params, name)
+    images, files = _images(params, block) if isinstance(block, ImageBlock) else (None, ())
+    pieces = block.pieces()
+    title = name.replace("_", " ")
+    return [
+        Shard(
+            "verify",
+            title if len(pieces) == 1 else f"{title} {number}/{len(pieces)}",
+            {"block": name, "params": piece.model_dump(mode="json"), "seed": params.seed, "images": images},
+            files,
+            suffix=".json",
+        )
+        for number, piece in enumerate(pieces, 1)
+    ]
+
+
+def _images(params: Params, block: ImageBlock) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """Which images a block reads, as JSON, and the files that hold them."""
+    if params.dataset is None:
+        if params.resolution is not None:
+            raise InputError("params.yaml: verify.resolution resizes verify.dataset only: set it to null")
+        return {"source": None, "resolution": None}, (str(TRAIN),)
+    source = open_source(params.dataset)
+    rows = subset_rows(len(source), block.images, params.seed)
+    return {"source": params.dataset, "resolution": params.resolution}, source.files(rows)
+
+
+def load(settings: dict[str, Any], count: int, seed: int) -> np.ndarray:
+    """uint8 (M, H, W, C): `count` images in a seeded choice, as `_images` described them; all where there are fewer."""
+    if settings["source"] is None:
+        table = read_images(TRAIN)
+        images = table.images[subset_rows(len(table), count, seed)]
+    else:
+        source = open_source(settings["source"])
+        images = read_subset(source, subset_rows(len(source), count, seed), settings["resolution"])
+    if len(images) < 2:
+        raise InputError(f"{settings['source'] or TRAIN} has {len(images)} images: verify needs at least 2")
+    return images
 
 
 def work(shard: Shard) -> Path:
-    """The claims and tables of one topic, as JSON."""
-    compute, _ = TOPICS[shard.settings["topic"]]
-    findings = compute(**shard.settings["arguments"])
-    claims = [{"topic": shard.settings["topic"], **claim.row()} for claim in findings.claims]
-    return write_json(shard.path, {"claims": claims, "tables": findings.tables})
+    """The claims, tables and pictures of one piece, as JSON."""
+    settings = shard.settings
+    block = blocks()[settings["block"]](**settings["params"])
+    images = load(settings["images"], block.images, settings["seed"]) if isinstance(block, ImageBlock) else None
+    findings = block.findings(settings["seed"], images)
+    return write_json(shard.path, {"block": settings["block"], **_as_json(findings)})
+
+
+def _as_json(findings: Findings) -> dict[str, Any]:
+    return {
+        "claims": [claim.row() for claim in findings.claims],
+        "tables": findings.tables,
+        "pictures": {
+            name: {"caption": picture.caption, "png": base64.b64encode(_png(picture)).decode("ascii")}
+            for name, picture in findings.pictures.items()
+        },
+    }
+
+
+def _png(picture: Picture, gap: int = 1) -> bytes:
+    """The images in their grid, `gap` white pixels apart."""
+    rows, columns, height, width, channels = picture.pixels.shape
+    sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, np.uint8)
+    for row in range(rows):
+        for column in range(columns):
+            top, left = row * (height + gap), column * (width + gap)
+            sheet[top : top + height, left : left + width] = picture.pixels[row, column]
+    return png_bytes(sheet)
 
 
 def gather(params: Params, parts: list[Path]) -> None:
-    """verify.json with all claims, and one TSV per table for `dvc plots`."""
+    """verify.json with all claims, one TSV per table for `dvc plots`, and the pictures."""
     found = [read_json(part) for part in parts]
-    for content in found:
-        for name, rows in content["tables"].items():
-            write_tsv(OUT / f"{name}.tsv", rows)
-    write_json(OUT / "verify.json", {"claims": [claim for content in found for claim in content["claims"]]})
+    claims, described = [], []
+    for name, kind in blocks().items():
+        own = [content for content in found if content["block"] == name]
+        tables = _joined([content["tables"] for content in own])
+        rows = [row for content in own for row in content["claims"]]
+        rows += [claim.row() for claim in getattr(params, name).conclude(tables)]
+        claims += [{"topic": name, **row} for row in rows]
+        pictures = {key: value for content in own for key, value in content["pictures"].items()}
+        _write(tables, pictures)
+        captions = {key: value["caption"] for key, value in pictures.items()}
+        described.append({"name": name, "title": kind.TITLE, "tables": list(tables), "pictures": captions})
+    data = params.dataset or "the pipeline's training images"
+    write_json(OUT / "verify.json", {"mode": params.mode, "dataset": data, "blocks": described, "claims": claims})
+
+
+def _joined(parts: list[dict[str, Table]]) -> dict[str, Table]:
+    tables: dict[str, Table] = {}
+    for part in parts:
+        for name, rows in part.items():
+            tables.setdefault(name, []).extend(rows)
+    return tables
+
+
+def _write(tables: dict[str, Table], pictures: dict[str, dict[str, str]]) -> None:
+    for name, rows in tables.items():
+        write_tsv(OUT / f"{name}.tsv", rows)
+    for name, picture in pictures.items():
+        with atomic_path(OUT / f"{name}.png") as temporary:
+            temporary.write_bytes(base64.b64decode(picture["png"]))
 
 
 if __name__ == "__main__":

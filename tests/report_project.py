@@ -133,11 +133,18 @@ def write_shared(root: Path, images: np.ndarray, train: int) -> None:
     write_json(data / "index" / "index.json", {"kind": "flat", "count": train, "dimension": 1280})
     claim = {
         "topic": "shell_mass", "claim": "noise lies in the shell", "formula": "P(|‖z‖ − √d| ≤ 3/√2)", "source": "§3",
-        "computed": "float64", "expected": 0.9973, "tolerance": 1e-4, "reason": "last digit", "measured": 0.9973,
-        "uncertainty": 1e-5, "deviation": None, "passed": True,
+        "computed": "chi-square", "expected": 0.9973, "tolerance": 1e-4, "reason": "last digit", "measured": 0.9973,
+        "uncertainty": 1e-5, "deviation": None, "dtype": "float64", "passed": True,
     }  # fmt: skip
     wrong = {**claim, "claim": "a claim that fails", "measured": 0.9, "uncertainty": None, "passed": False}
-    write_json(data / "verify" / "verify.json", {"claims": [claim, wrong]})
+    rows = [
+        {"d": d, "exact": 0.9974, "monte_carlo": 0.9972, "standard_error": 1e-4, "limit": 0.9973} for d in (64, 256)
+    ]
+    write_tsv(data / "verify" / "shell_mass.tsv", rows)
+    Image.fromarray(np.zeros((2, 2), np.uint8)).save(data / "verify" / "states.png")
+    block = {"name": "shell_mass", "title": "Gaussian shell", "tables": ["shell_mass"], "pictures": {"states": "two"}}
+    verified = {"mode": "quick", "dataset": "digits", "blocks": [block], "claims": [claim, wrong]}
+    write_json(data / "verify" / "verify.json", verified)
 
 
 def write_project(

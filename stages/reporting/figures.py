@@ -70,7 +70,7 @@ def copy_figure(variants: Sequence[Variant], median_range: tuple[float, float]) 
         _copy_panel(axes[0], variants)
         _distance_panel(axes[1], variants)
         _median_panel(axes[2], variants, median_range)
-        return _svg(figure, "copies")
+        return to_svg(figure, "copies")
 
 
 def _rows_figure(variants: Sequence[Variant], widths: Sequence[float]) -> tuple[Any, Any]:
@@ -165,7 +165,7 @@ def ratio_figure(variants: Sequence[Variant], held_out: np.ndarray, columns: int
             axis.tick_params(labelbottom=True)
         figure.supxlabel("r₁/r₂: distance to the nearest over the second nearest training image", fontsize=9)
         figure.supylabel("images below (%)", fontsize=9)
-        return _svg(figure, "ratios")
+        return to_svg(figure, "ratios")
 
 
 def _ratio_panel(axis: Any, variant: Variant, held_out: np.ndarray) -> None:
@@ -211,7 +211,7 @@ def loss_figure(variants: Sequence[Variant]) -> str | None:
         axis.set_xlabel("training step")
         axis.set_ylabel("training loss per pixel")
         axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
-        return _svg(figure, "loss")
+        return to_svg(figure, "loss")
 
 
 def _loss_scale(axis: Any, losses: np.ndarray) -> None:
@@ -223,7 +223,7 @@ def _loss_scale(axis: Any, losses: np.ndarray) -> None:
         axis.set_ylim(min(0.0, low), 1.05 * high)
 
 
-def _svg(figure: Any, name: str) -> str:
+def to_svg(figure: Any, name: str) -> str:
     """The figure as inline SVG: no date, ids of its own, colours from the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})

@@ -13,23 +13,16 @@ import numpy as np
 from stages.artifacts import sha256_file
 from stages.reporting import figures
 from stages.reporting.checks import BrokenRule, Check, answer
-from stages.reporting.inputs import Inputs, Variant
+from stages.reporting.inputs import Inputs, TheoryBlock, Variant
 from stages.reporting.pictures import file_uri, png_uri
 from stages.reporting.results import THIRD, kind, result_row
+from stages.reporting.theory_figures import theory_figures
 from stages.reporting.words import interval, number, percent, rate_words, times
 
 if TYPE_CHECKING:
     from markupsafe import Markup
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pyarrow", "faiss-gpu", "clean-fid", "pillow", "matplotlib")
-TOPICS = {
-    "shell_mass": "Gaussian shell: where noise lies",
-    "shell_touch": "Shell-touch schedule: how many levels",
-    "sigma_domination": "σ-domination: one level outweighs its neighbours",
-    "image_domination": "i-domination: one training image outweighs the others",
-    "expansion": "Two-point expansion: how a step pulls neighbours apart",
-    "mismatch": "Noise-level mismatch: scores that do not know their level",
-}
 FORMS = {
     "conditioning": "The score is told the noise level σ (METHODS §1.1).",
     "unconditioning": "The score reads the noise level from the image itself: optimal-shell weights (METHODS §1.4).",
@@ -97,7 +90,7 @@ def render(inputs: Inputs, found: Sequence[Check], broken: BrokenRule, shown: Sh
         sections=[section(variant, inputs, broken, shown.samples) for variant in variants],
         groups=duplicate_groups(inputs, shown.groups),
         rejected=inputs.rejected.slice(0, shown.rejected).to_pylist(),
-        topics=topics(inputs.claims),
+        theory=[theory_part(block) for block in inputs.theory],
         broken=broken,
         forms=FORMS,
         verdicts=VERDICTS,
@@ -190,12 +183,10 @@ def _pixels(inputs: Inputs, member: dict[str, Any]) -> np.ndarray:
     return inputs.splits[member["split"]].images[member["row"]]
 
 
-def topics(claims: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The theory's claims by topic, in the order of verify."""
-    names = list(dict.fromkeys(claim["topic"] for claim in claims))
-    found = []
-    for name in names:
-        rows = [claim for claim in claims if claim["topic"] == name]
-        title = TOPICS.get(name, name.replace("_", " "))
-        found.append({"title": title, "claims": rows, "failed": sum(not claim["passed"] for claim in rows)})
-    return found
+def theory_part(block: TheoryBlock) -> dict[str, Any]:
+    """One block of the theory's claims: its rows, figures (SVG) and pictures."""
+    return {
+        "block": block,
+        "figures": theory_figures(block.name, block.tables),
+        "pictures": [(caption, file_uri(path)) for caption, path in block.pictures],
+    }

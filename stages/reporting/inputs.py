@@ -89,13 +89,37 @@ class Variant:
 
 
 @dataclasses.dataclass(frozen=True)
+class TheoryBlock:
+    """One block of stage verify.
+
+    Attributes:
+        name, title: its key in params.yaml and its heading.
+        claims: its rows of verify.json.
+        tables: name -> rows, numbers as float and the rest as text.
+        pictures: (caption, PNG file).
+    """
+
+    name: str
+    title: str
+    claims: list[dict[str, Any]]
+    tables: dict[str, list[dict[str, Any]]]
+    pictures: list[tuple[str, Path]]
+
+    @property
+    def failed(self) -> int:
+        """How many of its claims do not hold."""
+        return sum(not claim["passed"] for claim in self.claims)
+
+
+@dataclasses.dataclass(frozen=True)
 class Inputs:
     """All artifacts of the report.
 
     Attributes:
         rejected, duplicates: the tables of ingest and deduplicate.
         splits: the ingested images by split. train: the deduplicated training images.
-        claims: the rows of verify.json.
+        claims: the rows of verify.json. theory: the same by block, with tables and pictures.
+        theory_scope: with which images and in which mode the theory was verified.
         holdout_ratio: r₁/r₂ of every held-out image, float64.
         files: every file that was read.
     """
@@ -109,6 +133,8 @@ class Inputs:
     train: ImageTable
     index: dict[str, Any]
     claims: list[dict[str, Any]]
+    theory: list[TheoryBlock]
+    theory_scope: str
     holdout_ratio: np.ndarray
     files: list[Path]
 
@@ -157,6 +183,7 @@ def read_inputs(data: Path, variants: dict[str, dict[str, Any]], holdout_ratio: 
             f"data/filter/{odd[0].name}/filter.json has the headline {odd[0].metric}, {found[0].name} has "
             f"{found[0].metric}: one of them is stale, run dvc repro"
         )
+    verified = reader.json("verify", "verify.json", None, "claims", "blocks", "mode", "dataset")
     return Inputs(
         variants=found,
         ingest=reader.json("ingest", "ingest.json", None, "source", "shape", "counts", "seen", "rejected"),
@@ -166,10 +193,35 @@ def read_inputs(data: Path, variants: dict[str, dict[str, Any]], holdout_ratio: 
         splits={split: read_images(reader.path("ingest", f"{split}.arrow")) for split in ("train", "test", "holdout")},
         train=read_images(reader.path("deduplicate", "train.arrow")),
         index=reader.json("index", "index.json", None),
-        claims=reader.json("verify", "verify.json", None, "claims")["claims"],
+        claims=verified["claims"],
+        theory=[_theory_block(reader, block, verified["claims"]) for block in verified["blocks"]],
+        theory_scope=f"{verified['mode']} mode, images: {verified['dataset']}",
         holdout_ratio=holdout_ratio,
         files=reader.files,
     )
+
+
+def _theory_block(reader: Reader, block: dict[str, Any], claims: list[dict[str, Any]]) -> TheoryBlock:
+    return TheoryBlock(
+        name=block["name"],
+        title=block["title"],
+        claims=[claim for claim in claims if claim["topic"] == block["name"]],
+        tables={name: read_table(reader.path("verify", f"{name}.tsv")) for name in block["tables"]},
+        pictures=[(caption, reader.path("verify", f"{name}.png")) for name, caption in block["pictures"].items()],
+    )
+
+
+def read_table(path: Path) -> list[dict[str, Any]]:
+    """The rows of a TSV table; a value that reads as a number is a float, any other text."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file, delimiter="\t")]
+
+
+def _value(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _variant(reader: Reader, name: str, spec: dict[str, Any]) -> Variant:

@@ -5,11 +5,39 @@ All in float64 numpy. The joint log-weight of centre i and level j is −(d−2)
 
 import math
 from collections.abc import Sequence
+from typing import Annotated, ClassVar
 
 import numpy as np
+from pydantic import Field
 
-from stages.theory.claims import Claim, Findings
-from stages.theory.shell import HALF_WIDTH, touch_ratio
+from stages.theory.claims import Block, Claim, Findings
+from stages.theory.shell import HALF_WIDTH, Dimension, touch_ratio
+
+
+class SigmaDomination(Block):
+    """The weight ratio of neighbouring levels (METHODS §3)."""
+
+    TITLE: ClassVar[str] = "σ-domination: one level outweighs its neighbours"
+
+    dimensions: list[Dimension] = Field(min_length=1)
+    alphas: list[Annotated[float, Field(ge=0, le=1)]] = Field(min_length=1, description="where between the two shells")
+
+    def findings(self, seed: int, images: np.ndarray | None) -> Findings:
+        """See verify_sigma_domination."""
+        return verify_sigma_domination(self.dimensions, self.alphas)
+
+
+class ImageDomination(Block):
+    """The weight ratio of two training images (METHODS §3)."""
+
+    TITLE: ClassVar[str] = "i-domination: one training image outweighs the others"
+
+    dimension: Dimension
+    temperatures: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(min_length=1)
+
+    def findings(self, seed: int, images: np.ndarray | None) -> Findings:
+        """See verify_image_domination."""
+        return verify_image_domination(self.dimension, self.temperatures, seed)
 
 
 def log_weights(squared: np.ndarray, sigmas: np.ndarray, dimension: int) -> np.ndarray:
@@ -62,7 +90,7 @@ def _series_claim(alpha: float, dimension: int, ratio: float) -> Claim:
         claim=f"Weight ratio of neighbouring levels at α = {alpha:.3g}, d = {dimension}",
         formula="ln(w_j/w_{j+1}) = 18(1−2α) − O(d^{−1/2}), at radius ((1−α)σ_j + ασ_{j+1})√d",
         source="METHODS §3 [P]; series [ours]",
-        computed=f"joint log-weights of a point, float64; the ratio itself is {math.exp(ratio):.4g}",
+        computed=f"joint log-weights of a point; the ratio itself is {math.exp(ratio):.4g}",
         expected=series,
         tolerance=2 * neglected,
         reason="twice the first neglected term of the series",
@@ -80,7 +108,7 @@ def _limit_claim(alpha: float, first: int = 4**8, count: int = 4) -> Claim:
         claim=f"The ratio of neighbouring levels tends to e^{{18(1−2α)}} (α = {alpha:.3g})",
         formula=f"lim ln(w_j/w_{{j+1}}) = 18(1−2α); e^… = {math.exp(sigma_limit(alpha)):.6g}",
         source="METHODS §3 [P]",
-        computed=f"Richardson extrapolation in d^{{−1/2}} from d = {first} to {first * 4 ** (count - 1)}, float64",
+        computed=f"Richardson extrapolation in d^{{−1/2}} from d = {first} to {first * 4 ** (count - 1)}",
         expected=sigma_limit(alpha),
         tolerance=1e-5,
         reason="neglected order d^{−2} and float64 rounding of ln-weights of size d",
@@ -94,7 +122,7 @@ def _reference_claims() -> list[Claim]:
             claim=f"Reference value of the ratio at α = 1/3, d = {dimension}",
             formula="w_j/w_{j+1} with power d−2; its limit is e⁶ = 403.43",
             source="METHODS §3 [chk]",
-            computed="joint log-weights of a point, float64",
+            computed="joint log-weights of a point",
             expected=expected,
             tolerance=0.05,
             reason="half a unit of the last digit stated",
@@ -143,7 +171,7 @@ def _conditioning_claim(centres: np.ndarray, points: np.ndarray, squared: np.nda
         claim="Conditioning: the nearer centre dominates by the difference of squared distances",
         formula="ln(w_j/w_l) = (r_l² − r_j²)/(2σ²)",
         source="METHODS §3 [P]",
-        computed=f"ratio of Gaussian densities, {len(points)} pairs in [0,1]^{dimension}, float64",
+        computed=f"ratio of Gaussian densities, {len(points)} pairs in [0,1]^{dimension}",
         expected=float(np.abs(formula).mean()),
         tolerance=1e-9 * max(1.0, float(squared.max()) / sigma**2),
         reason="float64 rounding of squared distances over σ²",
@@ -160,7 +188,7 @@ def _marginal_claim(squared: np.ndarray, dimension: int) -> Claim:
         claim="Unconditioning: summed over all levels, a centre weighs r^{−(d−2)}",
         formula="ln(Σ_j f_ij / Σ_j f_lj) = (d−2) ln(r_l/r_i)",
         source="METHODS §1.2, §1.4, §3 [P]",
-        computed=f"sum over a fine log-uniform schedule, {squared.shape[1]} pairs in [0,1]^{dimension}, float64",
+        computed=f"sum over a fine log-uniform schedule, {squared.shape[1]} pairs in [0,1]^{dimension}",
         expected=float(np.abs(formula).mean()),
         tolerance=1e-10 * dimension**1.5,
         reason="float64 rounding of ln-weights of size d·ln d; the grid's own error is below it",
@@ -179,7 +207,7 @@ def _temperature_claim(squared: np.ndarray, dimension: int, temperature: float) 
         claim=f"Temperature T = {temperature:g} divides the domination of the nearer centre by T",
         formula="ln(w_j/w_l) = (d−2)/T · ln(r_l/r_j)",
         source="METHODS §1.5, §3 [P]",
-        computed=f"log-weights at the optimal level σ_i*, {squared.shape[1]} pairs in [0,1]^{dimension}, float64",
+        computed=f"log-weights at the optimal level σ_i*, {squared.shape[1]} pairs in [0,1]^{dimension}",
         expected=float(np.abs(formula).mean()),
         tolerance=1e-10 * dimension**1.5 / temperature,
         reason="float64 rounding of ln-weights of size d·ln d, over T",
@@ -195,7 +223,7 @@ def _optimal_level_claim(dimension: int, radius: float = 1.0, half: float = 0.05
         claim=f"The level of largest weight for a centre at distance r is r/√(d−2) (d = {dimension})",
         formula="argmax_σ −(d−2) ln σ − r²/(2σ²)",
         source="METHODS §1.3",
-        computed=f"argmax over {points:,} levels, float64; in units of r/√(d−2)",
+        computed=f"argmax over {points:,} levels; in units of r/√(d−2)",
         expected=1.0,
         tolerance=1.5 * 2 * half / (points - 1) + 1e-6,
         reason="one step of the grid, and the flat top of the parabola at float64",

@@ -7,11 +7,31 @@ perpendicular bisector. One step x⁺ = x + η σ*² s(x); γ_ex = ‖x'⁺ − 
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import Field
 
-from stages.theory.claims import Claim, Findings
+from stages.theory.claims import Block, Claim, Findings
+from stages.theory.shell import Dimension
+
+
+class Expansion(Block):
+    """The two-point expansion factor (METHODS §2)."""
+
+    TITLE: ClassVar[str] = "Two-point expansion: how a step pulls neighbours apart"
+
+    dimension: Dimension
+    pairs: int = Field(ge=1, description="mirrored pairs of points per reach")
+    reaches: list[Annotated[float, Field(ge=0.5)]] = Field(min_length=1, description="r_1/L: noise level over L/√d")
+    temperatures: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        min_length=1, description="conditioning and T = ∞ are always added"
+    )
+    eta: float = Field(gt=0, le=1, description="step size")
+
+    def findings(self, seed: int, images: np.ndarray | None) -> Findings:
+        """See verify_expansion."""
+        return verify_expansion(self.dimension, self.pairs, self.reaches, self.temperatures, self.eta, seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,7 +171,7 @@ def _claim(temperature: float | None, dimension: int, eta: float, closed: np.nda
         claim=f"Two-point expansion factor, {_label(temperature)}",
         formula=f"γ_ex = {formula}",
         source="METHODS §2 [P]",
-        computed=f"exact step on {len(closed)} mirrored pairs, d = {dimension}, C = 1 + 1/√d, η = {eta:g}, float64",
+        computed=f"exact step on {len(closed)} mirrored pairs, d = {dimension}, C = 1 + 1/√d, η = {eta:g}",
         expected=float(closed.mean()),
         tolerance=1e-9 * float(closed.max()),
         reason="float64 rounding of distances, magnified by the factor itself",

@@ -6,10 +6,29 @@ step from σ_n to σ_{n+1} has β = (σ_n² − σ_{n+1}²)/R². float64 numpy.
 
 import math
 from collections.abc import Sequence
+from typing import Annotated, ClassVar
 
 import numpy as np
+from pydantic import Field
 
-from stages.theory.claims import Claim, Findings
+from stages.theory.claims import Block, Claim, Findings
+from stages.theory.shell import Dimension
+
+
+class Mismatch(Block):
+    """The noise-level mismatch of samplers without noise conditioning (METHODS §3)."""
+
+    TITLE: ClassVar[str] = "Noise-level mismatch: scores that do not know their level"
+
+    dimension: Dimension
+    betas: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        min_length=1, description="(σ_n² − σ_{n+1}²)/R²"
+    )
+    draws: int = Field(ge=10)
+
+    def findings(self, seed: int, images: np.ndarray | None) -> Findings:
+        """See verify_mismatch."""
+        return verify_mismatch(self.dimension, self.betas, self.draws, seed)
 
 
 def ode_level(level: float, beta: float) -> float:
@@ -56,7 +75,7 @@ def _ode_claim(beta: float, levels: np.ndarray, dimension: int) -> Claim:
         claim=f"ODE step with β = {beta:g}: the actual noise {'grows' if expected > 1 else 'does not grow'}",
         formula="R'/R = |1 − β/2|; overshoot when β > 4",
         source="METHODS §3 [chk]",
-        computed=f"one step on {len(levels)} points, d = {dimension}, float64",
+        computed=f"one step on {len(levels)} points, d = {dimension}",
         expected=expected,
         tolerance=1e-12,
         reason="float64 rounding",
@@ -71,7 +90,7 @@ def _sde_claim(beta: float, squared: np.ndarray, dimension: int) -> Claim:
         claim=f"SDE step with β = {beta:g}: mean squared noise",
         formula="E[R'²]/R² = 1 − β + β²",
         source="METHODS §3 [chk]",
-        computed=f"one step on {len(squared)} points, d = {dimension}, float64",
+        computed=f"one step on {len(squared)} points, d = {dimension}",
         expected=sde_squared_level(1.0, beta),
         tolerance=4 * error,
         reason="four standard errors of the mean",

@@ -5,14 +5,52 @@ All in float64 numpy. sigma and r are in pixel units ([0, 1] per pixel), d is th
 
 import math
 from collections.abc import Sequence
+from typing import Annotated, ClassVar, Self
 
 import numpy as np
+from pydantic import Field, model_validator
 from scipy.stats import chi2
 
-from stages.theory.claims import Claim, Findings
+from stages.theory.claims import Block, Claim, Findings
 
 HALF_WIDTH = 3 / math.sqrt(2)  # three standard deviations of ‖z‖, whose variance tends to 1/2
 LIMIT_MASS = math.erf(3 / math.sqrt(2))  # 0.9973: a normal variable within three standard deviations
+
+Dimension = Annotated[int, Field(ge=5, description="number of pixels times channels; below 5 the shell has no inside")]
+
+
+class ShellMass(Block):
+    """The mass of the Gaussian shell (METHODS §3)."""
+
+    TITLE: ClassVar[str] = "Gaussian shell: where noise lies"
+
+    dimensions: list[Dimension] = Field(min_length=1)
+    draws: int = Field(ge=100, description="Monte Carlo vectors per dimension")
+    normals: int = Field(ge=1000, description="most random numbers spent on one dimension; draws are cut to fit")
+
+    def findings(self, seed: int, images: np.ndarray | None) -> Findings:
+        """See verify_shell_mass."""
+        return verify_shell_mass(self.dimensions, self.draws, self.normals, seed)
+
+
+class ShellTouch(Block):
+    """The shell-touch schedule (METHODS §3)."""
+
+    TITLE: ClassVar[str] = "Shell-touch schedule: how many levels"
+
+    dimensions: list[Dimension] = Field(min_length=1)
+    smallest: float = Field(gt=0, description="lowest noise level, in pixel units of [0,1]")
+    largest: float = Field(gt=0, description="highest noise level")
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if self.smallest >= self.largest:
+            raise ValueError(f"smallest {self.smallest} must be below largest {self.largest}")
+        return self
+
+    def findings(self, seed: int, images: np.ndarray | None) -> Findings:
+        """See verify_shell_touch."""
+        return verify_shell_touch(self.dimensions, self.smallest, self.largest)
 
 
 def shell_mass(dimension: int) -> float:
@@ -69,7 +107,7 @@ def _limit_claim(dimension: int, exact: float) -> Claim:
         claim=f"The norm of Gaussian noise lies within √d ± 3/√2 with mass 0.9973 (d = {dimension})",
         formula="P(|‖z‖ − √d| ≤ 3/√2), z ~ N(0, I_d)",
         source="METHODS §3 [P]",
-        computed="chi-square distribution function, float64",
+        computed="chi-square distribution function",
         expected=LIMIT_MASS,
         tolerance=5e-5 + 0.01 / dimension,
         reason="half a unit of the last digit of 0.9973, and 0.01/d because ‖z‖ is normal only up to O(1/d)",
@@ -82,7 +120,7 @@ def _monte_carlo_claim(dimension: int, exact: float, share: float, error: float,
         claim=f"Drawn noise lies in the shell as often as the chi-square law says (d = {dimension})",
         formula="#{|‖z‖ − √d| ≤ 3/√2} / n against chi-square",
         source="METHODS §3 [chk]",
-        computed=f"{count:,} draws of z, float64",
+        computed=f"{count:,} draws of z",
         expected=exact,
         tolerance=4 * error,
         reason="four binomial standard errors: a true claim fails once in 16,000 runs",
@@ -107,7 +145,7 @@ def _touch_claim(dimensions: Sequence[int]) -> Claim:
         claim="Neighbouring shells of the schedule touch without overlap or gap",
         formula="σ_j(√d + 3/√2) = σ_{j+1}(√d − 3/√2)",
         source="METHODS §3 [P]",
-        computed=f"quotient of the two radii at d = {', '.join(map(str, dimensions))}, float64",
+        computed=f"quotient of the two radii at d = {', '.join(map(str, dimensions))}",
         expected=1.0,
         tolerance=1e-14,
         reason="rounding of four float64 operations",
@@ -124,7 +162,7 @@ def _paper_claims(
     first_order = level_count(smallest, largest, 1 + 2 * HALF_WIDTH / math.sqrt(dimension))
     shared = {
         "source": "METHODS §3 [P], [chk]",
-        "computed": f"d = {dimension}, σ from {smallest} to {largest:g}, float64",
+        "computed": f"d = {dimension}, σ from {smallest} to {largest:g}",
     }
     return [
         Claim(
