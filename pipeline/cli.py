@@ -1,6 +1,7 @@
 """The scoresmooth command."""
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -54,6 +55,24 @@ def results() -> None:
     found = server.running()
     print(f"\nreport      {(DATA / 'report' / 'report.html').absolute()}")
     print(f"Prefect UI  {found.address if found else 'not running: scoresmooth server start'}")
+
+
+@app.command()
+def review(
+    folder: Annotated[Path, typer.Argument(help="data/filter/VARIANT, or the folder that an audit wrote")],
+    reviewer: Annotated[str, typer.Option(help="whose verdicts these are; others' show once you decided")] = "first",
+    verdicts: Annotated[
+        Path | None, typer.Option(help="folder of verdicts.jsonl; data/verdicts/VARIANT or FOLDER")
+    ] = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one")] = 8765,
+    host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
+    remote: Annotated[bool, typer.Option("--remote", help="allow another host than loopback, with a token")] = False,
+    compact: Annotated[bool, typer.Option("--compact", help="write verdicts.parquet and stop")] = False,
+) -> None:
+    """Judge suspected pairs by eye, on a page in the browser; every verdict is on disk at once."""
+    from pipeline.review.serve import Address, run
+
+    run(folder, reviewer, verdicts, None if compact else Address(host, port, remote))
 
 
 @app.command()

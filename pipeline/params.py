@@ -65,6 +65,7 @@ def load_params(path: Path | str = "params.yaml") -> Parameters:
         params = stage_module(name).Params
         for variant in variants if params.PER_VARIANT else (None,):
             found[name, variant] = params.from_tree(tree, variant)
+            _reject_unknown_variants(f"{name}.verdicts", getattr(found[name, variant], "verdicts", {}), variants)
     return Parameters(execution, variants, found)
 
 
@@ -144,6 +145,14 @@ def _variant_names(tree: dict[str, Any]) -> tuple[str, ...]:
                 f"params.yaml: variants.{name}: use lowercase letters, digits and single dashes in the name"
             )
     return tuple(variants)
+
+
+def _reject_unknown_variants(key: str, values: dict[str, str], variants: tuple[str, ...]) -> None:
+    for name in values:
+        if name not in variants:
+            raise InputError(
+                f"params.yaml: {key}.{name}: there is no such variant: choose one of {', '.join(variants)}"
+            )
 
 
 def _execution(tree: dict[str, Any]) -> Execution:

@@ -3,6 +3,7 @@
 Outs in data/filter/VARIANT:
     pairs.parquet   one row per sample with its nearest and next training image, sorted by verdict, then ratio
     pairs.png       pairs of that list, evenly spaced, as pictures
+    candidates.parquet   the pairs that `scoresmooth review data/filter/VARIANT` shows to a person, with their pictures
     filter.json     every metric with its rate, its interval and its control; verdicts; distances
 """
 
@@ -10,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stages.artifacts import read_metadata, write_json, write_parquet
 from stages.embed import features_of, images_of
@@ -18,6 +19,7 @@ from stages.errors import InputError
 from stages.features.encoders import EncoderParams, load_encoder, pinned
 from stages.images.store import ImageTable, read_images
 from stages.memorization.ratios import candidate_count
+from stages.memorization.verdict_log import read_decisions
 from stages.protocol import DATA, Section, Shard, StageParams, main, spans
 
 if TYPE_CHECKING:
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from stages.memorization.metrics import Measured, Rules
 
 FEATURE_NEIGHBORS = DATA / "index" / "feature_neighbors.arrow"
+VERDICTS = DATA / "verdicts"
+"""People's verdicts: no stage's outs, kept by git; a dep of this stage, so that DVC sees them change."""
 
 
 class Ratios(Section):
@@ -78,7 +82,20 @@ class Params(StageParams):
         "byte_identical", "nn_ratio_1_3", "nn_ratio_0_7", "carlini_sample", "carlini_train", "two_stage", "authenticity"
     ] = Field(description="the metric that the report leads with")
     grid: Grid
+    candidates: int = Field(ge=0, description="most pairs in candidates.parquet, for a person to judge")
+    verdicts: dict[str, str] = Field(description="variant -> file of people's verdicts, in data/verdicts")
+    repeated_within: float = Field(
+        ge=0, lt=1, description="a training image repeats if another one lies within this pixel distance l"
+    )
     shards: int = Field(gt=0, description="pieces of the search; changes no result")
+
+    @field_validator("verdicts")
+    @classmethod
+    def _watched(cls, verdicts: dict[str, str]) -> dict[str, str]:
+        for path in verdicts.values():
+            if VERDICTS not in Path(path).parents or ".." in Path(path).parts:
+                raise ValueError(f"{path} does not lie in {VERDICTS}, where DVC sees it change: move it there")
+        return verdicts
 
     @property
     def rules(self) -> "Rules":
@@ -97,6 +114,8 @@ def plan(params: Params) -> list[Shard]:
     """Spans of the samples, then the held-out images: the same search for both."""
     train, samples, holdout = read_images(images_of("train")), *(read_images(path) for path in _sources(params.variant))
     _check(params, train, samples, holdout)
+    if params.variant in params.verdicts:
+        read_decisions(params.verdicts[params.variant])  # a damaged file is found before any work
     common = {"encoder": pinned(params.encoder).model_dump(), "device": params.device}
     common |= {"neighbors": params.neighbors, "own_neighbors": params.carlini.n}
     shards = []
@@ -188,6 +207,7 @@ def gather(params: Params, parts: list[Path]) -> None:
     out = DATA / "filter" / params.variant
     write_parquet(out / "pairs.parquet", pairs, {"variant": params.variant})
     _draw(out / "pairs.png", params, pairs, read_images(samples_of(params.variant)), train)
+    offered = _offer(out, params, samples, pairs, train)
     verdicts = Counter(pairs["verdict"].to_pylist())
     copied = zip(pairs["train_index"].to_pylist(), pairs["verdict"].to_pylist())
     summary = {
@@ -200,6 +220,7 @@ def gather(params: Params, parts: list[Path]) -> None:
         "verdicts": {name: verdicts[name] for name in VERDICTS},
         # distinct training images that a copy or near_copy is of
         "unique_training_images": len({row for row, verdict in copied if verdict in ("copy", "near_copy")}),
+        "verified": _verified(params, samples, pairs, offered),
     }
     write_json(out / "filter.json", summary)
 
@@ -259,7 +280,7 @@ def _pairs(params: Params, measured: "Measured", samples: ImageTable, train: Ima
     import numpy as np
     import pyarrow as pa
 
-    from stages.memorization.ratios import nn_ratio, rho
+    from stages.memorization.ratios import nn_ratio, pixel_distance, rho
     from stages.memorization.verdicts import Evidence, order, verdicts
 
     flags, candidate, ratio = (
@@ -281,6 +302,7 @@ def _pairs(params: Params, measured: "Measured", samples: ImageTable, train: Ima
             "distance": measured.distance,
             "ratio": ratio,
             "rho": rho(measured.squared),
+            "train_spacing": pixel_distance(measured.own_squared[:, 0], measured.dimension),
             "candidate": candidate,
             "feature_distance": pa.array(measured.feature_distance, mask=~candidate),
             "feature_threshold": pa.array(params.margin * measured.feature_spacing, mask=~candidate),
@@ -289,6 +311,36 @@ def _pairs(params: Params, measured: "Measured", samples: ImageTable, train: Ima
         }
     )
     return table.take(pa.array(order(verdict, ratio)))
+
+
+def _offer(out: Path, params: Params, measured: "Measured", pairs: Any, train: ImageTable) -> "np.ndarray":
+    """Write candidates.parquet: the pairs that any rule suspects. Returns bool (N,), which of `pairs` they are."""
+    import numpy as np
+
+    from stages.memorization.candidates import NAME, choose, write_candidates
+
+    confirmed = measured.flags(params.rules)["two_stage"][pairs["sample_index"].to_numpy()]
+    suspected = pairs["candidate"].to_numpy() | (np.array(pairs["verdict"].to_pylist()) != "novel")
+    rows = choose(pairs["rho"].to_numpy(), confirmed, suspected, params.candidates)
+    chosen = pairs.take(rows)
+    following = measured.index[chosen["sample_index"].to_numpy(), 1:]
+    metadata = {"variant": params.variant, "samples": len(measured), "suspected": int((confirmed | suspected).sum())}
+    images = read_images(samples_of(params.variant)).images
+    write_candidates(out / NAME, chosen, following, images, train.images, metadata)
+    return np.isin(np.arange(pairs.num_rows), rows)
+
+
+def _verified(params: Params, measured: "Measured", pairs: Any, offered: "np.ndarray") -> dict[str, Any] | None:
+    """What people decided about the pairs; None where params.yaml names no verdicts for this variant."""
+    from stages.images.duplicates import squared_radius
+    from stages.memorization.verified import verified_summary
+
+    if params.variant not in params.verdicts:
+        return None
+    radius = squared_radius(params.repeated_within, measured.dimension)
+    repeated = measured.own_squared[pairs["sample_index"].to_numpy(), 0] <= radius
+    summary = verified_summary(params.verdicts[params.variant], pairs, offered, repeated)
+    return {**summary, "repeated_within": params.repeated_within}
 
 
 def _draw(path: Path, params: Params, pairs: Any, samples: ImageTable, train: ImageTable) -> None:

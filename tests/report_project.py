@@ -51,6 +51,19 @@ def metric(definition: str, threshold: float | None, flagged: int, count: int, h
     }  # fmt: skip
 
 
+def verified_counts(count: int) -> dict[str, Any]:
+    """filter.json's `verified` of a variant that two people reviewed: 9 copies, 4 without repeated training images."""
+    rates = [dict(zip(("ci_low", "ci_high"), wilson(n, count))) | {"flagged": n, "count": count} for n in (9, 4)]
+    with_all, without = ({**rate, "rate": rate["flagged"] / count, "unique_training_images": 3} for rate in rates)
+    outcomes = {"copy": 9, "not": 5, "unsure": 2, "disputed": 1, "undecided": count - 17}
+    pair = {"reviewers": ["anna", "bert"], "pairs": 12, "alike": 11, "kappa": 0.8125}
+    return {
+        **with_all, "without_repeated": {**without, "repeated_images": 2}, "repeated_within": 0.02,
+        "reviewers": {"anna": 17, "bert": 12}, "agreement": [pair], "outcomes": outcomes, "offered": 20, "open": 3,
+        "stale": 2, "stale_pairs": [["a", "b"], ["c", "d"]], "file": "verdicts.jsonl", "sha256": "0", "torn_bytes": 0,
+    }  # fmt: skip
+
+
 def write_variant(
     root: Path, name: str, spec: dict[str, Any], train: np.ndarray, rest: np.ndarray, count: int, copied: float,
     median: float, distance: float, seed: int,
@@ -89,7 +102,7 @@ def write_variant(
         "variant": name, "count": count, "metrics": metrics, "headline": "nn_ratio_1_3", "distance": multiple,
         "ratio": {**summary, "holdout_mean": 0.91, "holdout_median": 0.93, "holdout_min": 0.31},
         "verdicts": {kind: int((verdict == kind).sum()) for kind in ("copy", "near_copy", "novel")},
-        "unique_training_images": len(set(nearest[flags].tolist())),
+        "unique_training_images": len(set(nearest[flags].tolist())), "verified": None,
     }  # fmt: skip
     write_json(data / "filter" / name / "filter.json", content)
     write_images(data / "sample" / name / "samples.arrow", image_table(np.ascontiguousarray(samples)))

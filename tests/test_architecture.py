@@ -94,10 +94,12 @@ def test_the_work_knows_nothing_of_the_dispatch(graph):
 
 
 def test_the_dispatch_goes_through_the_stages(graph):
-    """pipeline imports the stages by their protocol, and nothing of the core but the table of results."""
+    """pipeline imports the stages by their protocol, and of the core the results and what people review."""
+    review = {f"stages.memorization.{name}" for name in ("candidates", "verdict_log", "verified")}
     for importer, imported in imports(graph, "pipeline"):
         if imported.startswith("stages."):
             allowed = {"stages.artifacts", "stages.errors", "stages.protocol", "stages.reporting.results"}
+            allowed |= review if importer.startswith("pipeline.review.") else set()
             assert imported in allowed, f"{importer} imports {imported}"
 
 

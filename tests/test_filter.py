@@ -9,10 +9,15 @@ import pytest
 import yaml
 
 from stages import filter as stage
+from stages.artifacts import read_metadata
 from stages.errors import InputError
 from stages.features.encoders import EncoderParams, load_encoder
 from stages.features.table import FeatureTable, write_features
+from stages.images.png import png_bytes
 from stages.images.store import image_table, read_images, write_images
+from stages.memorization.candidates import read_candidates
+from stages.memorization.statistics import wilson
+from stages.memorization.verdict_log import Act, VerdictLog, now
 from stages.protocol import run_plain
 from stages.search.neighbor_table import NeighborTable, write_neighbors
 
@@ -27,6 +32,9 @@ TREE = {
         "carlini": {"alpha": 0.5, "n": 8},
         "headline": "nn_ratio_0_7",
         "grid": {"rows": 3, "columns": 2},
+        "candidates": 1000,
+        "verdicts": {},
+        "repeated_within": 0.02,
         "shards": 1,
     },
 }
@@ -137,17 +145,21 @@ def test_any_number_of_shards_gives_the_same_bytes(project):
         run(shards=shards)
         outs.append({path.name: path.read_bytes() for path in Path("data/filter/v").iterdir()})
     assert outs[0] == outs[1]
-    assert set(outs[0]) == {"pairs.parquet", "pairs.png", "filter.json"}
+    assert set(outs[0]) == {"pairs.parquet", "pairs.png", "candidates.parquet", "filter.json"}
 
 
 def test_what_only_judges_does_not_search_again(project):
     """Margins, verdict thresholds, headline and grid are gather's: the shards stay as they are."""
+    judge(Path(VERDICTS["verdicts"]["v"]), [])
     base = stage.plan(stage.Params.from_tree(TREE, "v"))
     changes = {
         "margin": 2.0,
         "headline": "two_stage",
         "grid": {"rows": 1, "columns": 1},
         "carlini": {"alpha": 0.3, "n": 8},
+        "candidates": 3,
+        "repeated_within": 0.1,
+        **VERDICTS,
     }
     assert stage.plan(stage.Params.from_tree({**TREE, "filter": {**TREE["filter"], **changes}}, "v")) == base
     more = stage.plan(stage.Params.from_tree({**TREE, "filter": {**TREE["filter"], "neighbors": 13}}, "v"))
@@ -191,6 +203,8 @@ def test_duplicated_training_images_are_left_to_a_person_or_the_features(project
         ({"neighbors": 60, "carlini": {"alpha": 0.5, "n": 60}}, r"filter\.carlini\.n: 60 .* leave 59"),
         ({"percentile": 0.0}, r"filter\.percentile"),
         ({"headline": "fid"}, r"filter\.headline"),
+        ({"verdicts": {"v": "elsewhere.jsonl"}}, r"filter\.verdicts.*elsewhere\.jsonl does not lie in data/verdicts"),
+        ({"verdicts": {"v": "data/verdicts/../x.jsonl"}}, r"filter\.verdicts.*does not lie in data/verdicts"),
         ({"ratios": {"copy_below": 0.8, "near_copy_below": 0.7}}, r"filter\.ratios.*copy_below must not exceed"),
     ],
 )
@@ -216,3 +230,102 @@ def test_features_of_another_encoder_are_refused(project):
     write_features("data/embed/train.arrow", other)
     with pytest.raises(InputError, match=r"made with encoder 'resnet18', the samples' features with 'pixels'"):
         run()
+
+
+def test_candidates_are_the_suspected_pairs_with_the_training_images_that_follow(project):
+    _, pairs = run()
+    train = read_images("data/deduplicate/train.arrow")
+    samples = read_images("data/sample/v/samples.arrow")
+    table = read_candidates("data/filter/v/candidates.parquet")
+    found = table.to_pylist()
+    suspected = {p["sample_index"] for p in pairs if p["candidate"] or p["verdict"] != "novel"}
+    assert {row["sample_index"] for row in found} == suspected
+    assert [row["rho"] for row in found] == sorted(row["rho"] for row in found)
+    squared = np.square(samples.flat.astype(np.int64)[:, None] - train.flat.astype(np.int64)[None]).sum(-1)
+    for row in found:
+        nearest = np.argsort(squared[row["sample_index"]], kind="stable")[:5]
+        assert row["train_index"] == nearest[0]
+        assert row["train_png"] == png_bytes(train.images[nearest[0]])
+        assert row["sample_png"] == png_bytes(samples.images[row["sample_index"]])
+        assert row["next_pngs"] == [png_bytes(train.images[near]) for near in nearest[1:]]
+    assert read_metadata(table.schema) == {"variant": "v", "samples": COUNT, "suspected": len(suspected)}
+
+
+def test_a_limit_of_candidates_is_said(project):
+    run(candidates=4)
+    table = read_candidates("data/filter/v/candidates.parquet")
+    assert table.num_rows == 4
+    assert read_metadata(table.schema)["suspected"] > 4
+
+
+def judge(path: Path, decisions: list[tuple[str, str, str, str]]) -> None:
+    """Write (reviewer, sample id, train id, verdict) as a log of verdicts."""
+    log = VerdictLog(path)
+    for number, (reviewer, sample, nearest, verdict) in enumerate(decisions):
+        log.append(Act(str(number), now(), reviewer, (sample, nearest), verdict))
+    log.close()
+
+
+VERDICTS = {"verdicts": {"v": "data/verdicts/v/verdicts.jsonl"}}
+
+
+def test_verified_pairs_are_counted_with_and_without_repeated_training_images(project):
+    """Six pairs judged by two people; training images 0 and 1 are made to repeat each other."""
+    train = read_images("data/deduplicate/train.arrow")
+    images = np.array(train.images)
+    images[1] = images[0] + 1  # at a distance of 1/255
+    write_images("data/deduplicate/train.arrow", image_table(images))
+    write_index(images)
+    summary, pairs = run()
+    assert summary["verified"] is None
+    pair = {p["sample_index"]: (p["sample_id"], p["train_id"]) for p in pairs}
+    one = {0: "copy", 2: "copy", 3: "copy", 4: "not", 5: "unsure"}
+    other = {0: "copy", 2: "not", 4: "not", 11: "copy"}
+    stale = ("gone", pair[3][1])
+    crossed = (pair[3][0], pair[4][1])  # both ids exist, but not as a pair
+    decided = [("anna", *pair[row], verdict) for row, verdict in one.items()]
+    decided += [("bert", *pair[row], verdict) for row, verdict in other.items()]
+    judge(Path(VERDICTS["verdicts"]["v"]), [*decided, ("anna", *stale, "copy"), ("anna", *crossed, "copy")])
+    verified = run(**VERDICTS)[0]["verified"]
+    assert verified["outcomes"] == {"copy": 3, "not": 1, "unsure": 1, "disputed": 1, "undecided": COUNT - 6}
+    assert (verified["flagged"], verified["count"], verified["rate"]) == (3, COUNT, 3 / COUNT)
+    assert (verified["ci_low"], verified["ci_high"]) == wilson(3, COUNT)
+    assert verified["unique_training_images"] == 3  # of samples 0, 3 and 11
+    without = verified["without_repeated"]
+    assert (without["flagged"], without["unique_training_images"], without["repeated_images"]) == (2, 2, 1)
+    assert verified["reviewers"] == {"anna": 7, "bert": 4}
+    assert verified["stale"] == 2
+    assert verified["stale_pairs"] == sorted([list(stale), list(crossed)])
+    assert verified["open"] == verified["offered"] - 6
+    # both decided 0 (copy, copy), 2 (copy, not), 4 (not, not): p_o = 2/3, p_e = (2/3)(1/3) + (1/3)(2/3) = 4/9
+    assert verified["agreement"] == [
+        {"reviewers": ["anna", "bert"], "pairs": 3, "alike": 2, "kappa": pytest.approx((2 / 3 - 4 / 9) / (1 - 4 / 9))}
+    ]
+    near = run(**VERDICTS, repeated_within=0.0039)[0]["verified"]["without_repeated"]  # 1/255 = 0.00392...
+    assert (near["flagged"], near["repeated_images"]) == (3, 0)
+
+
+def test_verdicts_change_no_other_number(project):
+    plain, pairs = run()
+    row = pairs[0]
+    judge(Path(VERDICTS["verdicts"]["v"]), [("anna", row["sample_id"], row["train_id"], "not")])
+    judged, same = run(**VERDICTS)
+    assert same == pairs
+    assert {**judged, "verified": None} == plain
+
+
+def test_samples_with_equal_pixels_share_their_verdict(project):
+    samples = read_images("data/sample/v/samples.arrow")
+    write_images("data/sample/v/samples.arrow", samples.take(np.array([0, 0, 0, *range(40, 90)])))
+    _, pairs = run()
+    row = next(p for p in pairs if p["sample_index"] == 1)
+    judge(Path(VERDICTS["verdicts"]["v"]), [("anna", row["sample_id"], row["train_id"], "copy")])
+    verified = run(**VERDICTS)[0]["verified"]
+    assert (verified["flagged"], verified["unique_training_images"]) == (3, 1)
+
+
+def test_missing_verdicts_are_named(project):
+    with pytest.raises(
+        InputError, match=r"data/verdicts/v/verdicts\.jsonl is missing: make it with scoresmooth review"
+    ):
+        run(**VERDICTS)

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from report_project import COPIED, REPORT, VARIANTS, write_project
+from report_project import COPIED, REPORT, VARIANTS, verified_counts, write_project
 
 from stages.errors import InputError
 from stages.images.store import image_table, read_images, write_images
@@ -281,6 +281,31 @@ def test_the_terminal_prints_the_table(page, capsys, monkeypatch):
     assert "pass  net-temperature copies less than net-conditioning" in shown
     assert "4 of 4 variants draw sound samples" in shown
     assert "75.0 % of its samples".replace(" %", words.THIN + "%") in shown.replace("\n", " ")
+
+
+def test_verified_pairs_stand_in_the_page_the_metrics_and_at_the_terminal(project, capsys):
+    write_project(project, IMAGES)
+    path = Path("data/filter/net-conditioning/filter.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"verified": verified_counts(200)}))
+    run_plain("report")
+    page = (FOLDER / "report.html").read_text(encoding="utf-8")
+    assert page.count("Verified by eye") == 1
+    assert f"<strong>9 of 200 (4.5{words.THIN}% [2.4, 8.3])</strong> are copies, of 3 training images" in page
+    assert f"within 0.02: <strong>4 of 200 (2.0{words.THIN}% [0.8, 5.0])</strong>" in page
+    assert "anna judged 17, bert judged 12; 5 not, 2 unsure, 1 disputed, 3 of 20 offered pairs open" in page
+    assert "2 verdicts match no pair of this run and were not used" in page
+    assert "anna and bert agree on 11 of 12 (Cohen's κ 0.81)" in page
+    metrics = json.loads((FOLDER / "metrics.json").read_text())["variants"]
+    assert (metrics["net-conditioning"]["verified"], metrics["net-conditioning"]["verified_count"]) == (9, 200)
+    assert metrics["net-conditioning"]["verified_without_repeated"] == 4
+    assert "verified" not in metrics["closed-conditioning"]
+    print_results(FOLDER / "results.json")
+    printed = capsys.readouterr().out
+    assert printed.count("verified by eye") == 1
+    assert (
+        f"net-conditioning: 9 of 200 (4.5{words.THIN}% [2.4, 8.3]); without repeated training images 4 of 200"
+        in printed
+    )
 
 
 def test_no_report_yet_says_what_to_run(project):

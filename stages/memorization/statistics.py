@@ -1,6 +1,7 @@
-"""Intervals for rates and for the difference of two rates."""
+"""Intervals for rates and for the difference of two rates; agreement of two people."""
 
 import math
+from collections.abc import Mapping
 
 Z95 = 1.959963984540054  # two-sided 95 %
 
@@ -36,3 +37,22 @@ def newcombe(flagged: int, count: int, control_flagged: int, control_count: int,
     below = math.hypot(rate - low, control_high - control)
     above = math.hypot(high - rate, control - control_low)
     return max(-1.0, difference - below), min(1.0, difference + above)
+
+
+def cohen_kappa(counts: Mapping[tuple[str, str], int]) -> float | None:
+    """Cohen's κ = (p_o − p_e)/(1 − p_e) of two people who judged the same things (Cohen 1960).
+
+    counts: how often (category of the one, category of the other) occurred. None where κ is undefined: nothing was
+    judged by both, or both used one and the same category throughout (p_e = 1).
+    """
+    total = sum(counts.values())
+    observed = sum(count for (one, other), count in counts.items() if one == other)
+    first: dict[str, int] = {}
+    second: dict[str, int] = {}
+    for (one, other), count in counts.items():
+        first[one] = first.get(one, 0) + count
+        second[other] = second.get(other, 0) + count
+    expected = sum(count * second.get(category, 0) for category, count in first.items())  # p_e · total²
+    if expected == total * total:
+        return None
+    return (observed * total - expected) / (total * total - expected)

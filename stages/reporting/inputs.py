@@ -78,6 +78,18 @@ class Variant:
         return Rate.of(self.filter["metrics"][self.metric], "holdout_")
 
     @property
+    def verified(self) -> Rate | None:
+        """Samples that people call copies, None where nobody was asked."""
+        found = self.filter["verified"]
+        return Rate.of(found) if found else None
+
+    @property
+    def verified_without_repeated(self) -> Rate | None:
+        """`verified` without the training images that repeat."""
+        found = self.filter["verified"]
+        return Rate.of(found["without_repeated"]) if found else None
+
+    @property
     def median_multiple(self) -> float:
         """Median distance to the nearest training image, over the held-out images' median."""
         return self.filter["distance"]["median_multiple"]
@@ -225,7 +237,8 @@ def _value(text: str) -> float | str:
 
 
 def _variant(reader: Reader, name: str, spec: dict[str, Any]) -> Variant:
-    filtered = reader.json("filter", "filter.json", name, "headline", "metrics", "distance", "ratio", "verdicts")
+    needed = ("headline", "metrics", "distance", "ratio", "verdicts", "verified")
+    filtered = reader.json("filter", "filter.json", name, *needed)
     if filtered["headline"] not in filtered["metrics"]:
         raise InputError(
             f"data/filter/{name}/filter.json: headline {filtered['headline']!r} is none of its metrics "

@@ -8,7 +8,7 @@ from typing import Any
 from stages.artifacts import read_json
 from stages.reporting.checks import Check
 from stages.reporting.inputs import Inputs, Rate, Variant
-from stages.reporting.words import interval, number
+from stages.reporting.words import interval, number, rate_words
 
 THIRD = "nn_ratio_1_3"  # r_1/r_2 < 1/3, the literature's usual rule, shown beside the headline
 
@@ -36,6 +36,8 @@ def result_row(variant: Variant) -> dict[str, Any]:
         "median_multiple": variant.median_multiple,
         "ratio_mean": ratio["mean"],
         "ratio_min": ratio["min"],
+        **(_rate("verified", variant.verified) if variant.verified else {}),
+        **(_rate("verified_without_repeated", variant.verified_without_repeated) if variant.verified else {}),
     }
 
 
@@ -116,6 +118,9 @@ def print_results(path: Path | str = "data/report/results.json") -> None:
         console = Console(highlight=False, width=needed)
     console.print(table)
     console.print(_legend(content), style="dim", markup=False)
+    for row in content["rows"]:
+        if "verified" in row:
+            console.print(_verified_line(row), markup=False, soft_wrap=True)
     _print_checks(console, content["checks"])
     theory = content["theory"]
     console.print(f"{theory['passed']} of {theory['claims']} claims of the theory hold\n")
@@ -159,6 +164,17 @@ def _legend(content: dict[str, Any]) -> str:
         f"FD: {content['rows'][0]['fd_name']} to test images; held-out images reach {reach}\n"
         "median ×: distance to the nearest training image, over that of held-out images\n"
     )
+
+
+def _verified_line(row: dict[str, Any]) -> str:
+    found, without = (_rate_of(row, name) for name in ("verified", "verified_without_repeated"))
+    words = f"{rate_words(found)}; without repeated training images {rate_words(without)}"
+    return f"verified by eye  {row['variant']}: {words}"
+
+
+def _rate_of(row: dict[str, Any], name: str) -> Rate:
+    """The inverse of `_rate`."""
+    return Rate(*(row[name + end] for end in ("", "_count", "_rate", "_low", "_high")))
 
 
 def _terminal_row(row: dict[str, Any]) -> list[str]:
