@@ -543,7 +543,7 @@ def test_a_second_tab_sees_it_and_a_dead_server_is_waited_for(folder, browser):
         assert len((folder / LOG).read_text().splitlines()) == 3
 
 
-@pytest.mark.parametrize(("width", "height"), [(1280, 800), (390, 844)])
+@pytest.mark.parametrize(("width", "height"), [(1280, 800), (820, 1180), (390, 844)])
 def test_everything_fits_and_nothing_jumps(folder, browser, width, height):
     with serving(folder, "--reviewer", "anna") as server:
         tab = browser.open(server.address, width, height)

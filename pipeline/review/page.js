@@ -224,7 +224,7 @@ function draw() {
 
 function agreementWords({ reviewer, pairs, alike, kappa }) {
   if (!pairs) return `${reviewer}: no pair decided by both`;
-  const value = kappa === null ? "κ undefined" : `κ ${kappa.toFixed(2)}`;
+  const value = kappa === null ? "κ undefined" : `κ ${kappa.toFixed(2).replace("-", "−")}`;
   return `you and ${reviewer}: ${alike} of ${pairs} alike, ${value}`;
 }
 
