@@ -107,9 +107,9 @@ def _serve(folder: Path, reviewer: str, log: VerdictLog, address: Address) -> No
     token = None if address.loopback else secrets.token_urlsafe(24)
     guard = Guard(make_app(session), _names(address, port), address.everywhere, port, token)
     _announce(session, address, port, token)
-    config = uvicorn.Config(
-        guard, log_level="warning", access_log=False, server_header=False, lifespan="off", timeout_graceful_shutdown=2
-    )
+    quiet = {"log_level": "warning", "access_log": False, "server_header": False}
+    http_only = {"ws": "none", "proxy_headers": False, "lifespan": "off"}
+    config = uvicorn.Config(guard, timeout_graceful_shutdown=2, **quiet, **http_only)
     # uvicorn ends on either signal, and then raises it again
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
