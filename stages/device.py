@@ -1,6 +1,13 @@
-"""Which device does the work."""
+"""Which device does the work, and what suits it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 from stages.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 
 def pick_device(wanted: str) -> str:
@@ -15,3 +22,25 @@ def pick_device(wanted: str) -> str:
     if wanted == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     return wanted
+
+
+def memory_format(device: torch.device) -> torch.memory_format:
+    """The layout in which a convolutional network with GroupNorm is fastest: channels_last on a GPU.
+
+    On a CPU it is the plain one: GroupNorm takes 6 (float32) to 11 (bfloat16) times as long in channels_last, which
+    the convolutions gain 10 % by.
+    """
+    import torch
+
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
+def uses_bfloat16(precision: str, device: torch.device) -> bool:
+    """Whether products run in bfloat16: `precision` is "bfloat16", or "auto" on a device with instructions for it."""
+    import torch
+
+    if precision != "auto":
+        return precision == "bfloat16"
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported()

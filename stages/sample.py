@@ -32,6 +32,9 @@ class Params(StageParams):
     )
     shards: int = Field(gt=0, description="pieces of work, cut between batches")
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto: a GPU when there is one")
+    precision: Literal["float32", "bfloat16", "auto"] = Field(
+        description="of a network's products; auto: bfloat16 where the device has instructions for it"
+    )
 
 
 def plan(params: Params) -> list[Shard]:
@@ -45,6 +48,7 @@ def plan(params: Params) -> list[Shard]:
         "seed": params.seed,
         "batch": params.batch,
         "device": params.device,
+        "precision": params.precision,
     }
     cuts = spans(-(-params.count // params.batch), params.shards)
     return [
@@ -70,7 +74,8 @@ def work(shard: Shard) -> Path:
     settings = shard.settings
     table = read_images(shard.inputs[1])
     weights = shard.inputs[2] if len(shard.inputs) > 2 else None
-    model = load_model(read_json(shard.inputs[0]), settings["sampler"], table.images, weights, settings["device"])
+    score, device, precision = read_json(shard.inputs[0]), settings["device"], settings["precision"]
+    model = load_model(score, settings["sampler"], table.images, weights, device, precision)
     images = []
     with tqdm(
         total=settings["stop"] - settings["start"], desc=f"sample {shard.name}", unit="img", mininterval=2

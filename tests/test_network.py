@@ -4,8 +4,10 @@ import pytest
 import torch
 from scipy.signal import upfirdn
 
-from stages.diffusion.network import NCSNpp, Resample
+from stages.device import uses_bfloat16
+from stages.diffusion.network import NCSNpp, Resample, _attend
 from stages.diffusion.parameters import NetworkParams
+from stages.diffusion.variants import network_score
 
 PAPER = NetworkParams(
     channels=128,
@@ -112,3 +114,28 @@ def test_resampling_keeps_a_constant_image_away_from_the_border(fir):
 def test_resolution_that_cannot_be_halved_is_refused():
     with pytest.raises(ValueError, match=r"resolution 12 is not a multiple of 8"):
         NCSNpp(PAPER, 3, 12, True)
+
+
+def test_attention_is_torchs_own():
+    q, k, v = torch.randn(3, 2, 9, 5, dtype=torch.float64)
+    torch.testing.assert_close(_attend(q, k, v), torch.nn.functional.scaled_dot_product_attention(q, k, v))
+
+
+def test_a_score_in_bfloat16_is_float32_and_near_the_one_in_float32():
+    """8 bits of mantissa: a few parts in a thousand per layer. Sigma stays float32: the score is F/sigma exactly."""
+    network = perturbed(NCSNpp(SMALL.model_copy(update={"embedding": "fourier"}), 1, 8, True))
+    x, sigma = torch.randn(4, 1, 8, 8), torch.tensor([0.0123, 0.2, 3.0, 40.0])
+    with torch.no_grad():
+        plain, half = (network_score(network, True, bfloat16)(x, sigma) for bfloat16 in (False, True))
+    assert half.dtype == torch.float32
+    off = ((half - plain).flatten(1).norm(dim=1) / plain.flatten(1).norm(dim=1)).tolist()
+    assert all(1e-5 < value < 0.05 for value in off), off
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_auto_precision_asks_the_processor(monkeypatch, able):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: able)
+    cpu = torch.device("cpu")
+    assert uses_bfloat16("auto", cpu) == able
+    assert uses_bfloat16("bfloat16", cpu)
+    assert not uses_bfloat16("float32", cpu)

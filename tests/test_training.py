@@ -82,15 +82,16 @@ def assert_identical(a, b):
         assert torch.equal(a[name], b[name]), name
 
 
-def test_resumed_training_ends_with_identical_weights_and_curve(tmp_path):
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_resumed_training_ends_with_identical_weights_and_curve(tmp_path, precision):
     """Interrupted between checkpoints, with dropout and flips: bit-identical to the undisturbed run."""
-    whole = trainer(tmp_path / "a")
+    whole = trainer(tmp_path / "a", precision=precision)
     curve = list(whole.run())
-    broken = trainer(tmp_path / "b")
+    broken = trainer(tmp_path / "b", precision=precision)
     for progress in broken.run():
         if progress.step == 9:  # after the checkpoint of step 8
             break
-    resumed = trainer(tmp_path / "b")
+    resumed = trainer(tmp_path / "b", precision=precision)
     assert resumed.resume() == 8
     rest = list(resumed.run())
     assert_identical(weights(whole), weights(resumed))

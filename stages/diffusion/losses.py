@@ -65,6 +65,6 @@ def denoising_loss(
     conditioned: bool,
 ) -> Tensor:
     """1/2 |F(x0 + sigma z) - F*|^2 of every image: (B,), summed over pixels."""
-    x = (x0 + sigma[:, None, None, None] * z).contiguous(memory_format=torch.channels_last)
+    x = x0 + sigma[:, None, None, None] * z
     wanted = target(x0, sigma, z, neighbors)
     return 0.5 * (network(x, sigma if conditioned else None).float() - wanted).square().flatten(1).sum(1)

@@ -98,8 +98,15 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         q, k, v = (layer(h).flatten(2).transpose(1, 2) for layer in (self.query, self.key, self.value))
-        mixed = functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(x.shape)
-        return (x + self.out(mixed)) / math.sqrt(2)
+        return (x + self.out(_attend(q, k, v).transpose(1, 2).reshape(x.shape))) / math.sqrt(2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt c) v for q, k, v (B, n, c). On a CPU by its formula: torch's fused kernel takes nine times
+    as long in bfloat16 as in float32."""
+    if q.is_cuda:
+        return functional.scaled_dot_product_attention(q, k, v)
+    return torch.softmax(q @ k.transpose(1, 2) / math.sqrt(q.shape[2]), dim=2) @ v
 
 
 class LevelEmbedding(nn.Module):

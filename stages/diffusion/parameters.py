@@ -54,7 +54,9 @@ class OptimizationParams(Section):
     ema: float = Field(ge=0, lt=1, description="decay of the weights' average; ramps up as (1+n)/(10+n)")
     levels: int = Field(gt=1, description="discrete noise levels, drawn uniformly")
     flip: bool = Field(description="random horizontal flips")
-    precision: Literal["float32", "bfloat16"] = Field(description="of the network's forward pass")
+    precision: Literal["float32", "bfloat16", "auto"] = Field(
+        description="of the network's products; auto: bfloat16 where the device has instructions for it"
+    )
     compile: bool = Field(description="torch.compile, worth it on a GPU")
     seed: int = Field(ge=0)
     checkpoint_every: int = Field(gt=0, description="steps between checkpoints")

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from stages.device import pick_device
+from stages.device import memory_format, pick_device, uses_bfloat16
 from stages.diffusion import noise, samplers
 from stages.diffusion.checkpoint import load_tensors
 from stages.diffusion.empirical_score import Centres, cfdm_velocity, make_centres
@@ -30,12 +30,14 @@ class Model:
         sigmas: float64 (L,), the sampler's levels in descending order.
         images: the training images, uint8 (M, C, H, W), on the device that samples.
         network: None for closed forms.
+        bfloat16: whether the network's products run in it.
     """
 
     variant: Variant
     sigmas: Tensor
     images: Tensor
     network: NCSNpp | None
+    bfloat16: bool = False
 
     @functools.cached_property
     def centres(self) -> Centres:
@@ -54,7 +56,7 @@ class Model:
     def score(self, batch: Batch) -> samplers.Score:
         """score(x, sigma) for the samples of a batch."""
         if self.network is not None:
-            return network_score(self.network, self.variant.conditioned)
+            return network_score(self.network, self.variant.conditioned, self.bfloat16)
         return closed_form_score(self.variant, self.centres, self.sigmas, batch)
 
     def actual_level(self, x: Tensor) -> Tensor:
@@ -63,10 +65,17 @@ class Model:
 
 
 def load_model(
-    score: dict[str, Any], sampler: dict[str, Any], images: np.ndarray, weights: str | None, device: str
+    score: dict[str, Any],
+    sampler: dict[str, Any],
+    images: np.ndarray,
+    weights: str | None,
+    device: str,
+    precision: str = "float32",
 ) -> Model:
     """A model from score.json's content, the sampler's parameters, the training images uint8 (M, H, W, C) and, for a
-    network, the path of its weights. Raises InputError when the weights do not fit the described network."""
+    network, the path of its weights and the precision of its products (float32, bfloat16 or auto).
+
+    Raises InputError when the weights do not fit the described network."""
     variant = Variant(**score["spec"], sampler=sampler)
     levels = NoiseParams(**score["noise"])
     where = torch.device(pick_device(device))
@@ -86,9 +95,9 @@ def load_model(
             network.load_state_dict(tensors)
         except RuntimeError as error:
             raise InputError(f"{weights} does not fit its score.json: rerun train ({error})") from error
-        network = network.to(where, memory_format=torch.channels_last).eval()
+        network = network.to(where, memory_format=memory_format(where)).eval()
     sigmas = noise.levels(levels, variant.sampler.levels)
-    return Model(variant, sigmas, pixels.to(where), network)
+    return Model(variant, sigmas, pixels.to(where), network, uses_bfloat16(precision, where))
 
 
 @torch.inference_mode()

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from stages.device import memory_format, uses_bfloat16
 from stages.diffusion import noise
 from stages.diffusion.checkpoint import (
     load_optimizer,
@@ -25,6 +26,7 @@ from stages.diffusion.checkpoint import (
     select,
 )
 from stages.diffusion.losses import Target, denoising_loss
+from stages.diffusion.optimizer import AdamW
 from stages.diffusion.parameters import NoiseParams, OptimizationParams
 
 _LEVEL_DRAW, _NOISE_DRAW, _FLIP_DRAW = 0, 1, 2
@@ -57,7 +59,7 @@ class State:
 
     network: nn.Module
     average: nn.Module
-    optimizer: torch.optim.Optimizer
+    optimizer: AdamW
     step: int = 0
 
 
@@ -125,20 +127,19 @@ class Trainer:
     ) -> None:
         self.params, self.data, self.target, self.conditioned = params, data, target, conditioned
         self.device = data.images.device
+        self.half = uses_bfloat16(params.precision, self.device)
         self.sigmas = noise.levels(levels, params.levels).float().to(self.device)
         self.path, self.key = Path(scratch) / "checkpoint.safetensors", key
         self.order = EpochOrder(len(data.images), params.batch, params.seed)
         torch.manual_seed(params.seed)
         network, average = build().to(self.device), build().to(self.device)
         average.load_state_dict(network.state_dict())
-        network = network.to(memory_format=torch.channels_last)
-        optimizer = torch.optim.AdamW(
+        network = network.to(memory_format=memory_format(self.device))
+        optimizer = AdamW(
             network.parameters(),
             lr=params.learning_rate,
             betas=params.betas,
-            eps=1e-8,
             weight_decay=params.weight_decay,
-            fused=True,
         )
         self.state = State(network, average.requires_grad_(False).eval(), optimizer)
         self.forward = torch.compile(network) if params.compile else network
@@ -203,7 +204,7 @@ class Trainer:
             x0 = torch.where(mirror[:, None, None, None], x0.flip(-1), x0)
             near = None if near is None else torch.where(mirror[:, None, None, None, None], near.flip(-1), near)
         torch.manual_seed((params.seed << 32) + step)  # dropout's draws are a function of the step, too
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=params.precision == "bfloat16"):
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
             losses = denoising_loss(self.forward, self.target, x0, self.sigmas[level], z, near, self.conditioned)
         # On a CPU the backward pass runs in this thread: a thread of autograd's own would bring a second OpenMP pool,
         # whose spinning workers take the cores from the first (1.2 to 1.3 times the throughput on 2 cores).

@@ -88,11 +88,16 @@ CLOSED_FORMS: dict[str, Callable[[Variant, closed.Centres, Tensor, Batch], close
 }
 
 
-def network_score(network: nn.Module, conditioned: bool) -> closed.Score:
-    """score = F/sigma (METHODS §4): F(x, sigma) with noise conditioning, F(x) without, where sigma only scales."""
+def network_score(network: nn.Module, conditioned: bool, bfloat16: bool = False) -> closed.Score:
+    """score = F/sigma (METHODS §4): F(x, sigma) with noise conditioning, F(x) without, where sigma only scales.
+
+    bfloat16: run the network's products in it (autocast); what comes in and goes out keeps the type of x.
+    """
 
     def score(x: Tensor, sigma: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
-        return network(x, sigma.to(x.dtype) if conditioned else None) / sigma.to(x.dtype)[:, None, None, None]
+        level = sigma.to(x.dtype)
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bfloat16):
+            out = network(x, level if conditioned else None)
+        return out.to(x.dtype) / level[:, None, None, None]
 
     return score
