@@ -136,6 +136,17 @@ def test_params_in_dvc_yaml_are_what_the_stage_reads(name, document):
     assert params == importlib.import_module(f"stages.{name}").Params.keys("${key}"), "run: scoresmooth dag --write"
 
 
+def test_peoples_verdicts_are_a_dependency_that_git_keeps(document):
+    """filter.verdicts names files in this folder; DVC needs it to exist, and must not make it or remove it."""
+    folder = str(importlib.import_module("stages.filter").VERDICTS)
+    assert folder in dag.listed(document["stages"]["filter"])[1]
+    assert (ROOT / folder / "README.md").is_file()
+    outs = [str(out) for stage in document["stages"].values() for out in stage.get("do", stage)["outs"]]
+    assert not [out for out in outs if out == "data" or out.startswith(folder)]
+    ignored = subprocess.run(["git", "check-ignore", "-q", f"{folder}/net/verdicts.jsonl"], cwd=ROOT, check=False)
+    assert ignored.returncode == 1 or not (ROOT / ".git").exists()
+
+
 def test_execution_is_no_dependency(document):
     listed = {key for stage in document["stages"].values() for key in dag.listed(stage)[2]}
     assert not {key for key in listed if key.split(".")[0] == "execution"}

@@ -440,14 +440,17 @@ def test_loopback_is_known():
     assert {host: Address(host, 0, False).loopback for host in loopback} == loopback
 
 
-def test_verdicts_outlive_the_stage(folder, tmp_path):
+def test_verdicts_outlive_the_stage(folder, tmp_path, capsys):
     """DVC removes data/filter/VARIANT before it makes it anew: verdicts are kept outside of it."""
     inside = tmp_path / "data" / "filter" / "net"
     shutil.copytree(folder, inside)
     assert verdicts_folder(inside) == inside  # an audit's folder may have any name
     (tmp_path / "dvc.yaml").write_text("")
     assert verdicts_folder(inside).resolve() == tmp_path / "data" / "verdicts" / "net"
-    run(inside, "anna", None, None)
+    with contextlib.chdir(tmp_path):
+        run(Path("data/filter/net"), "anna", None, None)
+    line = "in params.yaml: filter.verdicts: {net: data/verdicts/net/verdicts.jsonl}, then dvc repro filter@net"
+    assert line in capsys.readouterr().err
     assert pq.read_table(tmp_path / "data" / "verdicts" / "net" / "verdicts.parquet").num_rows == 0
     with contextlib.chdir(inside):
         assert verdicts_folder(Path(".")).resolve() == (tmp_path / "data" / "verdicts" / "net").resolve()

@@ -73,6 +73,21 @@ def test_what_is_sent_twice_counts_once(log):
     assert len(log.path.read_text().splitlines()) == 3
 
 
+def test_a_verdict_is_synced_to_disk_before_it_counts(log, monkeypatch):
+    synced, sync = [], os.fsync
+
+    def recording(file: int) -> None:
+        synced.append((file, os.fstat(file).st_size, len(log.decisions.acts)))
+        sync(file)
+
+    monkeypatch.setattr("os.fsync", recording)
+    log.append(act("1", A, "copy"))
+    first = log.path.stat().st_size
+    log.undo("2", now(), "anna")
+    assert [(size, known) for _, size, known in synced] == [(first, 0), (log.path.stat().st_size, 1)]
+    assert all(os.path.sameopenfile(file, log._file) for file, _, _ in synced)
+
+
 @pytest.mark.parametrize("cut", [1, 10, 60])
 def test_a_torn_last_line_is_said_kept_aside_and_nothing_else_is_lost(tmp_path, cut):
     path = tmp_path / "verdicts.jsonl"

@@ -65,6 +65,9 @@ def run(folder: Path, reviewer: str, verdicts: Path | None, address: Address | N
             _serve(folder, reviewer, log, address)
         say(f"verdicts as a table: {log.compact()}")
         _say_mended(log)
+        if verdicts is None and log.path.parent != folder:
+            name = log.path.parent.name
+            say(f"to count them, in params.yaml: filter.verdicts: {{{name}: {log.path}}}, then dvc repro filter@{name}")
     finally:
         log.close()
 
