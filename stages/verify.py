@@ -27,7 +27,9 @@ from stages.protocol import DATA, Shard, StageParams, main
 from stages.theory.claims import Block, Findings, ImageBlock, Picture, Table
 from stages.theory.domination import ImageDomination, SigmaDomination
 from stages.theory.expansion import Expansion
+from stages.theory.line_claims import Line
 from stages.theory.mismatch import Mismatch
+from stages.theory.relu_claims import ReluNetworks
 from stages.theory.shell import ShellMass, ShellTouch
 
 OUT = DATA / "verify"
@@ -51,6 +53,8 @@ class Params(StageParams):
     image_domination: ImageDomination
     expansion: Expansion
     mismatch: Mismatch
+    line: Line
+    relu_networks: ReluNetworks
 
     @classmethod
     def from_tree(cls, tree: dict[str, Any], variant: str | None = None) -> Self:

@@ -28,6 +28,18 @@ SMALL = {
     "image_domination": {"dimension": 64, "temperatures": [1.0, 50.0]},
     "expansion": {"dimension": 64, "pairs": 3, "reaches": [0.6, 2.0], "temperatures": [1.0, 10.0], "eta": 0.7},
     "mismatch": {"dimension": 64, "betas": [1.0, 5.0], "draws": 50},
+    "relu_networks": {
+        "data": ["2 points, d = 1", "8 points on a circle, d = 2"],
+        "decay": 0.1,
+        "highest": 0.5,
+        "lowest": 0.2,
+        "levels": 2,
+        "width": 32,
+        "steps": 800,
+        "batch": 64,
+        "samples": 4000,
+    },
+    "line": {"kappas": [1.0], "start": 0.16, "samples": 2000, "bins": 10, "dimension": 5},
 }
 
 

@@ -4,22 +4,11 @@ To add one: a function from a block's tables (name -> rows) to a list of `Figure
 block's name. Labels carry units, axes are logarithmic where the paper's are, and the expected value is a line.
 """
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
-from stages.reporting.figures import CONTROL, DASHES, INK, MUTED, SERIES, STYLE, to_svg
-
-Tables = dict[str, list[dict[str, Any]]]
-MARKERS = ("o", "s", "^", "D", "v", "P")
-
-
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """An SVG and what it shows."""
-
-    svg: str
-    caption: str
+from stages.reporting import smoothing_figures
+from stages.reporting.figures import DASHES, INK, MUTED, SERIES, STYLE, to_svg
+from stages.reporting.panels import Figure, Tables, column, expected_line, groups, look, panels
 
 
 def theory_figures(block: str, tables: Tables) -> list[Figure]:
@@ -31,41 +20,6 @@ def theory_figures(block: str, tables: Tables) -> list[Figure]:
         return []
     with matplotlib.rc_context(STYLE):
         return draw(tables)
-
-
-def panels(count: int, height: float = 3.1) -> tuple[Any, Sequence[Any]]:
-    """A figure of the page's width with `count` axes beside each other."""
-    from matplotlib.figure import Figure as Canvas
-
-    figure = Canvas(figsize=(10, height), layout="constrained")
-    axes = figure.subplots(1, count, squeeze=False)[0]
-    for axis in axes:
-        axis.grid(axis="y")
-    return figure, axes
-
-
-def look(index: int) -> dict[str, Any]:
-    """Colour, dash and marker of the series number `index`: colour is never the only sign."""
-    place = index % len(SERIES)
-    return {"color": SERIES[place], "linestyle": DASHES[place], "marker": MARKERS[place], "markersize": 4}
-
-
-def expected_line(axis: Any, value: float, label: str | None = None) -> None:
-    """The expected value, as a line across the panel."""
-    axis.axhline(value, color=CONTROL, linewidth=1.4, linestyle="--", label=label)
-
-
-def column(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
-    """One column of a table."""
-    return [row[name] for row in rows]
-
-
-def groups(rows: Sequence[dict[str, Any]], name: str) -> dict[Any, list[dict[str, Any]]]:
-    """The rows by the values of one column, in their order."""
-    found: dict[Any, list[dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault(row[name], []).append(row)
-    return found
 
 
 def _shell_mass(tables: Tables) -> list[Figure]:
@@ -133,4 +87,5 @@ FIGURES: dict[str, Callable[[Tables], list[Figure]]] = {
     "sigma_domination": _sigma_domination,
     "expansion": _expansion,
     "mismatch": _mismatch,
+    **smoothing_figures.FIGURES,
 }
