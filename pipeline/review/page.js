@@ -278,10 +278,10 @@ function drawStrip(taken) {
   pen.fillRect(Math.min(width - wide, Math.max(0, middle - wide / 2)), 0, wide, height);
 }
 
-/** Whole multiples of the picture's pixels, so that each becomes an equal square. */
+/** Whole multiples of the picture's pixels from three on, so that each becomes an equal square; below, what fits. */
 function zoom(room, size) {
   const ratio = window.devicePixelRatio || 1, scale = room * ratio / size;
-  return scale >= 1 ? Math.floor(scale) / ratio : scale / ratio;
+  return (scale >= 3 ? Math.floor(scale) : scale) / ratio;
 }
 
 function layout() {
@@ -303,8 +303,8 @@ function layout() {
   for (const [name, scale] of [["large", large], ["small", small]]) {
     root.setProperty(`--${name}-w`, `${width * scale}px`);
     root.setProperty(`--${name}-h`, `${height * scale}px`);
+    document.body.classList.toggle(`pixel-${name}`, scale * (window.devicePixelRatio || 1) >= 3);
   }
-  document.body.classList.toggle("pixel", large * (window.devicePixelRatio || 1) >= 1);
   draw();
 }
 

@@ -67,7 +67,8 @@ def run(folder: Path, reviewer: str, verdicts: Path | None, address: Address | N
         _say_mended(log)
         if verdicts is None and log.path.parent != folder:
             name = log.path.parent.name
-            say(f"to count them, in params.yaml: filter.verdicts: {{{name}: {log.path}}}, then dvc repro filter@{name}")
+            file = f"data/verdicts/{name}/{LOG}"  # from the project's root
+            say(f"to count them, in params.yaml: filter.verdicts: {{{name}: {file}}}, then dvc repro filter@{name}")
     finally:
         log.close()
 
