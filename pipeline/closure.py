@@ -29,6 +29,11 @@ def _closure(stage: str) -> set[str]:
     return {module} | _graph().find_upstream_modules(module)
 
 
+def modules(stage: str) -> list[str]:
+    """Names of the modules within `stages` that stage `stage` imports, directly or not, itself included; sorted."""
+    return sorted(module for module in _closure(stage) if module.split(".")[0] == "stages")
+
+
 def code_files(stage: str) -> list[str]:
     """Files that stage `stage` depends on, relative to `ROOT`, sorted.
 
@@ -36,12 +41,11 @@ def code_files(stage: str) -> list[str]:
     packages' own `__init__.py` hold nothing but a docstring (tests/test_architecture.py) and are left out.
     """
     files, folders = set(), set()
-    for module in _closure(stage):
-        if module.split(".")[0] == "stages":
-            path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
-            if path.is_file():
-                files.add(path)
-                folders.add(path.parent)
+    for module in modules(stage):
+        path = ROOT.joinpath(*module.split(".")).with_suffix(".py")
+        if path.is_file():
+            files.add(path)
+            folders.add(path.parent)
     for folder in folders - {ROOT / "stages"}:
         files |= {path for path in folder.iterdir() if path.is_file() and path.suffix not in (".py", ".pyc")}
     return sorted(path.relative_to(ROOT).as_posix() for path in files)

@@ -36,8 +36,10 @@ def run_stage(name: str, variant: str | None = None, path: Path | str = "params.
 def _dispatch(name: str, variant: str | None, params: StageParams, execution: Execution, shards: list[Shard]) -> None:
     code = closure.code_digest(name)
     placed = tuple(cache.place(shard, code) for shard in shards)
-    address = server.connect(say, execution.server_timeout)
-    run = StageRun(name, variant, params, execution, placed, address)
-    from pipeline import flows  # imports prefect, which must see the environment that `connect` sets
+    missing = sum(not cache.manifest_path(shard).exists() for shard in placed)
+    with LocalRunner(execution.jobs, execution.processes) as runner:
+        runner.prepare(name, missing)
+        address = server.connect(say, execution.server_timeout)
+        from pipeline import flows  # imports prefect, which must see the environment that `connect` sets
 
-    flows.run(run, LocalRunner(run.execution.jobs, run.execution.processes))
+        flows.run(StageRun(name, variant, params, execution, placed, address), runner)

@@ -26,9 +26,9 @@ class Execution(Section):
     """How the work is carried out. It changes no result, so no DVC stage depends on it."""
 
     jobs: int = Field(ge=1, le=1024)
-    """Shards worked on at the same time, each in a thread."""
+    """Shards worked on at the same time."""
     processes: list[str]
-    """Stages whose shards run in processes of their own (long training)."""
+    """Stages whose shards run in processes of their own, the others' in threads of the stage's process."""
     server_timeout: float = Field(gt=0)
     """Seconds to wait for the local Prefect server to start."""
 

@@ -2,14 +2,17 @@
 
 import importlib
 import os
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Collection
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
+from pipeline import closure
+from pipeline.child import DONE, REFUSED
 from stages.errors import InputError
 from stages.protocol import Shard
 
@@ -38,14 +41,34 @@ class Stopped(RuntimeError):
 
 
 class LocalRunner:
-    """This machine: work in the calling thread or, for the stages in `processes`, in a process of its own."""
+    """This machine: work in the calling thread or, for the stages in `processes`, in processes of its own.
+
+    Use it as a context: at its end the processes end.
+    """
 
     def __init__(self, jobs: int, processes: Collection[str] = ()) -> None:
         self.jobs = jobs
         self._processes = frozenset(processes)
-        self._children: set[subprocess.Popen[bytes]] = set()
+        self._idle: list[_Child] = []
+        self._busy: set[_Child] = set()
         self._guard = threading.Lock()
         self._stopped = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._guard:
+            self._stopped = True
+            idle, self._idle = self._idle, []
+        for child in idle:
+            child.close()
+
+    def prepare(self, stage: str, shards: int) -> None:
+        """Start the processes that `shards` shards of a stage will need, so that they import meanwhile."""
+        if stage in self._processes:
+            with self._guard:
+                self._idle += [_Child(stage) for _ in range(min(self.jobs, shards) - len(self._idle))]
 
     def run(self, shard: Shard, lock: int) -> None:
         """See Runner.run."""
@@ -60,36 +83,68 @@ class LocalRunner:
         """See Runner.stop. Work in threads cannot be ended: it goes on until its shard is done."""
         with self._guard:
             self._stopped = True
-            for child in self._children:
-                child.terminate()
+            for child in self._busy:
+                child.process.terminate()
 
     def _run_child(self, shard: Shard, lock: int) -> None:
-        with tempfile.TemporaryDirectory(prefix="scoresmooth-") as folder:
-            description = Path(folder) / "shard.json"
-            description.write_text(shard.to_json(), encoding="utf-8")
-            code = self._wait_for(self._start(description, lock))
-            error = description.with_suffix(".error")
-            if error.exists():
-                raise InputError(error.read_text(encoding="utf-8"))
-        if self._stopped and code:
-            raise Stopped(f"{shard.stage} {shard.name} was stopped")
-        if code:
-            ending = f"signal {-code}" if code < 0 else f"exit code {code}"
-            raise RuntimeError(f"{shard.stage} {shard.name}: its process ended with {ending}")
+        child = self._take(shard)
+        try:
+            with tempfile.TemporaryDirectory(prefix="scoresmooth-") as folder:
+                child.work(shard, lock, Path(folder) / "shard.json")
+        except ChildEnded as ended:
+            if self._stopped:
+                raise Stopped(f"{shard.stage} {shard.name} was stopped") from ended
+            raise
+        finally:
+            self._give_back(child)
 
-    def _start(self, description: Path, lock: int) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "pipeline.child", str(description), str(os.getpid())]
+    def _take(self, shard: Shard) -> "_Child":
         with self._guard:
             if self._stopped:
-                raise Stopped("stopped before the process could start")
-            # stdout and stderr pass through: progress bars stay progress bars
-            child = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(lock,))
-            self._children.add(child)
+                raise Stopped(f"{shard.stage} {shard.name} was not started")
+            child = self._idle.pop() if self._idle else _Child(shard.stage)
+            self._busy.add(child)
         return child
 
-    def _wait_for(self, child: subprocess.Popen[bytes]) -> int:
+    def _give_back(self, child: "_Child") -> None:
+        with self._guard:
+            self._busy.discard(child)
+            if child.process.poll() is None:
+                self._idle.append(child)
+
+
+class ChildEnded(RuntimeError):
+    """The process that worked on a shard ended before the shard was done."""
+
+
+class _Child:
+    """A process that works on shards of one stage, one at a time: see pipeline.child."""
+
+    def __init__(self, stage: str) -> None:
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            number = theirs.fileno()
+            command = [sys.executable, "-m", "pipeline.child", str(number), str(os.getpid()), *closure.modules(stage)]
+            # stdout and stderr pass through: progress bars stay progress bars
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(number,))
+
+    def work(self, shard: Shard, lock: int, description: Path) -> None:
+        """Have it work on a shard, described in a file that is written here. Wrong input raises InputError."""
+        description.write_text(shard.to_json(), encoding="utf-8")
         try:
-            return child.wait()
-        finally:
-            with self._guard:
-                self._children.discard(child)
+            socket.send_fds(self._socket, [f"{description}\n".encode()], [lock])
+            answer = self._socket.recv(len(REFUSED))
+        except ConnectionError:
+            answer = b""
+        if answer == REFUSED:
+            raise InputError(description.with_suffix(".error").read_text(encoding="utf-8"))
+        if answer != DONE:
+            code = self.process.wait()
+            ending = f"signal {-code}" if code < 0 else f"exit code {code}"
+            raise ChildEnded(f"{shard.stage} {shard.name}: its process ended with {ending}")
+
+    def close(self) -> None:
+        """End it, while it has no work."""
+        self._socket.close()
+        self.process.kill()  # it may still be importing
+        self.process.wait()
