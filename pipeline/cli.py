@@ -45,12 +45,17 @@ def params(params: Params = "params.yaml", quiet: bool = False) -> None:
 
 
 @app.command()
-def results() -> None:
+def results(
+    theory: Annotated[bool, typer.Option("--theory", help="print every claim of the theory instead")] = False,
+) -> None:
     """Print the results table, the report's path and the address of the Prefect UI."""
     from pipeline import server
     from stages.protocol import DATA
-    from stages.reporting.results import print_results
+    from stages.reporting.results import print_results, print_theory
 
+    if theory:
+        print_theory(DATA / "verify")
+        return
     print_results(DATA / "report" / "results.json")
     found = server.running()
     print(f"\nreport      {(DATA / 'report' / 'report.html').absolute()}")

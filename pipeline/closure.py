@@ -38,7 +38,8 @@ def code_files(stage: str) -> list[str]:
     """Files that stage `stage` depends on, relative to `ROOT`, sorted.
 
     These are the modules it imports, directly or not, and the files that are not Python (templates) beside them. The
-    packages' own `__init__.py` hold nothing but a docstring (tests/test_architecture.py) and are left out.
+    packages' own `__init__.py` hold nothing but a docstring (tests/test_architecture.py) and are left out, as is
+    documentation (.md).
     """
     files, folders = set(), set()
     for module in modules(stage):
@@ -47,7 +48,7 @@ def code_files(stage: str) -> list[str]:
             files.add(path)
             folders.add(path.parent)
     for folder in folders - {ROOT / "stages"}:
-        files |= {path for path in folder.iterdir() if path.is_file() and path.suffix not in (".py", ".pyc")}
+        files |= {path for path in folder.iterdir() if path.is_file() and path.suffix not in (".py", ".pyc", ".md")}
     return sorted(path.relative_to(ROOT).as_posix() for path in files)
 
 

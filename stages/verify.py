@@ -1,5 +1,7 @@
 """Stage verify: the theory's claims, measured. One row per claim, in data/verify/verify.json.
 
+Beside it blocks.json (what was computed with which images), one TSV per table, and pictures.
+
 The claims come in blocks (stages/theory/claims.py says how to add one); each is one shard, or several. Values written
 `{quick: A, full: B}` in params.yaml are read by `mode`: quick runs within the default pipeline, full is the size of
 the papers.
@@ -25,10 +27,12 @@ from stages.images.store import read_images
 from stages.images.subset import read_subset, subset_rows
 from stages.protocol import DATA, Shard, StageParams, main
 from stages.theory.claims import Block, Findings, ImageBlock, Picture, Table
+from stages.theory.collapse import Collapse
 from stages.theory.domination import ImageDomination, SigmaDomination
 from stages.theory.expansion import Expansion
+from stages.theory.jacobian import Jacobian
 from stages.theory.line_claims import Line
-from stages.theory.mismatch import Mismatch
+from stages.theory.mismatch import Mismatch, MismatchTrajectory
 from stages.theory.relu_claims import ReluNetworks
 from stages.theory.shell import ShellMass, ShellTouch
 
@@ -51,8 +55,11 @@ class Params(StageParams):
     shell_touch: ShellTouch
     sigma_domination: SigmaDomination
     image_domination: ImageDomination
+    jacobian: Jacobian
     expansion: Expansion
+    collapse: Collapse
     mismatch: Mismatch
+    mismatch_trajectory: MismatchTrajectory
     line: Line
     relu_networks: ReluNetworks
 
@@ -163,9 +170,10 @@ def _png(picture: Picture, gap: int = 1) -> bytes:
 
 
 def gather(params: Params, parts: list[Path]) -> None:
-    """verify.json with all claims, one TSV per table for `dvc plots`, and the pictures."""
+    """verify.json with all claims, blocks.json, one TSV per table for `dvc plots`, and the pictures."""
     found = [read_json(part) for part in parts]
     claims, described = [], []
+    scope = {"mode": params.mode, "dataset": params.dataset or "the pipeline's training images"}
     for name, kind in blocks().items():
         own = [content for content in found if content["block"] == name]
         tables = _joined([content["tables"] for content in own])
@@ -174,10 +182,10 @@ def gather(params: Params, parts: list[Path]) -> None:
         claims += [{"topic": name, **row} for row in rows]
         pictures = {key: value for content in own for key, value in content["pictures"].items()}
         _write(tables, pictures)
-        captions = {key: value["caption"] for key, value in pictures.items()}
-        described.append({"name": name, "title": kind.TITLE, "tables": list(tables), "pictures": captions})
-    data = params.dataset or "the pipeline's training images"
-    write_json(OUT / "verify.json", {"mode": params.mode, "dataset": data, "blocks": described, "claims": claims})
+        captions = [{"name": key, "caption": value["caption"]} for key, value in pictures.items()]
+        described.append({"name": name, "title": kind.TITLE, **scope, "tables": list(tables), "pictures": captions})
+    write_json(OUT / "verify.json", {"claims": claims})
+    write_json(OUT / "blocks.json", {"blocks": described})
 
 
 def _joined(parts: list[dict[str, Table]]) -> dict[str, Table]:

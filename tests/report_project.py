@@ -155,9 +155,16 @@ def write_shared(root: Path, images: np.ndarray, train: int) -> None:
     ]
     write_tsv(data / "verify" / "shell_mass.tsv", rows)
     Image.fromarray(np.zeros((2, 2), np.uint8)).save(data / "verify" / "states.png")
-    block = {"name": "shell_mass", "title": "Gaussian shell", "tables": ["shell_mass"], "pictures": {"states": "two"}}
-    verified = {"mode": "quick", "dataset": "digits", "blocks": [block], "claims": [claim, wrong]}
-    write_json(data / "verify" / "verify.json", verified)
+    block = {
+        "name": "shell_mass",
+        "title": "Gaussian shell",
+        "mode": "quick",
+        "dataset": "digits",
+        "tables": ["shell_mass"],
+        "pictures": [{"name": "states", "caption": "x_i"}],
+    }
+    write_json(data / "verify" / "blocks.json", {"blocks": [block]})
+    write_json(data / "verify" / "verify.json", {"claims": [claim, wrong]})
 
 
 def write_project(

@@ -130,6 +130,11 @@ def test_code_deps_in_dvc_yaml_are_the_import_closure(name, document):
     assert code == closure.code_files(name), "run: scoresmooth dag --write"
 
 
+def test_documentation_is_no_dependency():
+    assert (ROOT / "stages" / "theory" / "README.md").is_file()
+    assert not [path for path in closure.code_files("verify") if path.endswith(".md")]
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_params_in_dvc_yaml_are_what_the_stage_reads(name, document):
     _, _, params = dag.listed(document["stages"][name])

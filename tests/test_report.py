@@ -22,7 +22,7 @@ from stages.protocol import run_plain
 from stages.reporting import figures, words
 from stages.reporting.checks import BrokenRule, Check, answer, checks
 from stages.reporting.inputs import read_inputs
-from stages.reporting.results import print_results
+from stages.reporting.results import print_results, print_theory
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 1), dtype=np.uint8)
 FOLDER = Path("data/report")
@@ -204,6 +204,9 @@ def test_failed_claims_and_checks_are_shown(project):
     page = (FOLDER / "report.html").read_text()
     assert "1 of 2 claims hold" in page
     assert "a claim that fails" in page
+    assert "quick mode, images: digits" in page.lower()
+    assert page.count('id="shell-mass-axes_1"') == 1, "the block's figure"
+    assert "<figcaption>x<sub>i</sub></figcaption>" in page, "and its picture"
     assert "1 of 8 checks fails" in page
     assert page.count('<span class="mark fail">FAILS</span>') == 2
 
@@ -306,6 +309,17 @@ def test_verified_pairs_stand_in_the_page_the_metrics_and_at_the_terminal(projec
         f"net-conditioning: 9 of 200 (4.5{words.THIN}% [2.4, 8.3]); without repeated training images 4 of 200"
         in printed
     )
+
+
+def test_the_terminal_prints_every_claim_of_the_theory(page, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    print_results()
+    assert "fails: a claim that fails: 0.90000 instead of 0.99730 ± 1.00·10⁻⁴" in capsys.readouterr().out
+    print_theory()
+    shown = capsys.readouterr().out
+    assert re.search(r"holds +noise lies in the shell +0\.99730 +0\.99730 +1\.00·10⁻⁵ +0 ≤ 1\.00·10⁻⁴", shown)
+    assert re.search(r"FAILS +a claim that fails +0\.99730 +0\.90000 +0\.0973 > 1\.00·10⁻⁴", shown)
+    assert "1 of 2 claims hold; quick mode, images: digits" in shown
 
 
 def test_no_report_yet_says_what_to_run(project):

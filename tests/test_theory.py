@@ -13,6 +13,7 @@ from stages import verify
 from stages.artifacts import read_json
 from stages.diffusion import empirical_score
 from stages.errors import InputError
+from stages.images.store import image_table, write_images
 from stages.protocol import run_plain
 from stages.theory import domination, expansion, mismatch, shell
 from stages.theory.claims import Claim
@@ -26,7 +27,41 @@ SMALL = {
     "shell_touch": {"dimensions": [64, 3072], "smallest": 0.01, "largest": 50.0},
     "sigma_domination": {"dimensions": [256, 3072], "alphas": [0.25, 0.5]},
     "image_domination": {"dimension": 64, "temperatures": [1.0, 50.0]},
-    "expansion": {"dimension": 64, "pairs": 3, "reaches": [0.6, 2.0], "temperatures": [1.0, 10.0], "eta": 0.7},
+    "jacobian": {
+        "images": 20,
+        "points": 4,
+        "noise": 0.001,
+        "scores": ["conditioning", 1.0, "infinity"],
+        "tolerance": 1e-4,
+        "iterations": 100,
+        "cifar10": False,
+    },
+    "collapse": {
+        "images": 20,
+        "trajectories": 2,
+        "levels": 30,
+        "largest": 20.0,
+        "smallest": 0.01,
+        "scores": ["conditioning", 1.0],
+        "cuts": [0.5],
+        "shown": 3,
+        "cifar10": False,
+    },
+    "mismatch_trajectory": {
+        "dimension": 256,
+        "levels": 120,
+        "largest": 50.0,
+        "smallest": 0.01,
+        "starts": [0.5, 1.0, 1.5],
+        "draws": 8,
+    },
+    "expansion": {
+        "images": 20,
+        "pairs": 3,
+        "reaches": [0.6, 2.0],
+        "temperatures": [1.0, 10.0],
+        "eta": 0.7,
+    },
     "mismatch": {"dimension": 64, "betas": [1.0, 5.0], "draws": 50},
     "relu_networks": {
         "data": ["2 points, d = 1", "8 points on a circle, d = 2"],
@@ -116,7 +151,7 @@ def test_place_puts_the_points_where_it_says():
     assert distances[1] == pytest.approx(0.8 * pair.gap)
     assert distances[0] == pytest.approx(1.3 * distances[1])
     assert np.linalg.norm(pair.centres - pair.mirror, axis=1)[::-1] == pytest.approx(distances)
-    with pytest.raises(ValueError, match="raise reach"):
+    with pytest.raises(InputError, match=r"verify\.expansion\.reaches: .*: raise it"):
         expansion.place(pair.centres, 0.3, 1.1, generator.standard_normal(7))
 
 
@@ -166,7 +201,7 @@ def test_the_steps_are_steps_of_the_pipelines_empirical_score():
 
 
 def test_a_wrong_closed_form_would_fail():
-    pairs = expansion.draw_pairs(64, 3, [0.6], 1.125, seed=0)
+    pairs = expansion.draw_pairs(np.random.default_rng(0).random((8, 64)), 3, 0.6, seed=0)
     exact = np.array([expansion._exact(pair, 1.0, 10.0) for pair in pairs])
     assert not expansion._claim(10.0, 64, 1.0, exact * (1 + 1e-6), exact).passed
 
@@ -181,6 +216,51 @@ def test_mismatch_steps_by_hand():
     assert mismatch.sde_squared_level(math.sqrt(2), 0.5) == pytest.approx(1.5)
 
 
+def test_sde_fixed_point_by_hand():
+    # δ = 3/16 (γ = 4/√13): u² − u + 3/16 = 0 has the roots ¼ and ¾, and one step keeps u = ¼
+    ratio = 4 / math.sqrt(13)
+    assert mismatch.step_share(ratio) == pytest.approx(3 / 16)
+    assert mismatch.sde_fixed_point(ratio) == pytest.approx(0.5)
+    assert ratio**2 * mismatch.sde_squared_level(0.5, 3 / 16 / 0.25) == pytest.approx(0.25)
+
+
+def test_ode_fixed_points_are_kept_and_left():
+    upper, lower = mismatch.ode_fixed_points(1.1)
+    delta = mismatch.step_share(1.1)
+    for level in (upper, lower):
+        assert 1.1 * mismatch.ode_level(level, delta / level**2) == pytest.approx(level)
+    assert lower**2 == pytest.approx((1 - 1 / 1.1) / 2)
+    for level in (upper, lower):  # a small step away grows
+        moved = 1.1 * mismatch.ode_level(level * 1.001, delta / (level * 1.001) ** 2)
+        assert abs(moved / level - 1) > 1.001e-3
+
+
+def trajectories(**changes) -> mismatch.MismatchTrajectory:
+    return mismatch.MismatchTrajectory(**{**SMALL["mismatch_trajectory"], **changes})
+
+
+def test_along_a_schedule_the_ode_overshoots_and_the_sde_returns():
+    found = mismatch.verify_trajectories(trajectories(), seed=0)
+    assert all(claim.passed for claim in found.claims), [claim.claim for claim in found.claims if not claim.passed]
+    assert [claim.claim.split(" (")[0] for claim in found.claims if "start R/σ = 0.5" in claim.claim][1:] == [
+        "The SDE corrects itself: R/σ settles at its stable fixed point"
+    ]
+    last = {row["start"]: row for row in found.tables["mismatch_trajectory"] if row["level"] == 120}
+    assert last[0.5]["ode"] > 100
+    assert last[0.5]["sde"] == pytest.approx(last[0.5]["sde_expected"], rel=0.05)
+    assert last[1.5]["sde"] > 1000, "excess noise stays"
+
+
+def test_a_wrong_fixed_point_would_fail(monkeypatch):
+    monkeypatch.setattr(mismatch, "sde_fixed_point", lambda ratio: 1.02 * 0.38)
+    assert not all(claim.passed for claim in mismatch.verify_trajectories(trajectories(starts=[0.5]), 0).claims)
+
+
+def test_too_few_levels_are_refused():
+    with pytest.raises(InputError, match=r"verify\.mismatch_trajectory: .*30 levels are too few"):
+        params(mismatch_trajectory={**SMALL["mismatch_trajectory"], "levels": 30})
+
+
 def params(**changes) -> verify.Params:
     return verify.Params.from_tree({"verify": {**SMALL, **changes}})
 
@@ -188,10 +268,18 @@ def params(**changes) -> verify.Params:
 def test_verify_writes_every_claim_and_table(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("params.yaml").write_text(json.dumps({"verify": SMALL}))
+    noise = np.random.default_rng(0).integers(0, 256, (30, 12, 12, 1), dtype=np.uint8)
+    write_images(verify.TRAIN, image_table(noise))
     run_plain("verify")
     first = Path("data/verify/verify.json").read_bytes()
     claims = read_json("data/verify/verify.json")["claims"]
     assert {row["topic"] for row in claims} == set(verify.blocks())
+    blocks = read_json("data/verify/blocks.json")["blocks"]
+    assert [block["name"] for block in blocks] == list(verify.blocks())
+    files = {f"{name}.tsv" for block in blocks for name in block["tables"]}
+    files |= {f"{picture['name']}.png" for block in blocks for picture in block["pictures"]}
+    assert {path.name for path in Path("data/verify").iterdir()} == {"verify.json", "blocks.json", *files}
+    assert {"collapse_conditioning.png", "collapse_t1.png"} <= files
     keys = {"claim", "formula", "source", "computed", "expected", "tolerance", "reason", "measured", "uncertainty"}
     assert all({*keys, "passed"} <= set(row) for row in claims)
     assert [row["claim"] for row in claims if not row["passed"]] == [

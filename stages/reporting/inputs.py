@@ -195,7 +195,8 @@ def read_inputs(data: Path, variants: dict[str, dict[str, Any]], holdout_ratio: 
             f"data/filter/{odd[0].name}/filter.json has the headline {odd[0].metric}, {found[0].name} has "
             f"{found[0].metric}: one of them is stale, run dvc repro"
         )
-    verified = reader.json("verify", "verify.json", None, "claims", "blocks", "mode", "dataset")
+    claims = reader.json("verify", "verify.json", None, "claims")["claims"]
+    blocks = reader.json("verify", "blocks.json", None, "blocks")["blocks"]
     return Inputs(
         variants=found,
         ingest=reader.json("ingest", "ingest.json", None, "source", "shape", "counts", "seen", "rejected"),
@@ -205,9 +206,9 @@ def read_inputs(data: Path, variants: dict[str, dict[str, Any]], holdout_ratio: 
         splits={split: read_images(reader.path("ingest", f"{split}.arrow")) for split in ("train", "test", "holdout")},
         train=read_images(reader.path("deduplicate", "train.arrow")),
         index=reader.json("index", "index.json", None),
-        claims=verified["claims"],
-        theory=[_theory_block(reader, block, verified["claims"]) for block in verified["blocks"]],
-        theory_scope=f"{verified['mode']} mode, images: {verified['dataset']}",
+        claims=claims,
+        theory=[_theory_block(reader, block, claims) for block in blocks],
+        theory_scope=f"{blocks[0]['mode']} mode, images: {blocks[0]['dataset']}",
         holdout_ratio=holdout_ratio,
         files=reader.files,
     )
@@ -219,7 +220,9 @@ def _theory_block(reader: Reader, block: dict[str, Any], claims: list[dict[str, 
         title=block["title"],
         claims=[claim for claim in claims if claim["topic"] == block["name"]],
         tables={name: read_table(reader.path("verify", f"{name}.tsv")) for name in block["tables"]},
-        pictures=[(caption, reader.path("verify", f"{name}.png")) for name, caption in block["pictures"].items()],
+        pictures=[
+            (picture["caption"], reader.path("verify", f"{picture['name']}.png")) for picture in block["pictures"]
+        ],
     )
 
 

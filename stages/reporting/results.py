@@ -59,7 +59,11 @@ def results(inputs: Inputs, sentence: str, found: Sequence[Check]) -> dict[str, 
         "metric": {"name": inputs.metric, "definition": metric["definition"], "threshold": metric["threshold"]},
         "rows": [result_row(variant) for variant in inputs.variants],
         "checks": [dataclasses.asdict(check) for check in found],
-        "theory": {"claims": len(inputs.claims), "passed": sum(claim["passed"] for claim in inputs.claims)},
+        "theory": {
+            "claims": len(inputs.claims),
+            "passed": sum(claim["passed"] for claim in inputs.claims),
+            "failed": [_in_words(claim) for claim in inputs.claims if not claim["passed"]],
+        },
     }
 
 
@@ -108,14 +112,9 @@ def copy_rows(variants: Sequence[Variant]) -> list[dict[str, Any]]:
 
 def print_results(path: Path | str = "data/report/results.json") -> None:
     """Print the results table and the checks to the terminal. Raises InputError when there is no report yet."""
-    from rich.console import Console
-
     content = read_json(path)
     table = _terminal_table(content)
-    console = Console(highlight=False)
-    needed = Console(width=1000).measure(table).maximum
-    if console.width < needed:  # a pipe, or a narrow window: a table with its ends cut off says nothing
-        console = Console(highlight=False, width=needed)
+    console = _console(table)
     console.print(table)
     console.print(_legend(content), style="dim", markup=False)
     for row in content["rows"]:
@@ -123,8 +122,65 @@ def print_results(path: Path | str = "data/report/results.json") -> None:
             console.print(_verified_line(row), markup=False, soft_wrap=True)
     _print_checks(console, content["checks"])
     theory = content["theory"]
-    console.print(f"{theory['passed']} of {theory['claims']} claims of the theory hold\n")
+    console.print(f"{theory['passed']} of {theory['claims']} claims of the theory hold")
+    for failed in theory["failed"]:
+        console.print(f"  fails: {failed}", markup=False)
+    console.print()
     console.print(content["answer"], style="bold", markup=False)
+
+
+def _console(table: Any) -> Any:
+    """A console wide enough for the table: in a pipe or a narrow window one with its ends cut off says nothing."""
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    needed = Console(width=1000).measure(table).maximum
+    return Console(highlight=False, width=needed) if console.width < needed else console
+
+
+def _in_words(claim: dict[str, Any]) -> str:
+    return (
+        f"{claim['claim']}: {number(claim['measured'], 5)} instead of {number(claim['expected'], 5)} "
+        f"± {number(claim['tolerance'])}"
+    )
+
+
+def print_theory(folder: Path | str = "data/verify") -> None:
+    """Print every claim of the theory to the terminal. Raises InputError when stage verify has not run."""
+    from rich import box
+    from rich.table import Table
+
+    claims = read_json(Path(folder) / "verify.json")["claims"]
+    blocks = read_json(Path(folder) / "blocks.json")["blocks"]
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    table.add_column("claim", no_wrap=True)
+    for heading in ("expected", "measured", "± error", "tolerance"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for block in blocks:
+        table.add_section()
+        table.add_row("", f"[bold]{block['title']}[/]")
+        for claim in claims:
+            if claim["topic"] == block["name"]:
+                table.add_row(*_theory_row(claim))
+    console = _console(table)
+    console.print(table)
+    passed, scope = sum(claim["passed"] for claim in claims), blocks[0]
+    console.print(f"{passed} of {len(claims)} claims hold; {scope['mode']} mode, images: {scope['dataset']}")
+
+
+def _theory_row(claim: dict[str, Any]) -> list[str]:
+    off = abs(claim["measured"] - claim["expected"]) if claim["deviation"] is None else claim["deviation"]
+    return [
+        "[green]holds[/]" if claim["passed"] else "[bold red]FAILS[/]",
+        claim["claim"].replace("[", "\\["),
+        number(claim["expected"], 5),
+        number(claim["measured"], 5),
+        "" if claim["uncertainty"] is None else number(claim["uncertainty"]),
+        f"{number(off)} ≤ {number(claim['tolerance'])}"
+        if claim["passed"]
+        else f"{number(off)} > {number(claim['tolerance'])}",
+    ]
 
 
 def _print_checks(console: Any, found: Sequence[dict[str, Any]]) -> None:

@@ -6,22 +6,21 @@ perpendicular bisector. One step x⁺ = x + η σ*² s(x); γ_ex = ‖x'⁺ − 
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar
 
 import numpy as np
 from pydantic import Field
 
-from stages.theory.claims import Block, Claim, Findings
-from stages.theory.shell import Dimension
+from stages.errors import InputError
+from stages.theory.claims import Claim, Findings, ImageBlock
 
 
-class Expansion(Block):
+class Expansion(ImageBlock):
     """The two-point expansion factor (METHODS §2)."""
 
     TITLE: ClassVar[str] = "Two-point expansion: how a step pulls neighbours apart"
 
-    dimension: Dimension
     pairs: int = Field(ge=1, description="mirrored pairs of points per reach")
     reaches: list[Annotated[float, Field(ge=0.5)]] = Field(min_length=1, description="r_1/L: noise level over L/√d")
     temperatures: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
@@ -31,7 +30,9 @@ class Expansion(Block):
 
     def findings(self, seed: int, images: np.ndarray | None) -> Findings:
         """See verify_expansion."""
-        return verify_expansion(self.dimension, self.pairs, self.reaches, self.temperatures, self.eta, seed)
+        if images is None:
+            raise ValueError("expansion needs images")
+        return verify_expansion(self, seed, images)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +65,7 @@ def place(centres: np.ndarray, reach: float, ratio: float, direction: np.ndarray
     height = (ratio**2 - 1) * radius**2 / (2 * gap)  # from the bisector towards x_1
     offset = radius**2 - (gap / 2 - height) ** 2
     if offset < 0:
-        raise ValueError(f"no point at r_1 = {reach} L and r_0 = {ratio} r_1: raise reach")
+        raise InputError(f"verify.expansion.reaches: no point has r_1 = {reach} L and r_0 = {ratio:.3g} r_1: raise it")
     middle = centres.mean(axis=0) + math.sqrt(offset) * across
     return Pair(centres, middle + height * axis, middle - height * axis, radius, ratio)
 
@@ -104,34 +105,39 @@ def _softmax(values: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
-def draw_pairs(dimension: int, pairs: int, reaches: Sequence[float], ratio: float, seed: int) -> list[Pair]:
-    """`pairs` pairs per reach, around centres uniform in [0,1]^d."""
-    generator = np.random.default_rng([seed, dimension])
-    return [
-        place(generator.random((2, dimension)), reach, ratio, generator.standard_normal(dimension))
-        for reach in reaches
-        for _ in range(pairs)
-    ]
+def draw_pairs(flat: np.ndarray, pairs: int, reach: float, seed: int) -> Iterator[Pair]:
+    """`pairs` pairs of points at C = 1 + 1/√d, each around two random different images of `flat`, float64 (M, d).
 
-
-def verify_expansion(
-    dimension: int, pairs: int, reaches: Sequence[float], temperatures: Sequence[float], eta: float, seed: int
-) -> Findings:
-    """Closed form against the exact step at C = 1 + 1/√d: conditioning, and unconditioning at every temperature and ∞.
-
-    reaches: r_1/L, which is the noise level in units of L/√d.
+    reach: r_1/L. Raises InputError where nearly all images are equal.
     """
-    ratio = 1 + 1 / math.sqrt(dimension)
-    points = draw_pairs(dimension, pairs, reaches, ratio, seed)
-    settings: list[float | None] = [None, *sorted(temperatures), math.inf]
-    claims, table, means = [], [], []
-    for temperature in settings:
-        closed = np.array([_closed_form(pair, dimension, eta, temperature) for pair in points])
-        exact = np.array([_exact(pair, eta, temperature) for pair in points])
-        claims.append(_claim(temperature, dimension, eta, closed, exact))
-        means.append(exact.mean())
-        table += _rows(temperature, reaches, closed, exact)
-    return Findings([*claims, _order_claim(means, settings, dimension)], {"expansion": table})
+    generator = np.random.default_rng([seed, flat.shape[1]])
+    ratio = 1 + 1 / math.sqrt(flat.shape[1])
+    found = 0
+    for _ in range(100 * pairs):
+        if found == pairs:
+            return
+        centres = flat[generator.choice(len(flat), 2, replace=False)]
+        if not np.array_equal(*centres):
+            found += 1
+            yield place(centres, reach, ratio, generator.standard_normal(flat.shape[1]))
+    if found < pairs:
+        raise InputError("verify.expansion: nearly all training images are equal, so that there are no pairs")
+
+
+def verify_expansion(block: Expansion, seed: int, images: np.ndarray) -> Findings:
+    """Closed form against the exact step: conditioning, and unconditioning at every temperature and ∞."""
+    flat = images.reshape(len(images), -1) / 255.0
+    settings: list[float | None] = [None, *sorted(block.temperatures), math.inf]
+    closed, exact = np.empty((2, len(settings), len(block.reaches), block.pairs))
+    for j, reach in enumerate(block.reaches):
+        for k, pair in enumerate(draw_pairs(flat, block.pairs, reach, seed)):
+            for i, temperature in enumerate(settings):
+                closed[i, j, k] = _closed_form(pair, flat.shape[1], block.eta, temperature)
+                exact[i, j, k] = _exact(pair, block.eta, temperature)
+    claims = [_claim(t, flat.shape[1], block.eta, closed[i].ravel(), exact[i].ravel()) for i, t in enumerate(settings)]
+    claims.append(_order_claim([float(values.mean()) for values in exact], settings, flat.shape[1]))
+    table = [row for i, t in enumerate(settings) for row in _rows(t, block.reaches, closed[i], exact[i])]
+    return Findings(claims, {"expansion": table})
 
 
 def _stretch(pair: Pair) -> float:
@@ -173,7 +179,7 @@ def _claim(temperature: float | None, dimension: int, eta: float, closed: np.nda
         source="METHODS §2 [P]",
         computed=f"exact step on {len(closed)} mirrored pairs, d = {dimension}, C = 1 + 1/√d, η = {eta:g}",
         expected=float(closed.mean()),
-        tolerance=1e-9 * float(closed.max()),
+        tolerance=1e-9 * max(1.0, float(closed.max())),
         reason="float64 rounding of distances, magnified by the factor itself",
         measured=float(exact.mean()),
         uncertainty=None,
@@ -199,15 +205,16 @@ def _order_claim(means: list[float], settings: Sequence[float | None], dimension
 def _rows(
     temperature: float | None, reaches: Sequence[float], closed: np.ndarray, exact: np.ndarray
 ) -> list[dict[str, Any]]:
-    per = len(closed) // len(reaches)
-    spans = [slice(i * per, (i + 1) * per) for i in range(len(reaches))]
+    """One row per reach; closed, exact: (reaches, pairs)."""
     return [
         {
             "score": _label(temperature),
             "reach": reach,
-            "closed_form": float(closed[span].mean()),
-            "exact_step": float(exact[span].mean()),
-            "deviation": float(np.abs(closed[span] - exact[span]).max()),
+            "closed_form": float(closed[j].mean()),
+            "exact_step": float(exact[j].mean()),
+            "low": float(np.quantile(exact[j], 0.1)),
+            "high": float(np.quantile(exact[j], 0.9)),
+            "deviation": float(np.abs(closed[j] - exact[j]).max()),
         }
-        for reach, span in zip(reaches, spans)
+        for j, reach in enumerate(reaches)
     ]
