@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from stages.memorization.metrics import Measured, Rules
+    from stages.memorization.verified import Offered
 
 FEATURE_NEIGHBORS = DATA / "index" / "feature_neighbors.arrow"
 VERDICTS = DATA / "verdicts"
@@ -313,24 +314,25 @@ def _pairs(params: Params, measured: "Measured", samples: ImageTable, train: Ima
     return table.take(pa.array(order(verdict, ratio)))
 
 
-def _offer(out: Path, params: Params, measured: "Measured", pairs: Any, train: ImageTable) -> "np.ndarray":
-    """Write candidates.parquet: the pairs that any rule suspects. Returns bool (N,), which of `pairs` they are."""
+def _offer(out: Path, params: Params, measured: "Measured", pairs: Any, train: ImageTable) -> "Offered":
+    """Write candidates.parquet: of the pairs that any rule suspects, as many as params.yaml allows."""
     import numpy as np
 
     from stages.memorization.candidates import NAME, choose, write_candidates
+    from stages.memorization.verified import Offered
 
     confirmed = measured.flags(params.rules)["two_stage"][pairs["sample_index"].to_numpy()]
-    suspected = pairs["candidate"].to_numpy() | (np.array(pairs["verdict"].to_pylist()) != "novel")
+    suspected = confirmed | pairs["candidate"].to_numpy() | (np.array(pairs["verdict"].to_pylist()) != "novel")
     rows = choose(pairs["rho"].to_numpy(), confirmed, suspected, params.candidates)
     chosen = pairs.take(rows)
     following = measured.index[chosen["sample_index"].to_numpy(), 1:]
-    metadata = {"variant": params.variant, "samples": len(measured), "suspected": int((confirmed | suspected).sum())}
+    metadata = {"variant": params.variant, "samples": len(measured), "suspected": int(suspected.sum())}
     images = read_images(samples_of(params.variant)).images
     write_candidates(out / NAME, chosen, following, images, train.images, metadata)
-    return np.isin(np.arange(pairs.num_rows), rows)
+    return Offered(suspected, np.isin(np.arange(pairs.num_rows), rows))
 
 
-def _verified(params: Params, measured: "Measured", pairs: Any, offered: "np.ndarray") -> dict[str, Any] | None:
+def _verified(params: Params, measured: "Measured", pairs: Any, offered: "Offered") -> dict[str, Any] | None:
     """What people decided about the pairs; None where params.yaml names no verdicts for this variant."""
     from stages.images.duplicates import squared_radius
     from stages.memorization.verified import verified_summary

@@ -59,7 +59,8 @@ def verified_counts(count: int) -> dict[str, Any]:
     pair = {"reviewers": ["anna", "bert"], "pairs": 12, "alike": 11, "kappa": 0.8125}
     return {
         **with_all, "without_repeated": {**without, "repeated_images": 2}, "repeated_within": 0.02,
-        "reviewers": {"anna": 17, "bert": 12}, "agreement": [pair], "outcomes": outcomes, "offered": 20, "open": 3,
+        "reviewers": {"anna": 17, "bert": 12}, "agreement": [pair], "outcomes": outcomes, "suspected": 20,
+        "offered": 20, "open": 3,
         "stale": 2, "stale_pairs": [["a", "b"], ["c", "d"]], "file": "verdicts.jsonl", "sha256": "0", "torn_bytes": 0,
     }  # fmt: skip
 

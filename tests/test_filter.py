@@ -296,11 +296,13 @@ def test_verified_pairs_are_counted_with_and_without_repeated_training_images(pr
     assert verified["reviewers"] == {"anna": 7, "bert": 4}
     assert verified["stale"] == 2
     assert verified["stale_pairs"] == sorted([list(stale), list(crossed)])
-    assert verified["open"] == verified["offered"] - 6
+    assert verified["open"] == verified["suspected"] - 6 == verified["offered"] - 6
     # both decided 0 (copy, copy), 2 (copy, not), 4 (not, not): p_o = 2/3, p_e = (2/3)(1/3) + (1/3)(2/3) = 4/9
     assert verified["agreement"] == [
         {"reviewers": ["anna", "bert"], "pairs": 3, "alike": 2, "kappa": pytest.approx((2 / 3 - 4 / 9) / (1 - 4 / 9))}
     ]
+    few = run(**VERDICTS, candidates=2)[0]["verified"]  # what is not offered stays open
+    assert (few["offered"], few["suspected"], few["open"]) == (2, verified["suspected"], verified["open"])
     near = run(**VERDICTS, repeated_within=0.0039)[0]["verified"]["without_repeated"]  # 1/255 = 0.00392...
     assert (near["flagged"], near["repeated_images"]) == (3, 0)
 

@@ -295,7 +295,7 @@ def test_verified_pairs_stand_in_the_page_the_metrics_and_at_the_terminal(projec
     assert page.count("Verified by eye") == 1
     assert f"<strong>9 of 200 (4.5{words.THIN}% [2.4, 8.3])</strong> are copies, of 3 training images" in page
     assert f"within 0.02: <strong>4 of 200 (2.0{words.THIN}% [0.8, 5.0])</strong>" in page
-    assert "anna judged 17, bert judged 12; 5 not, 2 unsure, 1 disputed, 3 of 20 offered pairs open" in page
+    assert "anna judged 17, bert judged 12; 5 not, 2 unsure, 1 disputed, 3 of 20 suspected pairs open" in page
     assert "2 verdicts match no pair of this run and were not used" in page
     assert "anna and bert agree on 11 of 12 (Cohen's κ 0.81)" in page
     metrics = json.loads((FOLDER / "metrics.json").read_text())["variants"]

@@ -1,5 +1,6 @@
 """Verified pairs: what people decided, counted (METHODS §6, third stage; §9 "verified pairs")."""
 
+import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
@@ -17,6 +18,19 @@ OUTCOMES = (*CHOICES, "disputed", "undecided")
 STALE_SHOWN = 20
 
 
+@dataclasses.dataclass(frozen=True)
+class Offered:
+    """Which pairs a person is asked about; bool (N,) each.
+
+    Attributes:
+        suspected: flagged by any rule.
+        shown: those of them that candidates.parquet holds.
+    """
+
+    suspected: np.ndarray
+    shown: np.ndarray
+
+
 def outcomes(pairs: Sequence[Pair], decisions: Decisions) -> list[str]:
     """One of OUTCOMES per pair: what all who decided say, disputed where they differ, undecided where nobody did."""
     given = [decisions.of(name) for name in decisions.reviewers]
@@ -27,7 +41,7 @@ def outcomes(pairs: Sequence[Pair], decisions: Decisions) -> list[str]:
     return found
 
 
-def verified_summary(path: Path | str, pairs: pa.Table, offered: np.ndarray, repeated: np.ndarray) -> dict[str, Any]:
+def verified_summary(path: Path | str, pairs: pa.Table, offered: Offered, repeated: np.ndarray) -> dict[str, Any]:
     """What the verdicts in `path` say about the pairs of a run; the section `verified` of filter.json.
 
     A verdict applies to the pair with its sample_id and train_id, never to another one: where there is none, it is
@@ -36,7 +50,7 @@ def verified_summary(path: Path | str, pairs: pa.Table, offered: np.ndarray, rep
     Args:
         path: verdicts.jsonl or verdicts.parquet.
         pairs: one row per sample, with sample_id, train_id and train_index.
-        offered: bool (N,), the pairs that candidates.parquet offers.
+        offered: the pairs that a person is asked about.
         repeated: bool (N,), pairs whose training image occurs again in the training set.
     """
     decisions, torn = read_decisions(path)
@@ -52,8 +66,9 @@ def verified_summary(path: Path | str, pairs: pa.Table, offered: np.ndarray, rep
         "torn_bytes": torn,
         "reviewers": {name: len(decisions.of(name)) for name in decisions.reviewers},
         "agreement": _agreements(decisions),
-        "offered": int(offered.sum()),
-        "open": int((offered & (found == "undecided")).sum()),
+        "suspected": int(offered.suspected.sum()),
+        "offered": int(offered.shown.sum()),
+        "open": int((offered.suspected & (found == "undecided")).sum()),
         "outcomes": {name: int((found == name).sum()) for name in OUTCOMES},
         **_counts(copies, train),
         "without_repeated": {
