@@ -70,17 +70,20 @@ class Params(StageParams):
         if not isinstance(section, dict):
             return super().from_tree(tree, variant)
         for mode in MODES:
-            super().from_tree({**tree, cls.SECTION: _at(section, mode)}, variant)
-        return super().from_tree({**tree, cls.SECTION: _at(section, section.get("mode"))}, variant)
+            super().from_tree({**tree, cls.SECTION: _at(section, mode, cls.SECTION)}, variant)
+        return super().from_tree({**tree, cls.SECTION: _at(section, section.get("mode"), cls.SECTION)}, variant)
 
 
-def _at(value: Any, mode: Any) -> Any:
-    """`value` with every {quick: A, full: B} in it replaced by the one of `mode`."""
+def _at(value: Any, mode: Any, place: str) -> Any:
+    """`value`, at `place` in params.yaml, with every {quick: A, full: B} in it replaced by the one of `mode`."""
     if not isinstance(value, dict):
         return value
     if set(value) == set(MODES):
         return value[mode if mode in MODES else MODES[0]]  # an unknown mode is the field's own error
-    return {key: _at(item, mode) for key, item in value.items()}
+    if len(value) == 1 and set(value) < set(MODES):
+        absent = next(iter(set(MODES) - set(value)))
+        raise InputError(f"params.yaml: missing key {place}.{absent}: give it beside {next(iter(value))}")
+    return {key: _at(item, mode, f"{place}.{key}") for key, item in value.items()}
 
 
 def blocks() -> dict[str, type[Block]]:
