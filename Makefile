@@ -1,5 +1,6 @@
 # make repro   the whole reproduction, from a fresh clone to the report
 # make test    all tests
+# make faults  every fault of docs/faults.md, the long ones too
 # make lint    style, and dvc.yaml against the code
 # make bench   the benchmarks, one after the other
 # PYTHON chooses the interpreter (3.11 or newer) that makes .venv.
@@ -11,7 +12,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c const
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: repro test lint bench clean help
+.PHONY: repro test faults lint bench clean help
 
 help:
 	@sed -n 's/^# \(make\|PYTHON\)/\1/p' Makefile
@@ -23,6 +24,9 @@ repro: $(VENV)/.installed
 
 test: $(VENV)/.installed-test
 	pytest $(TESTS)
+
+faults: $(VENV)/.installed-test
+	pytest -m faults $(TESTS)
 
 lint: $(VENV)/.installed-test
 	ruff check .

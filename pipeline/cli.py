@@ -1,5 +1,6 @@
 """The scoresmooth command."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,11 +11,20 @@ from stages.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 server_app = typer.Typer(no_args_is_help=True, help="The project's local Prefect server.")
+cluster_app = typer.Typer(no_args_is_help=True, help="The Ray cluster of execution.address.")
 cache_app = typer.Typer(no_args_is_help=True, help="The cache of shard results.")
 app.add_typer(server_app, name="server")
+app.add_typer(cluster_app, name="cluster")
 app.add_typer(cache_app, name="cache")
 
 Params = Annotated[str, typer.Option(help="the parameter file")]
+Runner = Annotated[str | None, typer.Option(help="local or ray, instead of execution.runner")]
+
+
+def _choose_runner(name: str | None) -> None:
+    """Override execution.runner, here and in the processes started from here."""
+    if name is not None:
+        os.environ["SCORESMOOTH_RUNNER"] = name
 
 
 @app.command()
@@ -22,11 +32,29 @@ def stage(
     name: Annotated[str, typer.Argument(help="ingest, deduplicate, embed, index, train, sample, filter, fid, ...")],
     variant: Annotated[str | None, typer.Option(help="which variant of params.yaml")] = None,
     params: Params = "params.yaml",
+    runner: Runner = None,
 ) -> None:
     """Run one stage as a Prefect flow: what dvc.yaml calls."""
+    _choose_runner(runner)
     from pipeline.dispatch import run_stage
 
     run_stage(name, variant, params)
+
+
+@app.command()
+def repro(
+    targets: Annotated[list[str] | None, typer.Argument(help="stages (train, sample@NAME); default: all")] = None,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="stages at the same time")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would run")] = False,
+    params: Params = "params.yaml",
+    runner: Runner = None,
+) -> None:
+    """Run what changed of the DVC graph as one Prefect flow, independent stages at the same time."""
+    _choose_runner(runner)
+    from pipeline.dispatch import run_graph
+
+    if not run_graph(targets or [], jobs, dry_run, params):
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -94,11 +122,20 @@ def dag(write: Annotated[bool, typer.Option("--write", help="correct dvc.yaml")]
 
 
 @server_app.command("start")
-def server_start(timeout: Annotated[float, typer.Option(help="seconds to wait for it")] = 180.0) -> None:
-    """Start the server, or find the running one, and print its address."""
+def server_start(
+    timeout: Annotated[float, typer.Option(help="seconds to wait for it")] = 180.0,
+    schedules: Annotated[bool, typer.Option("--schedules", help="let it run deployments, too")] = False,
+) -> None:
+    """Start the server, or find the running one, print its address, and mark runs whose process is gone."""
     from pipeline import server
 
+    if schedules:
+        os.environ[server.SCHEDULES] = "1"
     found, started = server.ensure(timeout)
+    _as_client_of(found.address)
+    from pipeline import tracking
+
+    tracking.sweep()
     print(f"{found.address} ({'started' if started else 'already running'}, process {found.pid})")
 
 
@@ -112,7 +149,7 @@ def server_status() -> None:
         print("not running")
         raise typer.Exit(1)
     state = "running" if server.is_ours(found.port) else "starting or not answering"
-    print(f"{found.address} ({state}, process {found.pid}, database and log in {server.HOME})")
+    print(f"{found.address} ({state}, process {found.pid}, {server.database_in_use()}, log in {server.HOME})")
 
 
 @server_app.command("stop")
@@ -121,6 +158,45 @@ def server_stop() -> None:
     from pipeline import server
 
     print("stopped" if server.stop() else "not running")
+
+
+@cluster_app.command("check")
+def cluster_check(params: Params = "params.yaml") -> None:
+    """Say what every node of the cluster has, and what it lacks for this project (then the exit code is 1)."""
+    from pipeline.dispatch import import_ray_runner
+    from pipeline.params import load_params
+
+    execution = load_params(params).execution
+    import_ray_runner()
+    from pipeline import cluster
+
+    lines, missing = cluster.check(execution)
+    print("\n".join(lines))
+    for line in missing:
+        print(f"missing: {line}", file=sys.stderr)
+    if missing:
+        raise typer.Exit(1)
+
+
+@server_app.command("prune")
+def server_prune(
+    days: Annotated[float, typer.Option(min=0, help="keep runs that ended within so many days")] = 30.0,
+) -> None:
+    """Forget old runs now; the server itself does after 90 days. Results are not touched."""
+    from pipeline import server
+
+    found, _ = server.ensure()
+    _as_client_of(found.address)
+    from pipeline import tracking
+
+    print(f"forgot {tracking.prune(days)} runs")
+
+
+def _as_client_of(address: str) -> None:
+    from pipeline import server
+
+    os.environ.update(server.environment())
+    os.environ["PREFECT_API_URL"] = f"{address}/api"
 
 
 @cache_app.command("size")

@@ -1,14 +1,24 @@
 """One stage from params.yaml to its outs: validated, locked, planned, then given to a flow."""
 
+import importlib
+import signal
 import time
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
-from pipeline import cache, closure, server
+from pipeline import cache, closure, gpus, server
 from pipeline.locks import locked
-from pipeline.params import Execution, load_stage, stage_module
-from pipeline.runners import LocalRunner
-from pipeline.stage_run import StageRun, say, title
+from pipeline.params import Execution, Parameters, load_params, load_stage, stage_module
+from pipeline.runners import LocalRunner, Runner
+from pipeline.stage_run import StageRun, address_of, record_path, say, title
+from stages.artifacts import write_json
+from stages.errors import InputError
 from stages.protocol import CACHE, Shard, StageParams
+
+if TYPE_CHECKING:
+    from pipeline.graph import StageGraph
 
 
 def run_stage(name: str, variant: str | None = None, path: Path | str = "params.yaml") -> None:
@@ -24,22 +34,105 @@ def run_stage(name: str, variant: str | None = None, path: Path | str = "params.
     def waiting(pid: str) -> None:
         say(f"{label}: process {pid} still runs this stage: waiting for it to end")
 
-    with locked(CACHE / "locks" / f"{label.replace(' ', '@')}.lock", waiting):
-        shards = stage_module(name).plan(params)
+    with locked(CACHE / "locks" / f"{address_of(name, variant)}.lock", waiting):
+        shards, computed = stage_module(name).plan(params), 0
         if shards or variant is None:
-            _dispatch(name, variant, params, execution, shards)
+            computed = _dispatch(name, variant, params, execution, shards)
         else:
             stage_module(name).gather(params, [])
-    say(f"{label}: done in {time.monotonic() - started:.1f} s")
+        seconds = time.monotonic() - started
+        write_json(record_path(name, variant), {"shards": len(shards), "computed": computed, "seconds": seconds})
+    say(f"{label}: done in {seconds:.1f} s")
 
 
-def _dispatch(name: str, variant: str | None, params: StageParams, execution: Execution, shards: list[Shard]) -> None:
+def _dispatch(name: str, variant: str | None, params: StageParams, execution: Execution, shards: list[Shard]) -> int:
     code = closure.code_digest(name)
     placed = tuple(cache.place(shard, code) for shard in shards)
     missing = sum(not cache.manifest_path(shard).exists() for shard in placed)
-    with LocalRunner(execution.jobs, execution.processes) as runner:
-        runner.prepare(name, missing)
+    with ExitStack() as stack:
+        if execution.runner == "ray":
+            runner: Runner = _ray_runner(name, params, execution, len(shards))
+        else:
+            held = _gpus(name, params, execution, stack)
+            runner = stack.enter_context(LocalRunner(execution.jobs, execution.processes, held))
+            runner.prepare(name, missing)
         address = server.connect(say, execution.server_timeout)
         from pipeline import flows  # imports prefect, which must see the environment that `connect` sets
 
-        flows.run(StageRun(name, variant, params, execution, placed, address), runner)
+        return flows.run(StageRun(name, variant, params, execution, placed, address), runner)
+
+
+def _gpus(name: str, params: StageParams, execution: Execution, stack: ExitStack) -> tuple[int, ...]:
+    """The locks of the GPUs that the stage holds, before anything is started that sees them; none without a GPU."""
+    if not (gpus.visible() and may_use_gpu(name, params)):
+        return ()
+    return stack.enter_context(gpus.reserved(execution.gpus_per_job, say))
+
+
+def _ray_runner(name: str, params: StageParams, execution: Execution, shards: int) -> Runner:
+    ray_runner = import_ray_runner()
+    gpus_wanted = execution.gpus_per_job if may_use_gpu(name, params) else 0
+    resources = ray_runner.RayResources(execution.cpus_per_job, gpus_wanted)
+    return ray_runner.RayRunner(execution.address, resources, execution.shared, shards)
+
+
+def import_ray_runner() -> ModuleType:
+    """pipeline.ray_runner; raises InputError if Ray is not installed."""
+    try:
+        return importlib.import_module("pipeline.ray_runner")
+    except ModuleNotFoundError as error:
+        if error.name != "ray":
+            raise
+        raise InputError("execution.runner is ray, which is not installed: pip install '.[ray]'") from error
+
+
+def may_use_gpu(name: str, params: StageParams) -> bool:
+    """Whether the stage computes on a GPU where there is one."""
+    return getattr(params, "device", "auto") != "cpu" and "stages/device.py" in closure.code_files(name)
+
+
+def run_graph(targets: list[str], jobs: int, dry: bool, path: Path | str = "params.yaml") -> bool:
+    """`scoresmooth repro`: bring the targets' part of the DVC graph up to date; False if a stage failed.
+
+    One such run at a time works in a project; another waits. With `dry`, only print what would run.
+    """
+    parameters = load_params(path)
+    from pipeline.graph import StageGraph  # imports dvc
+
+    def waiting(pid: str) -> None:
+        say(f"process {pid} runs scoresmooth repro here: waiting for it to end")
+
+    with locked(CACHE / "locks" / "repro.lock", waiting) if not dry else nullcontext():
+        graph = StageGraph(targets)
+        changed = {name for name in graph.names if graph.changed(name)}
+        stages = graph.below(changed)
+        if not stages:
+            say("Data and pipelines are up to date.")
+        if dry:
+            for name in graph.names:
+                if name in stages:
+                    print(name if name in changed else f"{name} (if what it depends on changes)")
+        return dry or not stages or _run_stages(graph, stages, jobs, parameters)
+
+
+def _run_stages(graph: "StageGraph", stages: set[str], jobs: int, parameters: Parameters) -> bool:
+    # a process started in the background ignores Ctrl-C, and so would the stages that it starts
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    address = server.connect(say, parameters.execution.server_timeout)
+    from pipeline import repro_flow
+    from pipeline.repro import Reproducer, StageFailed
+
+    def limit(name: str) -> int:
+        stage, _, variant = name.partition("@")
+        params = parameters.stages.get((stage, variant or None))
+        on_gpu = gpus.visible() and params is not None and may_use_gpu(stage, params)
+        return max(1, len(gpus.visible()) // parameters.execution.gpus_per_job) if on_gpu else jobs
+
+    try:
+        outcomes = repro_flow.run(graph, stages, Reproducer(jobs, graph.changed), limit, address is not None)
+    except StageFailed:
+        return False  # it was printed when it happened
+    for outcome in outcomes:
+        say(f"{outcome.name:40} {outcome.state:10} {outcome.seconds:8.1f} s {outcome.memory:6.0f} MiB")
+    return True

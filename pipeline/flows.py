@@ -7,13 +7,14 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from prefect import Flow, Task, get_client, tags, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.flow_engine import run_flow
 from prefect.futures import PrefectFuture, as_completed
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
@@ -25,9 +26,13 @@ from pipeline import cache
 from pipeline.runners import Runner
 from pipeline.showcase import publish_outs, publish_params
 from pipeline.stage_run import StageRun, say
+from pipeline.tracking import tracked
 
 GRACE = 10.0
 """Seconds between an interruption and the end of the process, for shards in threads, which cannot be ended."""
+
+CHILD_GRACE = 25.0
+"""The same for shards in processes, which write a checkpoint first. Schedulers usually kill after 30."""
 
 PROGRESS_PERIOD = 2.0
 """Seconds between two updates of the progress artifact."""
@@ -37,30 +42,36 @@ for _name in ("prefect.flow_runs", "prefect.task_runs"):
     logging.getLogger(_name).propagate = False
 
 
-def run(stage: StageRun, runner: Runner) -> None:
-    """Run a stage as a flow. Raises what its shards or its gathering raise."""
+def run(stage: StageRun, runner: Runner) -> int:
+    """Run a stage as a flow; returns how many shards were computed. Raises what its shards or its gathering raise."""
+    grace = CHILD_GRACE if stage.name in stage.execution.processes else GRACE
 
-    def body() -> None:
-        with _interruptible(runner):
+    def body() -> int:
+        with interruptible(runner.stop, grace):
             publish_params(stage.title, stage.params.model_dump(mode="json"))
-            _compute_all(stage, runner)
+            computed = _compute_all(stage, runner)
             task(stage.gather, name="gather", task_run_name="gather", cache_policy=NO_CACHE)()
             publish_outs(stage.title, stage.outs)
+        return computed
 
     flow = Flow(
         body,
         name=stage.name,
-        flow_run_name=stage.title,
         task_runner=ThreadPoolTaskRunner(max_workers=runner.jobs),
     )
-    # A flow's heartbeat thread sleeps in whole seconds and is joined at the end: up to a second for nothing. Params
-    # are an artifact and not the flow's parameters, for which Prefect would import FastAPI (half a second).
+    # Params are an artifact and not the flow's parameters, for which Prefect would import FastAPI (half a second).
+    return run_flow_as(flow, stage.title, {stage.name, *filter(None, [stage.variant])}, stage.address is not None)
+
+
+def run_flow_as(flow: Flow[[], Any], title: str, labels: set[str], lasting: bool) -> Any:
+    """Run a flow under a title and tags; returns what it returns. lasting: see pipeline.tracking.tracked."""
+    # A flow's heartbeat thread sleeps in whole seconds and is joined at the end: up to a second for nothing.
     quiet = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
-    with quiet, tags(stage.name, *([stage.variant] if stage.variant else [])):
-        flow()
+    with quiet, tags(*labels), tracked(flow, title, labels, lasting) as found:
+        return run_flow(flow, flow_run=found)
 
 
-def _compute_all(stage: StageRun, runner: Runner) -> None:
+def _compute_all(stage: StageRun, runner: Runner) -> int:
     checks = [cache.check(shard) for shard in stage.shards]
     missing = sum(not found.ready for found in checks)
     _tell(f"{stage.title}: {len(checks)} shards, {len(checks) - missing} cached, {missing} to compute")
@@ -71,6 +82,7 @@ def _compute_all(stage: StageRun, runner: Runner) -> None:
         submit = compute.with_options(refresh_cache=not found.ready).submit
         futures.append(submit(shard=shard.name, index=index))
     _await(stage, futures, missing)
+    return missing
 
 
 def _shard_task(stage: StageRun, runner: Runner) -> Task[..., dict[str, object]]:
@@ -107,18 +119,19 @@ def _tell(text: str) -> None:
 
 
 @contextmanager
-def _interruptible(runner: Runner) -> Iterator[None]:
-    """After any failure start no more work; after Ctrl-C or SIGTERM end children, and this process within `GRACE`."""
+def interruptible(stop: Callable[[], None], grace: float) -> Iterator[None]:
+    """After any failure call `stop`: start no more work, end children. After Ctrl-C or SIGTERM this process ends within
+    `grace` seconds after that, too."""
     try:
         yield
     except Exception:
-        runner.stop()
+        stop()
         raise
     except BaseException as interruption:
-        runner.stop()
+        stop()
         say("interrupted: ending the work; what is finished stays cached")
         _mark_crashed(type(interruption).__name__)
-        end = threading.Timer(GRACE, os._exit, [130 if isinstance(interruption, KeyboardInterrupt) else 143])
+        end = threading.Timer(grace, os._exit, [130 if isinstance(interruption, KeyboardInterrupt) else 143])
         end.daemon = True
         end.start()
         raise

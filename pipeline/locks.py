@@ -25,11 +25,16 @@ def locked(path: Path, waiting: Callable[[str], None] | None = None, wait: bool 
             if waiting:
                 waiting(os.pread(handle, 64, 0).decode(errors="replace").strip() or "unknown")
             fcntl.flock(handle, fcntl.LOCK_EX)
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        name_holder(handle, os.getpid())
         yield handle
     finally:
         os.close(handle)
+
+
+def name_holder(handle: int, pid: int) -> None:
+    """Write into a held lock which process those who wait are to be told."""
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, f"{pid}\n".encode(), 0)
 
 
 def is_locked(path: Path) -> bool:

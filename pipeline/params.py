@@ -2,10 +2,11 @@
 
 import dataclasses
 import importlib
+import os
 import re
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import Field, ValidationError
@@ -17,6 +18,12 @@ from stages.protocol import CACHE, Section, StageParams, explain, load_tree
 
 STAGES = ("ingest", "deduplicate", "embed", "index", "train", "sample", "filter", "fid", "verify", "report")
 """The stage modules, in the order of the DAG. The only list of them in the code."""
+
+RUNNER = "SCORESMOOTH_RUNNER"
+"""Environment variable that overrides execution.runner: what --runner sets, for the stages that dvc starts, too."""
+
+ALLOWED = "SCORESMOOTH_PATHS"
+"""Environment variable: folders, separated by colons, that absolute paths of params.yaml must lie in. Unset: any."""
 
 VALID = CACHE / "params.valid"
 """Holds the version of params.yaml and code that was found valid last."""
@@ -31,6 +38,16 @@ class Execution(Section):
     """Stages whose shards run in processes of their own, the others' in threads of the stage's process."""
     server_timeout: float = Field(gt=0)
     """Seconds to wait for the local Prefect server to start."""
+    gpus_per_job: int = Field(ge=1, le=64)
+    """GPUs that a stage holds while it runs, where there are any; on Ray, of each shard."""
+    cpus_per_job: float = Field(gt=0, le=1024)
+    """CPUs of each shard on Ray."""
+    runner: Literal["local", "ray"]
+    """Where shards are worked on: this machine, or a Ray cluster (pip install '.[ray]')."""
+    address: str | None
+    """Of the Ray cluster: HOST:PORT, ray://HOST:PORT or auto; null starts one on this machine."""
+    shared: str | None
+    """fsspec URL that all nodes see, for inputs and results; null: the nodes see the project's folder itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +75,7 @@ def load_params(path: Path | str = "params.yaml") -> Parameters:
     tree = load_tree(path)
     _reject_repeated_keys(path)
     _reject_unknown_sections(tree)
+    _reject_outside_paths(tree)
     variants = _variant_names(tree)
     execution = _execution(tree)
     found: dict[tuple[str, str | None], StageParams] = {}
@@ -93,7 +111,7 @@ def _version(path: Path | str) -> str:
     if not Path(path).is_file():
         raise InputError(f"{path} is missing: run in the project's root")
     code = sorted(Path(stages.__file__).parent.rglob("*.py"))
-    return sha256_json([sha256_file(file) for file in (path, __file__, *code)])
+    return sha256_json([os.environ.get(ALLOWED), *(sha256_file(file) for file in (path, __file__, *code))])
 
 
 def _reject_repeated_keys(path: Path | str) -> None:
@@ -117,6 +135,29 @@ def _reject_repeated_keys(path: Path | str) -> None:
     root = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
     if root is not None:
         walk(root, "")
+
+
+def _reject_outside_paths(node: Any, key: str = "") -> None:
+    """A path that leaves the project must say so: it is absolute, and below an allowed folder where there are such.
+
+    Values are paths, or KIND:PATH?option=PATH. Links inside the project are followed: who made them meant them.
+    """
+    if isinstance(node, dict):
+        for name, value in node.items():
+            _reject_outside_paths(value, f"{key}.{name}" if key else str(name))
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            _reject_outside_paths(value, f"{key}.{index}")
+    elif isinstance(node, str) and "://" not in node:
+        allowed = [Path(folder).resolve() for folder in os.environ.get(ALLOWED, "").split(":") if folder]
+        for part in re.split(r"^[a-z0-9]+:|\?\w+=|&\w+=", node):
+            path = Path(part).expanduser()
+            if ".." in path.parts:
+                raise InputError(f"params.yaml: {key}: {node} leaves the project by '..': write an absolute path")
+            if path.is_absolute() and allowed and not any(path.resolve().is_relative_to(root) for root in allowed):
+                raise InputError(
+                    f"params.yaml: {key}: {path} is outside {ALLOWED}={os.environ[ALLOWED]}: add its folder"
+                )
 
 
 def _reject_unknown_sections(tree: dict[str, Any]) -> None:
@@ -160,8 +201,9 @@ def _execution(tree: dict[str, Any]) -> Execution:
         raise InputError("params.yaml: missing key execution: add it")
     if not isinstance(tree["execution"], dict):
         raise InputError("params.yaml: execution must be a mapping")
+    chosen = {"runner": os.environ[RUNNER]} if RUNNER in os.environ else {}
     try:
-        execution = Execution(**tree["execution"])
+        execution = Execution(**{**tree["execution"], **chosen})
     except ValidationError as error:
         raise InputError(explain(error, "execution", {})) from error
     for index, name in enumerate(execution.processes):

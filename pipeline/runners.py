@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Protocol, Self
 
 from pipeline import closure
 from pipeline.child import DONE, REFUSED
+from pipeline.stage_run import say
 from stages.errors import InputError
 from stages.protocol import Shard
 
@@ -46,8 +48,10 @@ class LocalRunner:
     Use it as a context: at its end the processes end.
     """
 
-    def __init__(self, jobs: int, processes: Collection[str] = ()) -> None:
+    def __init__(self, jobs: int, processes: Collection[str] = (), held: Collection[int] = ()) -> None:
+        """held: file descriptors of further locks that the processes keep open (GPUs)."""
         self.jobs = jobs
+        self._held = tuple(held)
         self._processes = frozenset(processes)
         self._idle: list[_Child] = []
         self._busy: set[_Child] = set()
@@ -68,7 +72,7 @@ class LocalRunner:
         """Start the processes that `shards` shards of a stage will need, so that they import meanwhile."""
         if stage in self._processes:
             with self._guard:
-                self._idle += [_Child(stage) for _ in range(min(self.jobs, shards) - len(self._idle))]
+                self._idle += [_Child(stage, self._held) for _ in range(min(self.jobs, shards) - len(self._idle))]
 
     def run(self, shard: Shard, lock: int) -> None:
         """See Runner.run."""
@@ -87,14 +91,21 @@ class LocalRunner:
                 child.process.terminate()
 
     def _run_child(self, shard: Shard, lock: int) -> None:
+        for again in (False, True):
+            try:
+                return self._work(shard, lock)
+            except ChildEnded as ended:
+                if self._stopped:
+                    raise Stopped(f"{shard.stage} {shard.name} was stopped") from ended
+                if again or ended.code != -signal.SIGKILL:
+                    raise
+                say(f"{shard.stage} {shard.name}: its process was killed (out of memory?): trying once more")
+
+    def _work(self, shard: Shard, lock: int) -> None:
         child = self._take(shard)
         try:
             with tempfile.TemporaryDirectory(prefix="scoresmooth-") as folder:
                 child.work(shard, lock, Path(folder) / "shard.json")
-        except ChildEnded as ended:
-            if self._stopped:
-                raise Stopped(f"{shard.stage} {shard.name} was stopped") from ended
-            raise
         finally:
             self._give_back(child)
 
@@ -102,7 +113,7 @@ class LocalRunner:
         with self._guard:
             if self._stopped:
                 raise Stopped(f"{shard.stage} {shard.name} was not started")
-            child = self._idle.pop() if self._idle else _Child(shard.stage)
+            child = self._idle.pop() if self._idle else _Child(shard.stage, self._held)
             self._busy.add(child)
         return child
 
@@ -114,19 +125,23 @@ class LocalRunner:
 
 
 class ChildEnded(RuntimeError):
-    """The process that worked on a shard ended before the shard was done."""
+    """The process that worked on a shard ended before the shard was done, with `code` (negative: a signal)."""
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class _Child:
     """A process that works on shards of one stage, one at a time: see pipeline.child."""
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: str, held: tuple[int, ...] = ()) -> None:
         self._socket, theirs = socket.socketpair()
         with theirs:
             number = theirs.fileno()
             command = [sys.executable, "-m", "pipeline.child", str(number), str(os.getpid()), *closure.modules(stage)]
             # stdout and stderr pass through: progress bars stay progress bars
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(number,))
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(number, *held))
 
     def work(self, shard: Shard, lock: int, description: Path) -> None:
         """Have it work on a shard, described in a file that is written here. Wrong input raises InputError."""
@@ -141,7 +156,7 @@ class _Child:
         if answer != DONE:
             code = self.process.wait()
             ending = f"signal {-code}" if code < 0 else f"exit code {code}"
-            raise ChildEnded(f"{shard.stage} {shard.name}: its process ended with {ending}")
+            raise ChildEnded(f"{shard.stage} {shard.name}: its process ended with {ending}", code)
 
     def close(self) -> None:
         """End it, while it has no work."""

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 
@@ -25,6 +26,18 @@ NO_TELEMETRY = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"
 
 UNUSED_SERVICES = ("SCHEDULER", "LATE_RUNS", "TRIGGERS", "FOREMAN", "PAUSE_EXPIRATIONS", "CANCELLATION_CLEANUP")
 """Services for deployments, work pools and automations: idle loops on the database without them."""
+
+SCHEDULES = "SCORESMOOTH_SCHEDULES"
+"""Environment variable: if set when the server starts, it runs deployments, too."""
+
+DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
+"""Prefect's environment variable for the database: postgresql+asyncpg://USER:PASSWORD@HOST/NAME. Unset: SQLite."""
+
+PRUNING = {
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
+    "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(90 * 86400),
+}
+"""The server forgets runs that ended more than 90 days ago, with their logs and artifacts."""
 
 
 class ServerDown(RuntimeError):
@@ -90,6 +103,8 @@ def ensure(timeout: float = 180.0) -> tuple[Server, bool]:
     HOME.mkdir(parents=True, exist_ok=True)
     with locked(HOME / "server.start.lock"):
         server = running()
+        if server:
+            _check_database()
         if server and is_ours(server.port):
             return server, False
         if server is None:
@@ -102,6 +117,26 @@ def ensure(timeout: float = 180.0) -> tuple[Server, bool]:
                 raise ServerDown(f"the Prefect server did not answer within {timeout:g} s (see {HOME / 'server.log'})")
             time.sleep(0.1)
         return server, True
+
+
+def database() -> str:
+    """Where the history goes, for a person: no password in it."""
+    parts = urllib.parse.urlsplit(os.environ.get(DATABASE, ""))
+    if not parts.scheme:
+        return f"SQLite in {HOME}"
+    return f"{parts.scheme} at {parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+
+
+def database_in_use() -> str:
+    """The running server's `database`."""
+    return str(read_json(HOME / "server.json").get("database", "its database is not on record"))
+
+
+def _check_database() -> None:
+    """Raises InputError if the running server writes elsewhere than this process's environment asks for."""
+    used = database_in_use()
+    if DATABASE in os.environ and used != database():
+        raise InputError(f"{DATABASE} is set but the server runs on {used}: run scoresmooth server stop first")
 
 
 def running() -> Server | None:
@@ -166,8 +201,10 @@ def _choose_port() -> int:
 
 def _spawn(port: int) -> Server:
     command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
-    off = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in UNUSED_SERVICES}
+    unused = () if SCHEDULES in os.environ else UNUSED_SERVICES
+    off = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in unused}
     variables = {
+        **PRUNING,
         **os.environ,
         **environment(),
         **off,
@@ -190,5 +227,5 @@ def _spawn(port: int) -> Server:
             )
     finally:
         os.close(alive)
-    write_json(HOME / "server.json", {"port": port, "pid": process.pid})
+    write_json(HOME / "server.json", {"port": port, "pid": process.pid, "database": database()})
     return Server(port, process.pid)

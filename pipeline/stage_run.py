@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from pipeline.params import Execution, stage_module
-from stages.protocol import DATA, Shard, StageParams
+from stages.protocol import CACHE, DATA, Shard, StageParams
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +48,17 @@ def title(name: str, variant: str | None) -> str:
     return f"{name} {variant}" if variant else name
 
 
+def address_of(name: str, variant: str | None) -> str:
+    """The stage as DVC calls it: "sample@closed-conditioning"."""
+    return f"{name}@{variant}" if variant else name
+
+
+def record_path(name: str, variant: str | None) -> Path:
+    """Where a stage's last finished run is on record: its shards, how many were computed, seconds."""
+    return CACHE / "records" / f"{address_of(name, variant)}.json"
+
+
 def say(text: str) -> None:
-    """A line for the person at the terminal."""
-    print(text, file=sys.stderr, flush=True)
+    """A line for the person at the terminal, in one piece whatever other threads say."""
+    sys.stderr.write(f"{text}\n")
+    sys.stderr.flush()

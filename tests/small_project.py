@@ -28,7 +28,16 @@ PARAMS: dict[str, Any] = {
     "fid": None,
     "verify": None,
     "report": None,
-    "execution": {"jobs": 1, "processes": ["train"], "server_timeout": 180},
+    "execution": {
+        "jobs": 1,
+        "processes": ["train"],
+        "server_timeout": 180,
+        "gpus_per_job": 1,
+        "cpus_per_job": 1,
+        "runner": "local",
+        "address": None,
+        "shared": None,
+    },
     "variants": {"closed": {"network": False, "temperature": 1.0}, "net": {"network": True, "temperature": 1.0}},
 }
 
@@ -153,6 +162,29 @@ PLAIN = """
 """
 
 
+DVC = """
+stages:
+  ingest:
+    cmd: {scoresmooth} stage ingest
+    params: [ingest]
+    outs: [data/ingest]
+  train:
+    foreach: ${{variants}}
+    do:
+      cmd: {scoresmooth} stage train --variant ${{key}}
+      deps: [data/ingest]
+      params: [train, 'variants.${{key}}']
+      outs: ['data/train/${{key}}']
+  sample:
+    foreach: ${{variants}}
+    do:
+      cmd: {scoresmooth} stage sample --variant ${{key}}
+      deps: ['data/train/${{key}}']
+      params: [sample, 'variants.${{key}}']
+      outs: ['data/sample/${{key}}']
+"""
+
+
 class SmallProject:
     """The project in `folder`. The commands run in processes of their own, as for a user."""
 
@@ -192,7 +224,8 @@ class SmallProject:
     def environment(self, **variables: str) -> dict[str, str]:
         """Variables of the commands' processes."""
         clean = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
-        return {**clean, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **variables}
+        quiet = {"DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(self.folder / "site")}
+        return {**clean, **quiet, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **variables}
 
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
         """Start a command and return its process."""
@@ -217,6 +250,30 @@ class SmallProject:
         """Run a stage without the dispatch."""
         command = [sys.executable, "-m", f"stages.{stage}", "--variant", variant]
         subprocess.run(command, cwd=self.folder, env=self.environment(), check=True, timeout=60)
+
+    def write_dvc(self) -> None:
+        """Make it a DVC project with the stages ingest, train and sample."""
+        text = textwrap.dedent(DVC).format(scoresmooth=" ".join(self.command()))
+        (self.folder / "dvc.yaml").write_text(text)
+        if not (self.folder / ".dvc").exists():
+            self.dvc("init", "--no-scm", "-q")
+
+    def dvc_command(self) -> list[str]:
+        """DVC's command."""
+        return [sys.executable, "-m", "dvc"]
+
+    def dvc(self, *arguments: str) -> str:
+        """Run a DVC command, require its success, and return what it printed."""
+        done = subprocess.run(
+            [*self.dvc_command(), *arguments],
+            cwd=self.folder,
+            env=self.environment(),
+            capture_output=True,
+            text=True,
+            timeout=240,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
 
     def hold(self, lines: int) -> None:
         """Let work pause as soon as the log has so many lines."""

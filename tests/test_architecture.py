@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -105,7 +106,32 @@ def test_the_dispatch_goes_through_the_stages(graph):
 
 def test_only_the_flows_import_prefect(graph):
     using = {importer for importer, imported in imports(graph, "pipeline") if imported == "prefect"}
-    assert using == {"pipeline.flows", "pipeline.showcase"}
+    flows = {"pipeline.flows", "pipeline.repro_flow", "pipeline.deployment"}
+    assert using == {*flows, "pipeline.showcase", "pipeline.tracking"}
+
+
+def test_only_the_cluster_imports_ray(graph):
+    """Ray is an extra: everything else works without it."""
+    using = {importer for importer, imported in imports(graph, "pipeline") if imported == "ray"}
+    assert using == {"pipeline.ray_runner", "pipeline.cluster"}
+    for importer, imported in imports(graph, "pipeline"):
+        if imported in using:
+            assert importer in {*using, "pipeline.cli", "pipeline.dispatch"}, f"{importer} imports {imported}"
+
+
+def test_nothing_is_unpickled_or_extracted():
+    """User files are read without running code in them; archives are read in place."""
+    for path in [*(ROOT / "stages").rglob("*.py"), *(ROOT / "pipeline").rglob("*.py")]:
+        tree = ast.parse(path.read_text())
+        names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        assert not names & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "tarfile"}, path
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            said = ast.unparse(call)
+            assert not re.search(r"\b(extract|extractall|unpack_archive)$", ast.unparse(call.func)), f"{path}: {said}"
+            if ast.unparse(call.func) in ("np.load", "numpy.load"):
+                assert "allow_pickle=False" in said, f"{path}: {said}"
+            if ast.unparse(call.func) == "torch.load":
+                assert "weights_only=True" in said, f"{path}: {said}"
 
 
 def test_packages_hold_no_code_of_their_own():

@@ -107,6 +107,25 @@ def test_malformed_sections(change, expected, tmp_path):
     assert expected in message({**TREE, **change}, tmp_path)
 
 
+@pytest.mark.parametrize("value", ["../pictures", "folder:../pictures", "zip:a/../../b.zip", "torchvision:X?root=../y"])
+def test_a_relative_path_cannot_leave_the_project(value, tmp_path):
+    tree = changed(("ingest", "source"), lambda node, key: node.__setitem__(key, value))
+    assert f"ingest.source: {value} leaves the project by '..'" in message(tree, tmp_path)
+
+
+def test_absolute_paths_lie_below_the_allowed_folders_where_there_are_any(tmp_path, monkeypatch):
+    def source(path: Path) -> dict[str, Any]:
+        return changed(("ingest", "source"), lambda node, key: node.__setitem__(key, f"folder:{path}"))
+
+    monkeypatch.setenv("SCORESMOOTH_PATHS", f"/nowhere:{tmp_path / 'good'}")
+    text = message(source(tmp_path / "good2"), tmp_path)
+    assert f"ingest.source: {tmp_path / 'good2'} is outside SCORESMOOTH_PATHS=" in text
+    for place in (tmp_path / "good" / "pictures", Path("pictures..old")):
+        file = tmp_path / "params.yaml"
+        file.write_text(yaml.safe_dump(source(place)))
+        load_params(file)
+
+
 def test_a_key_that_stands_twice_is_an_error(tmp_path):
     text = yaml.safe_dump(TREE, sort_keys=False).replace("  jobs: 1\n", "  jobs: 1\n  jobs: 2\n")
     assert "execution.jobs stands twice" in message(text, tmp_path)

@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 import urllib.request
 from collections.abc import Callable
@@ -325,43 +324,10 @@ def test_a_foreign_server_on_the_port_is_not_mistaken_for_ours(tmp_path, monkeyp
         foreign.server_close()
 
 
-DVC = """
-stages:
-  ingest:
-    cmd: {scoresmooth} stage ingest
-    params: [ingest]
-    outs: [data/ingest]
-  train:
-    foreach: ${{variants}}
-    do:
-      cmd: {scoresmooth} stage train --variant ${{key}}
-      deps: [data/ingest]
-      params: [train, 'variants.${{key}}']
-      outs: ['data/train/${{key}}']
-  sample:
-    foreach: ${{variants}}
-    do:
-      cmd: {scoresmooth} stage sample --variant ${{key}}
-      deps: ['data/train/${{key}}']
-      params: [sample, 'variants.${{key}}']
-      outs: ['data/sample/${{key}}']
-"""
-
-
 @pytest.mark.faults
 def test_kill_of_dvc_alone_then_dvc_repro_waits_for_the_stage_and_ends_identically(project):
-    (project.folder / "dvc.yaml").write_text(textwrap.dedent(DVC).format(scoresmooth=" ".join(project.command())))
-    dvc = [sys.executable, "-m", "dvc"]
-    environment = project.environment(DVC_NO_ANALYTICS="1", DVC_SITE_CACHE_DIR=str(project.folder / "site"))
-
-    def run(*arguments: str) -> str:
-        done = subprocess.run(
-            [*dvc, *arguments], cwd=project.folder, env=environment, capture_output=True, text=True, timeout=240
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout + done.stderr
-
-    run("init", "--no-scm", "-q")
+    project.write_dvc()
+    dvc, environment, run = project.dvc_command(), project.environment(), project.dvc
     run("repro", "-q", "train@net")
     project.log()
     project.hold(1)

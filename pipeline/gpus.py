@@ -1,0 +1,81 @@
+"""GPUs given out one job at a time, by locks that the kernel releases when their holder dies."""
+
+import functools
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from pipeline.locks import locked
+from stages.errors import InputError
+
+PERIOD = 0.2
+"""Seconds between two looks at the locks."""
+
+
+@functools.cache
+def visible() -> tuple[str, ...]:
+    """GPUs that this process may use: CUDA_VISIBLE_DEVICES, else what nvidia-smi lists. Empty without a GPU."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return tuple(part.strip() for part in named.split(",") if part.strip() not in ("", "-1"))
+    if shutil.which("nvidia-smi") is None:
+        return ()
+    command = ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    return tuple(done.stdout.split()) if done.returncode == 0 else ()
+
+
+def folder() -> Path:
+    """Where the locks lie: one folder per user and machine, since several projects may share the GPUs."""
+    return Path(tempfile.gettempdir()) / f"scoresmooth-gpus-{os.getuid()}"
+
+
+@contextmanager
+def reserved(count: int, say: Callable[[str], None]) -> Iterator[tuple[int, ...]]:
+    """Hold `count` of the visible GPUs and show only them to this process and its children (CUDA_VISIBLE_DEVICES).
+
+    Waits until enough are free. Yields the locks' file descriptors: a child that inherits them holds the GPUs, too.
+    Raises InputError if there are not so many. Call it before CUDA is used.
+    """
+    names = visible()
+    if count > len(names):
+        raise InputError(f"execution.gpus_per_job is {count} but {len(names)} GPUs are visible: lower it")
+    with ExitStack() as stack:
+        held = _take(names, count, stack, say)
+        before = os.environ.get("CUDA_VISIBLE_DEVICES")
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(name for name, _ in held)
+        try:
+            yield tuple(handle for _, handle in held)
+        finally:
+            if before is None:
+                del os.environ["CUDA_VISIBLE_DEVICES"]
+            else:
+                os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+
+def _take(names: tuple[str, ...], count: int, stack: ExitStack, say: Callable[[str], None]) -> list[tuple[str, int]]:
+    """All `count` locks or none, so that two jobs that want two GPUs each cannot wait for each other."""
+    told = False
+    while True:
+        held: list[tuple[str, int]] = []
+        attempt = ExitStack()
+        for name in names:
+            if len(held) < count:
+                try:
+                    lock = folder() / f"{name.replace('/', '-')}.lock"
+                    held.append((name, attempt.enter_context(locked(lock, wait=False))))
+                except BlockingIOError:
+                    continue
+        if len(held) == count:
+            stack.push(attempt.pop_all())
+            return held
+        attempt.close()
+        if not told:
+            say(f"waiting for a free GPU ({count} of {len(names)})")
+            told = True
+        time.sleep(PERIOD)

@@ -1,0 +1,62 @@
+"""The graph of DVC stages, asked through DVC itself: who depends on whom, and what has changed."""
+
+import threading
+from collections.abc import Iterable
+
+import networkx
+from dvc.exceptions import DvcException
+from dvc.lock import LockError
+from dvc.repo import Repo, lock_repo
+from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+
+from stages.errors import InputError
+
+
+class StageGraph:
+    """The stages that some targets of dvc.yaml need, in an order that respects their dependencies.
+
+    Attributes:
+        names: the stages' names ("sample@closed-kernel"), upstream before downstream.
+        upstream: name -> names of the stages that it directly depends on.
+        downstream: the reverse.
+    """
+
+    def __init__(self, targets: Iterable[str] = ()) -> None:
+        """Read dvc.yaml. No targets: all stages. Raises InputError for an unknown target or outside a DVC project."""
+        self._guard = threading.Lock()
+        try:
+            self._repo = Repo(_wait_for_lock=True)
+            with lock_repo(self._repo):
+                whole = get_active_graph(self._repo.index.graph)
+                wanted = collect_stages(self._repo, list(targets)) if targets else list(self._repo.index.stages)
+                stages = list(dict.fromkeys(plan_repro(whole, wanted)))
+        except DvcException as error:
+            raise InputError(f"dvc: {' '.join(str(error).split())}") from error
+        kept = {stage.addressing for stage in stages}
+        edges = [(one.addressing, other.addressing) for one, other in whole.edges if one.addressing in kept]
+        self.names = tuple(stage.addressing for stage in stages)
+        self.upstream = {name: frozenset(below for above, below in edges if above == name) for name in self.names}
+        self.downstream = {name: frozenset(above for above, below in edges if below == name) for name in self.names}
+
+    def changed(self, name: str) -> bool:
+        """Whether `dvc repro --single-item NAME` would run the stage. Waits for other DVC commands; thread-safe.
+
+        A stage that another DVC process is writing counts as changed.
+        """
+        with self._guard, lock_repo(self._repo):
+            (stage,) = self._repo.stage.collect(name)
+            try:
+                return stage.changed()
+            except LockError:
+                return True
+
+    def below(self, names: Iterable[str]) -> set[str]:
+        """`names` and everything that depends on them, directly or not."""
+        graph = networkx.DiGraph((above, below) for above, found in self.downstream.items() for below in found)
+        graph.add_nodes_from(self.names)
+        start = set(names)
+        return start.union(*(networkx.descendants(graph, name) for name in start))
+
+    def depth(self, name: str) -> int:
+        """Stages on the longest way from this one to the end: those with the most to wait for them start first."""
+        return 1 + max((self.depth(other) for other in self.downstream[name]), default=0)

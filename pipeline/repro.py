@@ -1,0 +1,183 @@
+"""The DVC graph run as far in parallel as its arrows allow: every stage is a `dvc repro --single-item` process.
+
+That is DVC's own way to go parallel: a process holds DVC's lock while it looks at the stage and records its outs, not
+while the stage's command runs. This module starts, watches and ends those processes; pipeline.repro_flow shows them.
+"""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from pipeline.locks import locked, name_holder
+from pipeline.stage_run import say
+from stages.artifacts import read_json
+from stages.protocol import CACHE
+
+LOGS = CACHE / "logs"
+TAIL = 25
+"""Lines of a failed stage's log that are printed."""
+
+SAME_THREADS = ("train",)
+"""Stages whose results depend on the number of threads in the last bits: a backward pass adds gradients up by thread.
+The other stages' do not (benchmarks/orchestration.py --parts parallel compares all outs)."""
+
+STOP_GRACE = 35.0
+"""Seconds between asking a stage to stop and killing it: a training writes a checkpoint first (CHILD_GRACE)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """How a stage's run ended.
+
+    Attributes:
+        name: the stage ("sample@closed-kernel").
+        state: "done", "restored" (DVC had the outs of an equal run), "unchanged", "failed", "stopped" or "not started".
+        seconds: wall clock.
+        memory: peak of the largest process, in MiB.
+        shards, computed: pieces of work of the stage, and how many of them were not in the cache.
+    """
+
+    name: str
+    state: str
+    seconds: float = 0.0
+    memory: float = 0.0
+    shards: int = 0
+    computed: int = 0
+
+    @property
+    def good(self) -> bool:
+        """Whether what depends on the stage can run."""
+        return self.state in ("done", "restored", "unchanged")
+
+
+class StageFailed(RuntimeError):
+    """A stage's process ended with an error; its log says why."""
+
+
+class Reproducer:
+    """Runs single stages as DVC processes, several at a time from several threads.
+
+    Args:
+        jobs: how many may run at once; each gets its share of the processors for its threads.
+        changed: tells whether a stage must run (pipeline.graph.StageGraph.changed).
+    """
+
+    def __init__(self, jobs: int, changed: Callable[[str], bool]) -> None:
+        self.jobs, self._changed = jobs, changed
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._guard = threading.Lock()
+        self._stopped = False
+
+    def run(self, name: str, variables: Mapping[str, str]) -> Outcome:
+        """Bring a stage up to date. Raises StageFailed; a run that was stopped is an Outcome.
+
+        variables: environment variables of the process. If a process of an earlier, killed run still works on the
+        stage, it is waited for: what it leaves behind is then found to be unchanged.
+        """
+        started = time.monotonic()
+
+        def waiting(pid: str) -> None:
+            say(f"{name}: process {pid} of an earlier run still works on it: waiting")
+
+        with locked(CACHE / "locks" / f"dvc-{name}.lock", waiting) as lock:
+            if self._stopped:
+                return Outcome(name, "not started")
+            if not self._changed(name):
+                return Outcome(name, "unchanged", time.monotonic() - started)
+            code, memory = self._wait(name, self._start(name, lock, variables))
+            seconds = time.monotonic() - started
+            if code and self._stopped:
+                return Outcome(name, "stopped", seconds, memory)
+            if code:
+                raise StageFailed(_explain(name, code))
+            return _outcome(name, seconds, memory)
+
+    def stop(self) -> None:
+        """Start nothing more; interrupt what runs, and kill after `STOP_GRACE` what is left. Returns at once."""
+        with self._guard:
+            if self._stopped:
+                return
+            self._stopped = True
+            self._signal_all(signal.SIGINT)
+        end = threading.Timer(STOP_GRACE, self._kill)
+        end.daemon = True
+        end.start()
+
+    def _kill(self) -> None:
+        with self._guard:
+            self._signal_all(signal.SIGKILL)
+
+    def _signal_all(self, number: int) -> None:
+        for child in self._children.values():
+            if child.returncode is None:
+                os.killpg(child.pid, number)
+
+    def _start(self, name: str, lock: int, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+        environment = {**os.environ, **thread_variables(name, self.jobs), "DVC_NO_ANALYTICS": "1", **variables}
+        LOGS.mkdir(parents=True, exist_ok=True)
+        _record(name).unlink(missing_ok=True)  # a stage that really runs writes it anew
+        with self._guard, log_path(name).open("wb") as log:
+            child = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env=environment,
+                pass_fds=(lock,),  # if this process is killed, the stage stays locked until its own ends
+                process_group=0,  # Ctrl-C reaches it from here, once, and not from the terminal
+            )
+            name_holder(lock, child.pid)
+            self._children[name] = child
+            if self._stopped:
+                os.killpg(child.pid, signal.SIGINT)
+        return child
+
+    def _wait(self, name: str, child: subprocess.Popen[bytes]) -> tuple[int, float]:
+        """Exit code and peak memory in MiB of the largest process below `child`, itself included."""
+        _, status, usage = os.wait4(child.pid, 0)
+        with self._guard:
+            child.returncode = os.waitstatus_to_exitcode(status)
+            del self._children[name]
+        return child.returncode, usage.ru_maxrss / 1024
+
+
+def thread_variables(name: str, jobs: int) -> dict[str, str]:
+    """Environment variables that share the processors among `jobs` processes; what the user set stays.
+
+    A stage in SAME_THREADS keeps the number that it has alone; its threads then wait asleep, not spinning.
+    """
+    if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
+        return {}
+    if name.split("@")[0] in SAME_THREADS:
+        return {"OMP_WAIT_POLICY": "PASSIVE"}
+    return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs))}
+
+
+def log_path(name: str) -> Path:
+    """Where a stage's output goes."""
+    return LOGS / f"{name}.log"
+
+
+def _record(name: str) -> Path:
+    return CACHE / "records" / f"{name}.json"  # stage_run.record_path, by DVC's name of the stage
+
+
+def _outcome(name: str, seconds: float, memory: float) -> Outcome:
+    if not _record(name).exists():
+        return Outcome(name, "restored", seconds, memory)
+    found = read_json(_record(name))
+    return Outcome(name, "done", seconds, memory, int(found["shards"]), int(found["computed"]))
+
+
+def _explain(name: str, code: int) -> str:
+    ending = f"signal {-code}" if code < 0 else f"exit code {code}"
+    lines = log_path(name).read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
+    wrong = [line for line in lines if line.startswith("error: ")]  # wrong input: one line says it all
+    return "\n  ".join([f"{name} failed ({ending}, {log_path(name)}):", *(wrong or lines[-TAIL:])])

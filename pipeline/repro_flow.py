@@ -1,0 +1,142 @@
+"""The whole graph as one Prefect flow: a task per stage, whose own flow run shows up below it.
+
+Import it after pipeline.server.connect: Prefect reads its settings when it is imported.
+"""
+
+from collections.abc import Callable, Collection
+from queue import SimpleQueue
+from typing import Any
+
+from prefect import Flow, task
+from prefect.artifacts import create_progress_artifact, create_table_artifact, update_progress_artifact
+from prefect.cache_policies import NO_CACHE
+from prefect.futures import PrefectFuture, wait
+from prefect.runtime import task_run
+from prefect.states import Completed, State
+from prefect.task_runners import ThreadPoolTaskRunner
+
+from pipeline.flows import interruptible, run_flow_as
+from pipeline.graph import StageGraph
+from pipeline.repro import STOP_GRACE, Outcome, Reproducer, StageFailed
+from pipeline.stage_run import say
+from pipeline.tracking import PARENT
+
+
+def run(
+    graph: StageGraph, stages: Collection[str], reproducer: Reproducer, limit: Callable[[str], int], lasting: bool
+) -> list[Outcome]:
+    """Bring `stages` up to date; their outcomes, in the graph's order. Raises StageFailed after the first failure.
+
+    Args:
+        stages: names in `graph`; whatever they depend on is in it, too, or up to date.
+        limit: how many stages of this stage's kind may run at once (GPUs are fewer than jobs).
+        lasting: see pipeline.tracking.tracked.
+    """
+    order = [name for name in graph.names if name in stages]
+    outcomes = {name: Outcome(name, "not started") for name in order}
+
+    def body() -> None:
+        # the children get their grace first, then this process its own
+        with interruptible(reproducer.stop, STOP_GRACE + 5):
+            schedule = _Schedule(graph, order, reproducer, limit, outcomes)
+            try:
+                schedule.run()
+            finally:
+                schedule.stop()
+                create_table_artifact(
+                    key="overview", table=overview(outcomes.values()), description="scoresmooth repro"
+                )
+
+    flow = Flow(body, name="repro", task_runner=ThreadPoolTaskRunner(max_workers=reproducer.jobs))
+    run_flow_as(flow, "repro", {"repro"}, lasting)
+    return list(outcomes.values())
+
+
+def overview(outcomes: Collection[Outcome]) -> list[dict[str, Any]]:
+    """Rows of the overview: stage, state, time, shards from the cache and computed, peak memory."""
+    return [
+        {
+            "stage": outcome.name,
+            "state": outcome.state,
+            "seconds": f"{outcome.seconds:.1f}",
+            "shards cached": outcome.shards - outcome.computed,
+            "shards computed": outcome.computed,
+            "peak memory, MiB": f"{outcome.memory:.0f}",
+        }
+        for outcome in outcomes
+    ]
+
+
+class _Schedule:
+    """Starts every stage when what it depends on is up to date, those with the longest way to the end first."""
+
+    def __init__(
+        self,
+        graph: StageGraph,
+        order: list[str],
+        reproducer: Reproducer,
+        limit: Callable[[str], int],
+        outcomes: dict[str, Outcome],
+    ) -> None:
+        self._graph, self._reproducer, self._limit, self._outcomes = graph, reproducer, limit, outcomes
+        self._waiting = sorted(order, key=lambda name: (-graph.depth(name), order.index(name)))
+        self._running: dict[str, PrefectFuture[Any]] = {}
+        self._futures: dict[str, PrefectFuture[Any]] = {}
+        self._ended: SimpleQueue[str] = SimpleQueue()
+
+    def run(self) -> None:
+        """Run them all; after a failure start no more, wait for what runs, and raise it."""
+        total, failure = len(self._waiting), None
+        progress = create_progress_artifact(0.0, key="repro-progress")
+        while self._running or self._waiting:
+            while failure is None and (name := self._next()):
+                self._start(name)
+            if not self._running:
+                break
+            name = self._ended.get()
+            future = self._running.pop(name)
+            try:
+                future.result()
+            except StageFailed as error:
+                say(str(error))
+                failure = failure or error
+            done = sum(outcome.state != "not started" for outcome in self._outcomes.values())
+            update_progress_artifact(progress, progress=100 * done / total)
+        if failure is not None:
+            raise failure
+
+    def stop(self) -> None:
+        """After an interruption: end what runs, and wait until it has."""
+        if self._running:
+            self._reproducer.stop()
+            wait(list(self._running.values()), timeout=STOP_GRACE)
+
+    def _next(self) -> str | None:
+        """A stage that may start now, or None."""
+        if len(self._running) >= self._reproducer.jobs:
+            return None
+        for name in self._waiting:
+            ready = all(self._outcomes[below].good for below in self._graph.upstream[name] if below in self._outcomes)
+            alike = sum(self._limit(other) == self._limit(name) for other in self._running)
+            if ready and alike < self._limit(name):
+                self._waiting.remove(name)
+                return name
+        return None
+
+    def _start(self, name: str) -> None:
+        # `wait_for` only draws the arrows in the UI: what it names is done
+        after = [self._futures[below] for below in self._graph.upstream[name] if below in self._futures]
+        work = task(self._reproduce, name=name.split("@")[0], task_run_name=name, cache_policy=NO_CACHE)
+        future = work.submit(name, wait_for=after)
+        self._running[name] = self._futures[name] = future
+        future.add_done_callback(lambda _: self._ended.put(name))
+
+    def _reproduce(self, stage: str) -> State[Any]:
+        try:
+            outcome = self._reproducer.run(stage, {PARENT: str(task_run.id)})
+        except StageFailed:
+            self._outcomes[stage] = Outcome(stage, "failed")
+            raise
+        self._outcomes[stage] = outcome
+        say(f"{stage}: {outcome.state} in {outcome.seconds:.1f} s")
+        return Completed(name=outcome.state.capitalize())

@@ -1,0 +1,64 @@
+"""Files that the nodes of a cluster exchange through one place: a folder or bucket named by an fsspec URL.
+
+Everything there is stored under its sha256, so nothing is copied twice, a half-written copy is never taken for a whole
+one, and nodes need no common file system. Layout: URL/files/SHA256.
+"""
+
+import shutil
+from pathlib import Path
+
+import fsspec
+
+from stages.artifacts import atomic_path, sha256_file
+from stages.errors import InputError
+
+CHUNK = 1 << 22
+
+
+class SharedPlace:
+    """A content-addressed store at an fsspec URL (file:///mnt/shared, s3://bucket/folder, gs://..., memory://...)."""
+
+    def __init__(self, url: str) -> None:
+        """Raises InputError if no installed package speaks the URL's protocol."""
+        self.url = url
+        try:
+            self._files, self._root = fsspec.core.url_to_fs(url)
+        except (ImportError, ValueError) as error:
+            raise InputError(f"execution.shared: {url}: {error}") from error
+
+    def put(self, path: Path) -> str:
+        """Store a file unless it is there already; its sha256."""
+        digest = sha256_file(path)
+        target = self._target(digest)
+        if not (self._files.exists(target) and self._files.size(target) == path.stat().st_size):
+            self._files.makedirs(f"{self._root}/files", exist_ok=True)
+            # object stores show a file once it is whole; in a folder the rename does that
+            temporary = f"{target}.{path.stat().st_ino}.part"
+            self._files.put_file(str(path), temporary)
+            self._files.mv(temporary, target)
+        return digest
+
+    def get(self, digest: str, path: Path) -> None:
+        """Fetch a stored file to `path`, atomically. Raises OSError if it is missing or damaged."""
+        with atomic_path(path) as temporary:
+            with self._files.open(self._target(digest), "rb") as source, temporary.open("wb") as copy:
+                shutil.copyfileobj(source, copy, CHUNK)
+            if sha256_file(temporary) != digest:
+                raise OSError(f"{self.url}: {digest} is damaged: delete it and run again")
+
+    def put_tree(self, path: Path) -> dict[str, str]:
+        """Store a file, or all files of a folder: relative path ("" for a file itself) -> sha256."""
+        if path.is_dir():
+            files = sorted(file for file in path.rglob("*") if file.is_file())
+            return {file.relative_to(path).as_posix(): self.put(file) for file in files}
+        return {"": self.put(path)}
+
+    def get_tree(self, tree: dict[str, str], path: Path) -> None:
+        """Fetch what `put_tree` stored, to `path`; what is there with the right content stays."""
+        for relative, digest in tree.items():
+            target = path / relative if relative else path
+            if not (target.is_file() and sha256_file(target) == digest):
+                self.get(digest, target)
+
+    def _target(self, digest: str) -> str:
+        return f"{self._root}/files/{digest}"

@@ -1,0 +1,134 @@
+"""Flow runs that the server knows the end of, however their process dies, and that show up below their parent.
+
+Every flow run holds a lock named after it; the kernel drops it with the process. A run on record whose lock is free was
+killed hard: it is marked crashed at the next start, instead of running for ever in the UI.
+"""
+
+import os
+import time
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+from prefect import Flow, get_client
+from prefect.client.orchestration import SyncPrefectClient
+from prefect.client.schemas.filters import FlowRunFilter, TaskRunFilter
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Crashed
+
+from pipeline import server
+from pipeline.locks import locked
+from pipeline.stage_run import say
+
+PARENT = "SCORESMOOTH_PARENT_TASK"
+"""Environment variable: the task run, in another process, that a flow run is part of."""
+
+PARENT_WAIT = 20.0
+"""Seconds to wait for the parent's task run: the server records task runs with a delay."""
+
+
+@contextmanager
+def tracked(flow: Flow[..., Any], title: str, tags: Collection[str], lasting: bool = True) -> Iterator[FlowRun]:
+    """A new run of `flow`, below the parent that the environment names; its lock is held in the body.
+
+    lasting: whether the server outlives this process; only then is there anything to mark.
+    """
+    folder = runs_folder()
+    with ExitStack() as held:
+        with get_client(sync_client=True) as client:
+            parent = _parent(client)
+            with locked(folder / "guard.lock"):
+                if lasting:
+                    mark_lost(client, folder)
+                run = client.create_flow_run(flow, name=title, tags=sorted(tags), parent_task_run_id=parent)
+                path = folder / f"{run.id}.run"
+                held.enter_context(locked(path))
+        try:
+            yield run
+        except BaseException:
+            # Prefect has told the server, unless it was the server that failed: then the next start will
+            if not lasting or _is_final(run.id):
+                path.unlink(missing_ok=True)
+            raise
+        path.unlink(missing_ok=True)
+
+
+def runs_folder() -> Path:
+    """Where the runs' locks lie."""
+    return server.HOME / "runs"
+
+
+def sweep() -> int:
+    """`mark_lost` on the project's own server."""
+    with get_client(sync_client=True) as client, locked(runs_folder() / "guard.lock"):
+        return mark_lost(client, runs_folder())
+
+
+def prune(days: float) -> int:
+    """Delete flow runs that ended more than `days` days ago; returns how many."""
+    limit = datetime.now(UTC) - timedelta(days=days)
+    old, count = FlowRunFilter(end_time={"before_": limit}), 0
+    with get_client(sync_client=True) as client:
+        while runs := client.read_flow_runs(flow_run_filter=old, limit=200):
+            for run in runs:
+                client.delete_flow_run(run.id)
+            count += len(runs)
+    return count
+
+
+def mark_lost(client: SyncPrefectClient, folder: Path) -> int:
+    """Mark runs whose process is gone as crashed, and their unfinished tasks; returns how many. Holds guard.lock."""
+    marked = 0
+    for path in sorted(folder.glob("*.run")):
+        with suppress(BlockingIOError), locked(path, wait=False):
+            marked += _mark_crashed(client, UUID(path.stem))
+            path.unlink()
+    return marked
+
+
+def _mark_crashed(client: SyncPrefectClient, run: UUID) -> bool:
+    try:
+        found = client.read_flow_run(run)
+    except ObjectNotFound:  # the database was replaced or pruned
+        return False
+    crashed = Crashed(message="Its process was killed.")
+    unfinished = TaskRunFilter(state={"type": {"any_": [StateType.PENDING, StateType.RUNNING]}})
+    while tasks := client.read_task_runs(
+        flow_run_filter=FlowRunFilter(id={"any_": [run]}), task_run_filter=unfinished, limit=200
+    ):
+        for task in tasks:
+            client.set_task_run_state(task.id, crashed, force=True)
+    if found.state is not None and found.state.is_final():
+        return False
+    client.set_flow_run_state(run, crashed, force=True)
+    say(f"{found.name}: an earlier run was killed; it is marked crashed in the UI")
+    return True
+
+
+def _is_final(run: UUID) -> bool:
+    with get_client(sync_client=True) as client:
+        try:
+            state = client.read_flow_run(run).state
+        except (ObjectNotFound, httpx.HTTPError):
+            return False
+    return state is not None and state.is_final()
+
+
+def _parent(client: SyncPrefectClient) -> UUID | None:
+    """The parent's task run, once the server has it."""
+    named = os.environ.get(PARENT)
+    if not named:
+        return None
+    deadline = time.monotonic() + PARENT_WAIT
+    while time.monotonic() < deadline:
+        try:
+            return client.read_task_run(UUID(named)).id
+        except ObjectNotFound:
+            time.sleep(0.1)
+    say(f"warning: the server does not know task run {named}: this run is shown without its parent")
+    return None

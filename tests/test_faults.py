@@ -1,0 +1,293 @@
+"""Disks that fill up, folders that cannot be written, killed processes, clocks that jump: what is lost is said, and the
+next run computes what is missing, to the same bytes. docs/faults.md has the table."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from small_project import SmallProject
+from test_pipeline import SAMPLE, logged, processes, query, results, samples, undisturbed, until
+
+from pipeline import cache
+from stages.artifacts import sha256_file
+from stages.protocol import Shard
+
+pytestmark = pytest.mark.faults
+TRAIN = ("stage", "train", "--variant", "net")
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    project = SmallProject(tmp_path_factory.mktemp("faults"))
+    try:
+        project.run("stage", "ingest")
+        project.run(*TRAIN)
+        yield project
+    finally:
+        project.stop()
+
+
+@pytest.fixture
+def project(started):
+    """The project with its network trained and nothing sampled."""
+    started.release()
+    started.reset()
+    for folder in ("data/sample", ".scoresmooth/shards/sample"):
+        shutil.rmtree(started.folder / folder, ignore_errors=True)
+    started.log()
+    yield started
+    started.release()
+
+
+@contextlib.contextmanager
+def mounted(path: Path, options: str) -> Iterator[Path]:
+    """A tmpfs over a folder; skips where this user may not mount."""
+    path.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "none", str(path)], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"mounting needs root: {done.stderr.strip()}")
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", str(path)], check=True)
+
+
+def fill(folder: Path) -> Path:
+    """Write a file until the disk is full."""
+    filler = folder / "filler"
+    with contextlib.suppress(OSError), filler.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    return filler
+
+
+def test_disk_full_while_a_shard_is_written(project):
+    project.params["sample"]["count"] = 4000  # shards of some 50 kB
+    project.write_params()
+    with mounted(project.folder / ".scoresmooth/shards/sample", "size=1m") as disk:
+        project.hold(2)
+        process = project.start(*SAMPLE)
+        until(lambda: logged(project, 2))
+        filler = fill(disk)
+        project.release()
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "No space left on device" in output
+        assert len(results(project, "sample")) == 2
+        assert not list(disk.glob(".*"))  # nothing half-written stays
+        filler.unlink()
+        project.log()
+        project.run(*SAMPLE)
+        assert project.log() == ["sample net 3/4", "sample net 4/4"]
+        resumed = samples(project)
+        assert undisturbed(project) == resumed
+
+
+def test_disk_full_while_a_checkpoint_is_written(project):
+    project.params["train"]["steps"] = 14
+    project.write_params()
+    with mounted(project.folder / ".scoresmooth/shards/train", "size=1m") as disk:
+        project.hold(3)
+        process = project.start(*TRAIN)
+        until(lambda: logged(project, 3))
+        filler = fill(disk)
+        project.release()
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "No space left on device" in output
+        filler.unlink()
+        project.log()
+        project.run(*TRAIN)
+        assert project.log() == [f"train net step {n}" for n in range(3, 14)]
+        assert json.loads((project.folder / "data/train/net/score.json").read_text()) == ["ABCDEFGHIJKLMN"]
+
+
+def test_read_only_folder_of_outs(project):
+    with mounted(project.folder / "data/sample", "ro"):
+        output = project.run(*SAMPLE, code=1)
+    assert "Read-only file system: " in output
+    assert len(project.log()) == 4
+    project.run(*SAMPLE)
+    assert project.log() == []
+    resumed = samples(project)
+    assert undisturbed(project) == resumed
+
+
+def test_an_empty_cached_shard_is_computed_again(project):
+    project.run(*SAMPLE)
+    expected = samples(project)
+    project.log()
+    results(project, "sample")[1].write_bytes(b"")
+    output = project.run(*SAMPLE)
+    assert "the cached result is damaged (it has 0 bytes instead of" in output
+    assert len(project.log()) == 1
+    assert samples(project) == expected
+
+
+def test_a_killed_training_process_is_reported_and_goes_on_from_its_checkpoint(project):
+    project.params["train"]["steps"] = 13
+    project.write_params()
+    project.hold(4)
+    process = project.start(*TRAIN)
+    until(lambda: logged(project, 4))
+    (child,) = processes(project, "pipeline.child")
+    os.kill(child, signal.SIGKILL)  # as the kernel does when memory runs out
+    project.release()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert "train net: its process was killed (out of memory?): trying once more" in output
+    assert project.log() == [f"train net step {n}" for n in range(13)]
+
+
+def test_a_training_process_that_is_killed_twice_is_reported(project):
+    path = project.folder / "stages" / "train.py"
+    path.write_text(path.read_text().replace("pause()\n", "import os; os.kill(os.getpid(), 9)\n", 2))
+    output = project.run(*TRAIN, code=1)
+    assert output.count("trying once more") == 1
+    assert "train net: its process ended with signal 9" in output
+
+
+def test_the_server_is_killed_while_a_stage_runs(project):
+    project.hold(2)
+    process = project.start(*SAMPLE)
+    until(lambda: logged(project, 2))
+    (server,) = processes(project, "server\0start\0--host")
+    os.kill(server, signal.SIGKILL)
+    project.release()
+    process.communicate(timeout=120)
+    first = project.log()
+    project.run(*SAMPLE)
+    assert sorted(first + project.log()) == [f"sample net {n}/4" for n in range(1, 5)]
+    runs = query(project, "flow_runs", {"sort": "START_TIME_DESC", "limit": 2})
+    assert runs[0]["state_name"] == "Completed"
+    assert runs[1]["state_name"] in ("Completed", "Failed", "Crashed")
+    resumed = samples(project)
+    assert undisturbed(project) == resumed
+
+
+@pytest.mark.long
+def test_two_dvc_repro_at_once(project):
+    project.write_dvc()
+    project.hold(1)
+    command = [*project.dvc_command(), "repro", "sample@net"]
+    first = subprocess.Popen(command, cwd=project.folder, env=project.environment(), stdout=subprocess.DEVNULL)
+    until(lambda: logged(project, 1))
+    second = subprocess.run(
+        command, cwd=project.folder, env=project.environment(), capture_output=True, text=True, timeout=120
+    )
+    assert second.returncode != 0
+    assert "is busy, it is being blocked by" in second.stdout + second.stderr
+    project.release()
+    assert first.wait(timeout=120) == 0
+    assert sorted(set(project.log()) - {"ingest all"}) == [f"sample net {n}/4" for n in range(1, 5)]
+    assert "up to date" in project.dvc("repro", "sample@net")
+    resumed = samples(project)
+    assert undisturbed(project) == resumed
+
+
+@pytest.mark.long
+def test_disk_full_while_dvc_stores_an_out(project):
+    project.write_dvc()
+    project.dvc("repro", "-q", "train@net")
+    project.params["sample"] |= {"count": 8000, "seed": 5}
+    project.write_params()
+    with mounted(project.folder / ".dvc/cache", "size=1m") as disk:
+        filler = fill(disk)
+        command = [*project.dvc_command(), "repro", "--single-item", "sample@net"]
+        done = subprocess.run(
+            command, cwd=project.folder, env=project.environment(), capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode != 0
+        assert "No space left on device" in done.stdout + done.stderr
+        filler.unlink()
+        project.log()
+        project.dvc("repro", "-q", "--single-item", "sample@net")
+        assert project.log() == []  # the shards were there
+        assert "up to date" in project.dvc("repro", "--single-item", "sample@net")
+        resumed = samples(project)
+        assert undisturbed(project) == resumed
+
+
+@pytest.mark.parametrize("jump", [-10 * 365 * 86400, 10 * 365 * 86400])
+def test_a_clock_that_jumps_makes_no_stale_digest(tmp_path, monkeypatch, jump):
+    """A file changed within the resolution of its time stamp, by a clock that has just been set."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "input.bin"
+    now = time.time_ns() + jump * 10**9
+    path.write_bytes(b"one")
+    os.utime(path, ns=(now, now))
+    monkeypatch.setattr(time, "time_ns", lambda: now)
+    shard = Shard("sample", "1/1", {}, ("input.bin",))
+    first = cache.place(shard, "code")
+    path.write_bytes(b"two")
+    os.utime(path, ns=(now, now))
+    second = cache.place(shard, "code")
+    assert first.path != second.path
+    assert cache.input_digest("input.bin") == sha256_file(path)
+
+
+@pytest.fixture
+def postgres(tmp_path_factory):
+    """A PostgreSQL server on loopback that can be killed and started again."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin")) or [Path(p).parent for p in [shutil.which("pg_ctl")] if p]
+    if not found or os.getuid() != 0:
+        pytest.skip("needs PostgreSQL's programs and root (they refuse to run as root: a user postgres does)")
+    folder = Path("/tmp") / f"scoresmooth-postgres-{os.getpid()}"
+    folder.mkdir()
+    shutil.chown(folder, "postgres")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+
+    def run(program: str, *arguments: str) -> None:
+        command = [str(found[-1] / program), *arguments]
+        subprocess.run(command, check=True, user="postgres", cwd=folder, capture_output=True, timeout=60)
+
+    def start() -> str:
+        options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
+        run("pg_ctl", "-D", str(folder / "data"), "-l", str(folder / "log"), "-w", "-o", options, "start")
+        return f"postgresql+asyncpg://postgres@127.0.0.1:{port}/postgres"
+
+    def kill() -> None:
+        os.kill(int((folder / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+
+    run("initdb", "-D", str(folder / "data"), "-A", "trust")
+    yield start, kill
+    with contextlib.suppress(subprocess.CalledProcessError):
+        run("pg_ctl", "-D", str(folder / "data"), "-m", "immediate", "stop")
+    shutil.rmtree(folder)
+
+
+@pytest.mark.long
+def test_the_history_on_postgresql_which_is_killed_while_a_stage_runs(tmp_path, postgres):
+    start, kill = postgres
+    variables = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": start()}
+    project = SmallProject(tmp_path)
+    try:
+        for stage in (("stage", "ingest"), TRAIN):
+            project.run(*stage, **variables)
+        assert "postgresql+asyncpg at 127.0.0.1" in project.run("server", "status")
+        project.log()
+        project.hold(2)
+        process = project.start(*SAMPLE, **variables)
+        until(lambda: logged(project, 2))
+        kill()
+        project.release()
+        process.communicate(timeout=300)
+        first = project.log()
+        start()
+        project.run(*SAMPLE, **variables)
+        assert sorted(first + project.log()) == [f"sample net {n}/4" for n in range(1, 5)]
+        assert query(project, "flow_runs", {"sort": "START_TIME_DESC"})[0]["state_name"] == "Completed"
+        resumed = samples(project)
+        assert undisturbed(project) == resumed
+    finally:
+        project.stop()

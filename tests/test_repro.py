@@ -1,0 +1,232 @@
+"""scoresmooth repro: independent stages at once, one at a time on a GPU, nothing twice, whatever is killed."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_project import SmallProject
+from test_pipeline import logged, processes, query, until
+
+from pipeline import gpus
+from pipeline.locks import locked, name_holder
+from pipeline.repro import thread_variables
+from stages.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """A DVC project with everything but the samples up to date."""
+    project = SmallProject(tmp_path_factory.mktemp("repro"))
+    project.write_dvc()
+    try:
+        project.run("repro", "train", "--jobs", "2")
+        yield project
+    finally:
+        project.stop()
+
+
+@pytest.fixture
+def project(started):
+    """The project with other samples to compute."""
+    started.release()
+    started.params["sample"]["seed"] += 1
+    started.write_params()
+    started.log()
+    yield started
+    started.release()
+
+
+EIGHT = sorted(f"sample {variant} {n}/4" for variant in ("closed", "net") for n in range(1, 5))
+
+
+def samples(project: SmallProject) -> dict[str, bytes]:
+    return {name: (project.folder / f"data/sample/{name}/samples.bin").read_bytes() for name in ("closed", "net")}
+
+
+def undisturbed(project: SmallProject) -> dict[str, bytes]:
+    """The samples of a run without dispatch, cache or interruption."""
+    for variant in ("closed", "net"):
+        project.plain("sample", variant)
+    return samples(project)
+
+
+def start_both(project: SmallProject) -> subprocess.Popen[str]:
+    """Start a run, and wait until both sample stages are at work; neither can finish a shard."""
+    logs = [project.folder / f".scoresmooth/logs/sample@{variant}.log" for variant in ("closed", "net")]
+    for log in logs:
+        log.unlink(missing_ok=True)
+    project.hold(0)
+    process = project.start("repro", "--jobs", "2")
+    until(lambda: all(log.exists() and "4 to compute" in log.read_text() for log in logs))
+    return process
+
+
+def test_independent_stages_run_at_once_and_the_ui_shows_them_below_one_run(project):
+    dry = project.run("repro", "--dry-run").splitlines()
+    assert dry == ["sample@closed", "sample@net"]
+    process = start_both(project)
+    project.release()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    assert sorted(project.log()) == EIGHT
+    whole = query(project, "flow_runs", {"sort": "START_TIME_DESC", "flows": {"name": {"any_": ["repro"]}}})[0]
+    below = query(project, "flow_runs", {"flow_runs": {"parent_flow_run_id": {"any_": [whole["id"]]}}})
+    assert sorted(run["name"] for run in below) == ["sample closed", "sample net"]
+    shown = {"artifacts": {"flow_run_id": {"any_": [whole["id"]]}, "key": {"any_": ["overview"]}}}
+    (table,) = query(project, "artifacts", shown)
+    for name in ("sample@closed", "sample@net"):
+        assert f'"stage": "{name}", "state": "done"' in table["data"]
+    assert table["data"].count('"shards cached": 0, "shards computed": 4') == 2
+    assert undisturbed(project) == samples(project)
+    assert "up to date" in project.run("repro")
+
+
+def test_a_failing_stage_leaves_the_others_and_says_why(project):
+    path = project.folder / "stages" / "sample.py"
+    good = path.read_text()
+    path.write_text(good.replace("first, last =", "assert 'net 3' not in shard.name; first, last ="))
+    try:
+        output = project.run("repro", "--jobs", "2", code=1)
+    finally:
+        path.write_text(good)
+    assert output.count("AssertionError") == 1
+    assert "sample@net failed (exit code 255" in output
+    assert "sample@closed: done" in output
+
+
+@pytest.mark.faults
+def test_ctrl_c_stops_the_children_and_the_next_run_goes_on(project):
+    process = start_both(project)
+    project.hold(2)
+    until(lambda: logged(project, 2))
+    process.send_signal(signal.SIGINT)  # to this process alone, as a scheduler would
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode in (-signal.SIGINT, 130), output
+    assert not processes(project, "sample")
+    project.release()
+    first = project.log()
+    project.run("repro", "--jobs", "2")
+    rest = project.log()
+    # at most the two shards under way are computed again
+    assert set(first + rest) == set(EIGHT)
+    assert len(first + rest) <= len(EIGHT) + 2
+    resumed = samples(project)
+    assert undisturbed(project) == resumed
+
+
+@pytest.mark.faults
+def test_stages_that_outlive_a_killed_run_are_waited_for_and_not_run_twice(project):
+    killed = start_both(project)
+    killed.kill()
+    killed.wait()
+    assert processes(project, "sample")
+    again = project.start("repro", "--jobs", "2")
+    lines = [again.stdout.readline() for _ in range(3)]
+    assert sum("of an earlier run still works on it: waiting" in line for line in lines) == 2, lines
+    assert any("repro: an earlier run was killed; it is marked crashed" in line for line in lines), lines
+    project.release()
+    output, _ = again.communicate(timeout=120)
+    assert again.returncode == 0, output
+    assert sorted(project.log()) == EIGHT
+    runs = query(project, "flow_runs", {"sort": "START_TIME_DESC", "flows": {"name": {"any_": ["repro"]}}})
+    assert [run["state_name"] for run in runs[:2]] == ["Completed", "Crashed"]
+    resumed = samples(project)
+    assert undisturbed(project) == resumed
+
+
+def test_the_server_listens_on_loopback_only(started):
+    port = json.loads((started.folder / ".scoresmooth/prefect/server.json").read_text())["port"]
+    listening = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            address, _, state = line.split()[1:4]
+            if state == "0A" and int(address.rsplit(":", 1)[1], 16) == port:
+                listening.add(address.rsplit(":", 1)[0])
+    assert listening == {"0100007F"}  # 127.0.0.1, in the kernel's byte order
+
+
+def test_threads_are_shared_among_the_stages(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert thread_variables("sample@a", 1) == {}
+    assert thread_variables("sample@a", 3) == {"OMP_NUM_THREADS": "2"}
+    assert thread_variables("sample@a", 20) == {"OMP_NUM_THREADS": "1"}
+    assert "OMP_NUM_THREADS" not in thread_variables("train@a", 3)  # the same weights as without --jobs
+    monkeypatch.setenv("OMP_NUM_THREADS", "5")
+    assert thread_variables("sample@a", 3) == {}
+
+
+@pytest.fixture
+def two_gpus(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    gpus.visible.cache_clear()
+    yield
+    gpus.visible.cache_clear()
+
+
+HOLD_GPU = """
+import sys
+from pipeline import gpus
+from pipeline.locks import locked, name_holder
+with gpus.reserved(1, lambda text: print(text, flush=True)):
+    import os
+    print("has", os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_a_gpu_is_given_to_one_process_at_a_time_and_back_when_it_is_killed(two_gpus):
+    def start() -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            [sys.executable, "-c", HOLD_GPU], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    first = start()
+    assert first.stdout.readline() == "has GPU-a\n"
+    second = start()
+    assert second.stdout.readline() == "has GPU-b\n"
+    third = start()
+    assert third.stdout.readline() == "waiting for a free GPU (1 of 2)\n"
+    second.kill()
+    assert third.stdout.readline() == "has GPU-b\n"
+    for process in (first, third):
+        process.communicate("\n", timeout=30)
+    second.communicate()
+
+
+def test_more_gpus_than_there_are_is_one_line(two_gpus):
+    with (
+        pytest.raises(InputError, match="execution.gpus_per_job is 3 but 2 GPUs are visible: lower it"),
+        gpus.reserved(3, print),
+    ):
+        pass
+    with gpus.reserved(2, print):
+        assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-a,GPU-b"
+
+
+def test_no_gpu_is_visible_when_the_user_hides_them(monkeypatch):
+    for value in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        gpus.visible.cache_clear()
+        assert gpus.visible() == ()
+    gpus.visible.cache_clear()
+
+
+def test_a_lock_names_its_holder_whole(tmp_path):
+    """The process that inherits a lock may have a shorter number than the one that took it."""
+    said = []
+    with locked(tmp_path / "a.lock") as handle:
+        os.pwrite(handle, b"1234567\n", 0)
+        name_holder(handle, 42)
+        code = "import sys; from pathlib import Path; from pipeline.locks import locked\n"
+        code += "with locked(Path(sys.argv[1]), lambda pid: print(repr(pid), flush=True)): pass"
+        waiting = subprocess.Popen([sys.executable, "-c", code, tmp_path / "a.lock"], stdout=subprocess.PIPE, text=True)
+        said.append(waiting.stdout.readline())
+    waiting.communicate(timeout=30)
+    assert said == ["'42'\n"]
