@@ -1,14 +1,23 @@
-"""What the dispatch costs: python benchmarks/orchestration.py [--repeats 5]
+"""What the dispatch costs, and what it saves: python benchmarks/orchestration.py [--parts stage dvc] [--repeats 5]
 
-1. A stage's own work in plain Python beside the same stage as a Prefect flow, with the server up: with its shards to
-   compute, with its shards cached, and without any shards. The stage does next to nothing, so the difference is the
-   overhead.
-2. `dvc repro` with nothing to do, on the project's own dvc.yaml, params.yaml and code, with small files as data.
+stage    A stage's own work in plain Python beside the same stage as a Prefect flow, with the server up: with its shards
+         to compute, with its shards cached, and without any shards. The stage does next to nothing, so the difference
+         is the overhead.
+dvc      `dvc repro` with nothing to do, on the project's own dvc.yaml, params.yaml and code, with small files as data.
+parallel The project's own pipeline, with params.yaml made small (or as it is, with --full): `dvc repro` beside
+         `scoresmooth repro --jobs 2`, each from nothing, each with a server of its own; whether all outs are equal.
+ray      Shards of sample and filter, each a fixed amount of work on one core: on this machine with two jobs, beside a
+         Ray cluster of two simulated nodes with one CPU each. Needs pip install '.[ray]'.
+thousand A stage of 1,000 shards: seconds per shard beside plain Python, the server's memory and database before and
+         after, and how long its list of runs then takes to answer.
 
 Times are wall-clock medians with the range, in seconds, of whole processes. Projects are made in a temporary folder.
+The last line is all numbers as JSON.
 """
 
 import argparse
+import contextlib
+import json
 import os
 import shutil
 import statistics
@@ -16,9 +25,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+Numbers = dict[str, Any]
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
@@ -38,7 +52,7 @@ def measure(name: str, repeats: int, action: Callable[[], None], before: Callabl
     return median
 
 
-def stage_overhead(folder: Path, repeats: int) -> None:
+def stage_overhead(folder: Path, repeats: int) -> Numbers:
     """One stage with four shards: plain, dispatched, cached."""
     project = SmallProject(folder)
     shards = folder / ".scoresmooth" / "shards" / "sample"
@@ -54,11 +68,12 @@ def stage_overhead(folder: Path, repeats: int) -> None:
         fresh = measure("4 shards, dispatched", repeats, lambda: project.run(*stage), forget)
         cached = measure("4 shards, dispatched, all cached", repeats, lambda: project.run(*stage))
         print(f"overhead of a stage: {fresh - plain:.2f} s, cached {cached - plain:.2f} s, no shards {empty:.2f} s")
+        return {"plain_s": plain, "dispatched_s": fresh, "cached_s": cached, "no_shards_s": empty}
     finally:
         project.stop()
 
 
-def nothing_to_do(folder: Path, repeats: int) -> None:
+def nothing_to_do(folder: Path, repeats: int) -> Numbers:
     """dvc repro on the real graph, every out present and recorded."""
     for name in ("dvc.yaml", "params.yaml", "stages"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
@@ -78,14 +93,13 @@ def nothing_to_do(folder: Path, repeats: int) -> None:
     _write_outs(folder)
     dvc("commit", "-f")
     assert "up to date" in dvc("repro")
-    measure("dvc repro with nothing to do", repeats, lambda: dvc("repro"))
-    measure("dvc version, for comparison", repeats, lambda: dvc("version"))
+    nothing = measure("dvc repro with nothing to do", repeats, lambda: dvc("repro"))
+    version = measure("dvc version, for comparison", repeats, lambda: dvc("version"))
+    return {"nothing_to_do_s": nothing, "dvc_version_s": version}
 
 
 def _write_outs(folder: Path) -> None:
     """A small file for every data dependency and out of dvc.yaml."""
-    import yaml
-
     variants = yaml.safe_load((folder / "params.yaml").read_text())["variants"]
     for stage in yaml.safe_load((folder / "dvc.yaml").read_text())["stages"].values():
         body = stage.get("do", stage)
@@ -98,17 +112,172 @@ def _write_outs(folder: Path) -> None:
                 target.write_text(f'{{"path": "{target.name}"}}')
 
 
+REDUCED: dict[str, Any] = {
+    "ingest": {"train": 60, "test": 200, "holdout": 200},
+    "train.optimization": {"steps": 150, "checkpoint_every": 100},
+    "sample": {"count": 60, "batch": 20, "shards": 3},
+    "verify.shell_mass": {"normals": 2000000},
+}
+"""What --parts parallel changes in params.yaml without --full."""
+
+
+def parallel(folder: Path, repeats: int, full: bool) -> Numbers:
+    """The whole pipeline, one stage after the other beside two at a time. Once each: it is long."""
+    commands = {"dvc repro": ["dvc", "repro"], "scoresmooth repro --jobs 2": ["pipeline.cli", "repro", "--jobs", "2"]}
+    times, outs = {}, {}
+    for name, command in commands.items():
+        place = folder / command[0]
+        _copy_project(place, {} if full else REDUCED)
+        environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(place)}
+        environment["PATH"] = f"{place}:{Path(sys.executable).parent}:{environment['PATH']}"
+        start = time.perf_counter()
+        with (folder / f"{command[0]}.log").open("wb") as log:
+            done = subprocess.run([sys.executable, "-m", *command], cwd=place, env=environment, stdout=log, stderr=log)
+        times[name] = time.perf_counter() - start
+        subprocess.run([sys.executable, "-m", "pipeline.cli", "server", "stop"], cwd=place, env=environment)
+        if done.returncode:
+            raise RuntimeError((folder / f"{command[0]}.log").read_text()[-3000:])
+        print(f"{name:45} {times[name]:6.1f}", flush=True)
+        stages = yaml.safe_load((place / "dvc.lock").read_text())["stages"]
+        outs[name] = {out["path"]: out["md5"] for stage in stages.values() for out in stage.get("outs", [])}
+    one, two = outs.values()
+    different = sorted(path for path in one if one[path] != two.get(path))
+    sequential, at_once = times.values()
+    print(f"{sequential / at_once:.2f} times as fast; outs that differ: {', '.join(different) or 'none'}")
+    return {"sequential_s": sequential, "jobs_2_s": at_once, "ratio": sequential / at_once, "different": different}
+
+
+def _copy_project(place: Path, changes: dict[str, Any]) -> None:
+    """The project's code and pipeline, without data, as a DVC project of its own."""
+    for name in ("stages", "pipeline"):
+        shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", "pyproject.toml"):
+        shutil.copy(ROOT / name, place / name)
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    for dotted, values in changes.items():
+        node = tree
+        for part in dotted.split("."):
+            node = node[part]
+        node.update(values)
+    (place / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+    script = place / "scoresmooth"  # what dvc.yaml calls, with this copy's code
+    script.write_text(f'#!/bin/sh\nPYTHONPATH={place} exec {sys.executable} -m pipeline.cli "$@"\n')
+    script.chmod(0o755)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--no-scm", "-q"], cwd=place, check=True)
+    config = (ROOT / ".dvc" / "config").read_text().replace("[core]\n", "[core]\n    no_scm = true\n")
+    (place / ".dvc" / "config").write_text(config)
+
+
+BUSY = """
+_work = work
+def work(shard):
+    end = time.process_time() + {seconds}
+    while time.process_time() < end:
+        pass
+    return _work(shard)
+"""
+
+
+def ray_throughput(folder: Path, repeats: int, seconds: float = 0.5, shards: int = 16) -> Numbers:
+    """Shards per second here with two jobs, and on two nodes with one CPU each."""
+    from ray.cluster_utils import Cluster
+
+    project = SmallProject(folder)
+    project.write_stage("sample", suffix=BUSY.format(seconds=seconds))
+    project.params["sample"].update(count=shards, shards=shards)
+    project.params["execution"].update(jobs=2, processes=["train", "sample"])
+    project.write_params()
+    forget = lambda: shutil.rmtree(folder / ".scoresmooth/shards/sample", ignore_errors=True)  # noqa: E731
+    stage = ("stage", "sample", "--variant", "closed")
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=1)
+        for name in ("ingest", "train --variant closed"):
+            project.run("stage", *name.split())
+        local = measure(f"{shards} shards of {seconds} s, here", repeats, lambda: project.run(*stage), forget)
+        project.params["execution"].update(runner="ray", address=cluster.address)
+        project.write_params()
+        remote = measure(f"{shards} shards of {seconds} s, 2 Ray nodes", repeats, lambda: project.run(*stage), forget)
+    finally:
+        project.stop()
+        cluster.shutdown()
+    print(f"shards per second: {shards / local:.2f} here, {shards / remote:.2f} on Ray, ratio {local / remote:.2f}")
+    return {"local_s": local, "ray_s": remote, "ratio": local / remote}
+
+
+def thousand(folder: Path, repeats: int, shards: int = 1000) -> Numbers:
+    """One stage with 1,000 shards that do next to nothing."""
+    project = SmallProject(folder)
+    project.params["sample"].update(count=shards, shards=shards)
+    project.write_params()
+    home = folder / ".scoresmooth" / "prefect"
+    try:
+        for name in ("ingest", "train --variant closed"):
+            project.run("stage", *name.split())
+        start = time.perf_counter()
+        project.plain("sample", "closed")
+        plain = time.perf_counter() - start
+        record = json.loads((home / "server.json").read_text())
+        before = _memory(record["pid"]), _size(home)
+        start = time.perf_counter()
+        project.run("stage", "sample", "--variant", "closed")
+        fresh = time.perf_counter() - start
+        after = _memory(record["pid"]), _size(home)
+        start = time.perf_counter()
+        address = f"http://127.0.0.1:{record['port']}/api/task_runs/filter"
+        request = urllib.request.Request(address, b'{"limit": 200}', {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as response:
+            listed = len(json.load(response))
+        answer = time.perf_counter() - start
+    finally:
+        project.stop()
+    each = (fresh - plain) / shards * 1000
+    print(f"{shards} shards: plain {plain:.1f} s, dispatched {fresh:.1f} s ({each:.1f} ms each)")
+    print(f"server: {before[0]:.0f} to {after[0]:.0f} MiB, database {before[1]:.1f} to {after[1]:.1f} MiB")
+    print(f"its list of {listed} task runs answers in {answer:.2f} s")
+    per_shard = {"plain_s": plain, "dispatched_s": fresh, "per_shard_ms": each}
+    growth = {"server_mib": [before[0], after[0]], "database_mib": [before[1], after[1]]}
+    return {**per_shard, **growth, "answer_s": answer}
+
+
+def _memory(pid: int) -> float:
+    """Resident memory of a process in MiB."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS")) / 1024
+
+
+def _size(folder: Path) -> float:
+    """MiB of the database's files."""
+    return sum(path.stat().st_size for path in folder.glob("prefect.db*")) / 2**20
+
+
+PARTS = {
+    "stage": stage_overhead,
+    "dvc": nothing_to_do,
+    "parallel": parallel,
+    "ray": ray_throughput,
+    "thousand": thousand,
+}
+
+
 def main() -> None:
-    """Measure both."""
+    """Measure the parts that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    repeats = parser.parse_args().repeats
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=["stage", "dvc"])
+    parser.add_argument("--full", action="store_true", help="parallel: params.yaml as it is (half an hour)")
+    arguments = parser.parse_args()
     print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    numbers: Numbers = {"load_before": os.getloadavg()[0]}
     with tempfile.TemporaryDirectory(prefix="scoresmooth-") as folder:
-        for name, part in (("stage", stage_overhead), ("dvc", nothing_to_do)):
+        for name in arguments.parts:
             (Path(folder) / name).mkdir()
-            part(Path(folder) / name, repeats)
-    print(f"load {os.getloadavg()[0]:.1f} at the end")
+            options = {"full": arguments.full} if name == "parallel" else {}
+            with contextlib.chdir(folder):
+                numbers[name] = PARTS[name](Path(folder) / name, arguments.repeats, **options)
+    numbers["load_after"] = os.getloadavg()[0]
+    print(json.dumps(numbers))
 
 
 if __name__ == "__main__":

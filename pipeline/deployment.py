@@ -1,0 +1,23 @@
+"""The flow that `prefect deploy` registers (prefect.yaml): scoresmooth repro, started by a worker on a schedule."""
+
+import os
+import subprocess
+import sys
+
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.runtime import task_run
+
+from pipeline.tracking import PARENT
+
+
+@flow(name="scheduled repro")
+def scheduled_repro(jobs: int = 1, targets: list[str] | None = None) -> None:
+    """Run `scoresmooth repro` in the working directory; its flow run shows up below this one. Fails when it does."""
+    _repro(jobs, targets or [])
+
+
+@task(name="scoresmooth repro", cache_policy=NO_CACHE)
+def _repro(jobs: int, targets: list[str]) -> None:
+    command = [sys.executable, "-m", "pipeline.cli", "repro", "--jobs", str(jobs), *targets]
+    subprocess.run(command, check=True, env={**os.environ, PARENT: str(task_run.id)})
