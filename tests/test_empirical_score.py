@@ -181,3 +181,28 @@ def test_mean_precision_matches_the_two_point_formula():
     by_hand = 0.8 * 1 * 2 / 1 + 0.2 * (-2) * 2 / 4
     assert float(got[0, 0]) == pytest.approx(by_hand)
     assert math.isclose(by_hand, 1.4)
+
+
+@pytest.mark.parametrize("many", [True, False])
+def test_images_kept_as_bytes_give_the_same_scores(monkeypatch, many):
+    """uint8 centres, in blocks and through `truncated_score`, against the float64 ones; all forms."""
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (300, 48), dtype=torch.uint8, generator=generator)
+    x = (images[:6].double() / 255 + 0.2 * torch.randn(6, 48, generator=generator).double()).float().double()
+    plain = closed.make_centres(images)
+    monkeypatch.setattr(closed, "MANY", 0)
+    kept = closed.make_centres(images, memory_budget=1 << 22)
+    assert kept.pixels.dtype == torch.uint8
+    assert kept.block < 300
+    kept = kept if many else closed.Centres(kept.pixels, kept.norms, kept.block)
+    level, t = torch.linspace(0.1, 3, 6, dtype=torch.float64), torch.linspace(1, 9, 6, dtype=torch.float64)
+    sigmas = torch.logspace(-2, 1, 20, dtype=torch.float64)
+    for form in (
+        lambda centres: closed.conditioning(centres, x, level),
+        lambda centres: closed.unconditioning(centres, x),
+        lambda centres: closed.unconditioning(centres, x, t, precision="scheduled", sigma=level),
+        lambda centres: closed.unconditioning(centres, x, 5.0, nearest=7),
+        lambda centres: closed.mixture(centres, x, sigmas),
+        lambda centres: closed.cfdm_velocity(centres, x, 0.4, torch.randn(4, 48, generator=generator) * 0, 0.1),
+    ):
+        torch.testing.assert_close(form(kept), form(plain), rtol=1e-5, atol=1e-5)

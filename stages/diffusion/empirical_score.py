@@ -4,6 +4,8 @@ Every score is a softmax over the training images ("centres") x_i at distances r
 float64 product |x|^2 + |x_i|^2 - 2 x.x_i: at d = 3072 and sigma = 50 its error is below 1e-8 on r^2, where float32
 would lose the digits in which copies live. Centres are visited in blocks with a running maximum, so that nothing of
 size samples x centres x d, nor samples x all centres, is ever held.
+
+Many uint8 images on a CPU go through `truncated_score` where that has the form: integer products, few centres.
 """
 
 import dataclasses
@@ -14,10 +16,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from stages.diffusion import truncated_score
 from stages.diffusion.parameters import Precision
 from stages.errors import InputError
 
 Score = Callable[[Tensor, Tensor], Tensor]
+MANY = 1 << 23  # values of uint8 images from which on they are kept as bytes: 2,731 images of CIFAR-10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +29,16 @@ class Centres:
     """Training images as centres of the empirical distribution.
 
     Attributes:
-        pixels: float64 (M, d), in [0,1].
-        norms: float64 (M,), squared norms.
+        pixels: float64 (M, d) in [0,1], or uint8 (M, d).
+        norms: float64 (M,), squared norms in units of [0,1].
         block: how many centres are visited at once.
+        many: the same centres for `truncated_score`, or None.
     """
 
     pixels: Tensor
     norms: Tensor
     block: int
+    many: truncated_score.ManyCentres | None = None
 
     @property
     def dimension(self) -> int:
@@ -43,7 +49,7 @@ class Centres:
         """Yield (r^2, centres) block by block for x float64 (B, d): float64 (B, m) and (m, d)."""
         own = (x * x).sum(1, keepdim=True)
         for start in range(0, len(self.pixels), self.block):
-            centres = self.pixels[start : start + self.block]
+            centres = _unit(self.pixels[start : start + self.block])
             r2 = own + self.norms[start : start + self.block] - 2 * (x @ centres.T)
             yield r2.clamp_min_(0), centres
 
@@ -53,10 +59,20 @@ def make_centres(images: Tensor, memory_budget: int = 1 << 28, batch: int = 1024
     for `batch` samples. Raises InputError for an empty training set."""
     if len(images) == 0:
         raise InputError("the training set is empty: an empirical score needs at least one image")
-    flat = images.reshape(len(images), -1)
-    pixels = flat.double() / 255 if flat.dtype == torch.uint8 else flat.double()
-    block = max(1, memory_budget // (8 * 4 * batch))  # about four float64 arrays of (batch, block) live at once
-    return Centres(pixels, (pixels * pixels).sum(1), block)
+    pixels = images.reshape(len(images), -1)
+    keep = pixels.dtype == torch.uint8 and pixels.numel() >= MANY
+    if not keep:
+        pixels = _unit(pixels)
+    per_centre = 8 * (4 * batch + (2 * pixels.shape[1] if keep else 0))  # four float64 arrays of (batch, block), pixels
+    block = max(1, memory_budget // per_centre)
+    norms = torch.cat([_unit(part).square().sum(1) for part in pixels.split(block)])
+    many = truncated_score.make_many_centres(pixels.numpy()) if keep and pixels.device.type == "cpu" else None
+    return Centres(pixels, norms, block, many)
+
+
+def _unit(pixels: Tensor) -> Tensor:
+    """float64 in [0,1]."""
+    return pixels.double() / 255 if pixels.dtype == torch.uint8 else pixels.double()
 
 
 def shell_power(dimension: int, convention: Literal["d-2", "d"] = "d-2") -> int:
@@ -95,6 +111,8 @@ def conditioning(centres: Centres, x: Tensor, sigma: Tensor) -> Tensor:
 
     x: float64 (B, d); sigma: float64 (B,). Returns float64 (B, d).
     """
+    if centres.many is not None:
+        return torch.from_numpy(truncated_score.conditioning(centres.many, x.numpy(), sigma.numpy()))
     variance = sigma[:, None] ** 2
     return _weighted(centres, x, lambda r2: (-r2 / (2 * variance), torch.ones_like(r2))) / variance
 
@@ -141,6 +159,9 @@ def unconditioning(
     t = torch.as_tensor(temperature, dtype=torch.float64, device=x.device).reshape(-1, 1)
     if precision == "scheduled" and sigma is None:
         raise ValueError("precision 'scheduled' needs sigma")
+    if centres.many is not None and nearest is None:
+        own, level = t.flatten().expand(len(x)).numpy(), sigma.numpy() if precision == "scheduled" else None
+        return torch.from_numpy(truncated_score.unconditioning(centres.many, x.numpy(), own, c, level))
     tiny = torch.finfo(torch.float64).tiny
     farthest = None if nearest is None else kth_squared_distance(centres, x, nearest)
 

@@ -71,6 +71,15 @@ def products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return _int8_products(a, b)
 
 
+def weighted_sums(weights: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """weights @ images, exactly. weights: int8 (n, m), m <= INT32_DEPTH; images: int8 (m, d); returns int32 (n, d)."""
+    import torch
+
+    if weights.shape[0] * images.size < 1 << 28 or not _int8_is_exact():
+        return _float_products(weights, images.T)
+    return torch._int_mm(torch.from_numpy(weights), torch.from_numpy(images)).numpy()
+
+
 def _float_products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """The product in float32, cut along d so that no partial sum leaves the integers that float32 holds."""
     total = np.zeros((len(a), len(b)), np.int32)

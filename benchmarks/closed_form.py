@@ -1,0 +1,182 @@
+"""Closed-form scores with many centres: python benchmarks/closed_form.py [PATH/train.parquet] [--every 8]
+
+A whole reverse-SDE run of 100 samples over 116 levels from sigma 50 to 0.01 with the conditioning score of 50,000
+centres of 32 x 32 x 3 (the images of the parquet file, or random fields with a natural spectrum). At every 8th level
+the same states go to a softmax over torch.cdist in float32, to the float64 blocks of `empirical_score`, and, where
+pykeops is installed, to KeOps in float32. Then peak memory beyond the images at two sizes, and the time per centre of a
+slice of 64 x 64 x 3 images as 1.28 million would have it, memory-mapped.
+"""
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from stages.diffusion import empirical_score, truncated_score  # noqa: E402
+from stages.diffusion.noise import levels, normal  # noqa: E402
+from stages.diffusion.parameters import NoiseParams  # noqa: E402
+
+SAMPLES, LEVELS = 100, 116
+Score = Callable[[torch.Tensor, float], torch.Tensor]
+
+
+def fields(count: int, size: int, seed: int = 0) -> np.ndarray:
+    """Random colour images with a 1/f spectrum, uint8 (count, 3 size^2): as near to each other as photographs are."""
+    rng, out = np.random.default_rng(seed), np.empty((count, 3 * size * size), np.uint8)
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(size), np.fft.rfftfreq(size), indexing="ij"))
+    spectrum = 1 / np.maximum(frequency, 1 / size)
+    for start in range(0, count, 4096):
+        n = min(4096, count - start)
+        grey = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((n, 1, size, size))) * spectrum)
+        colour = np.fft.irfft2(np.fft.rfft2(rng.standard_normal((n, 3, size, size))) * spectrum)
+        mixed = grey + 0.4 * colour
+        mixed *= 0.25 / mixed.std()
+        out[start : start + n] = (255 * (0.48 + mixed)).clip(0, 255).reshape(n, -1).astype(np.uint8)
+    return out
+
+
+def images(path: str | None, count: int) -> np.ndarray:
+    """uint8 (count, 3072): the first images of a parquet file, or random fields."""
+    if path is None:
+        return fields(count, 32)
+    from stages.images.sources import open_source
+
+    source = open_source(f"parquet:{path}")
+    rows = [np.asarray(image.image, np.uint8).reshape(-1) for image in source.read(range(min(count, len(source))))]
+    return np.stack(rows)
+
+
+def plain(pixels: torch.Tensor) -> Score:
+    """softmax(-cdist^2 / 2 sigma^2) @ X in float32, as one would write it down."""
+
+    def score(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        x = x.float()
+        weights = torch.softmax(-(torch.cdist(x, pixels) ** 2) / (2 * sigma**2), dim=1)
+        return (weights @ pixels - x) / sigma**2
+
+    return score
+
+
+def keops(pixels: torch.Tensor) -> Score | None:
+    """The same with KeOps' lazy tensors, which hold no samples x centres array; None where it is not installed."""
+    try:
+        from pykeops.torch import LazyTensor
+    except ImportError:
+        return None
+
+    def score(x: torch.Tensor, sigma: float) -> torch.Tensor:
+        x = x.float().contiguous()
+        left, right = LazyTensor(x[:, None]), LazyTensor(pixels[None])
+        logits = -left.sqdist(right) / (2 * sigma**2)
+        return (logits.sumsoftmaxweight(right, dim=1) - x) / sigma**2
+
+    return score
+
+
+def run(pixels: np.ndarray, every: int, with_keops: bool) -> dict[str, float]:
+    """The whole run with ours; the others at every `every`th level. Prints a table, returns the ratios of the means."""
+    centres = truncated_score.make_many_centres(pixels)
+    single = torch.from_numpy(pixels).float() / 255
+    blocks = empirical_score.make_centres(torch.from_numpy(pixels), batch=SAMPLES)
+    others: dict[str, Score | None] = {
+        "cdist": plain(single),
+        "float64 blocks": lambda x, s: empirical_score.conditioning(blocks, x, torch.full((len(x),), s).double()),
+        "KeOps": keops(single) if with_keops else None,
+    }
+    sigmas = levels(NoiseParams(sigma_min=0.01, sigma_max=50.0), LEVELS).tolist()
+    indices = torch.arange(SAMPLES)
+    x = normal(0, indices, 0, (pixels.shape[1],)).double() * sigmas[0]
+    ours: list[float] = []
+    same: list[float] = []
+    times: dict[str, list[float]] = {name: [] for name, score in others.items() if score}
+    truncated_score.conditioning(centres, x[:2].numpy(), np.full(2, 0.1))  # compiles
+    for n, (sigma, below) in enumerate(zip(sigmas, [*sigmas[1:], 0.0])):
+        point = x.float().double()
+        start = time.perf_counter()
+        s = torch.from_numpy(truncated_score.conditioning(centres, point.numpy(), np.full(SAMPLES, sigma)))
+        ours.append(time.perf_counter() - start)
+        line = f"sigma {sigma:8.3f}  ours {ours[-1]:7.3f} s"
+        if n % every == every // 2:
+            same.append(ours[-1])
+            for name in times:
+                start = time.perf_counter()
+                other = others[name](point, sigma)
+                times[name].append(time.perf_counter() - start)
+                off = float(((other.double() - s).norm(dim=1) / s.norm(dim=1)).max())
+                line += f"   {name} {times[name][-1]:7.3f} s, differs by {off:.1e}"
+            print(line, flush=True)
+        variance = sigma**2 - below**2
+        x = x + variance * s + (variance**0.5 * normal(0, indices, n + 1, (pixels.shape[1],)) if below else 0)
+    nearest = (255 * x).round().clamp(0, 255).to(torch.uint8).numpy()
+    copies = sum(bool((np.abs(pixels.astype(np.int16) - row).max(1) <= 1).any()) for row in nearest[:10])
+    print(f"{len(ours)} evaluations, {statistics.mean(ours):.3f} s each; {copies} of the first 10 samples are copies")
+    return {name: round(statistics.mean(values) / statistics.mean(same), 2) for name, values in times.items()}
+
+
+def memory(count: int) -> float:
+    """Child: peak memory in MB that a dense and a sparse evaluation of 100 samples need beyond the images."""
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 3072), dtype=np.uint8)
+    centres = truncated_score.make_many_centres(pixels)
+    x = np.random.default_rng(1).standard_normal((SAMPLES, 3072))
+    truncated_score.conditioning(truncated_score.make_many_centres(pixels[:100]), x, np.full(SAMPLES, 1.0))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for sigma in (50.0, 0.1):
+        truncated_score.conditioning(centres, sigma * x, np.full(SAMPLES, sigma))
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def slice_of_imagenet(count: int = 20_000) -> dict[str, float]:
+    """Seconds per million centres of 64 x 64 x 3 pixels for 100 samples, all summed and truncated, memory-mapped."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "images.bin"
+        fields(count, 64).tofile(path)
+        centres = truncated_score.make_many_centres(np.memmap(path, np.uint8, "r", shape=(count, 12288)))
+        x = normal(0, torch.arange(SAMPLES), 0, (12288,)).double().numpy()
+        out = {}
+        for sigma in (100.0, 0.1):
+            start = time.perf_counter()
+            truncated_score.conditioning(centres, centres.images[:SAMPLES] / 255 + sigma * x, np.full(SAMPLES, sigma))
+            out[f"sigma {sigma:g}"] = round((time.perf_counter() - start) / count * 1e6, 1)
+    return out
+
+
+def main() -> None:
+    """Time the run, then memory, then the slice."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parquet", nargs="?")
+    parser.add_argument("--centres", type=int, default=50_000)
+    parser.add_argument("--every", type=int, default=8)
+    parser.add_argument("--no-keops", action="store_true")
+    parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.memory:
+        print(memory(arguments.memory))
+        return
+    pixels = images(arguments.parquet, arguments.centres)
+    ratios = run(pixels, arguments.every, not arguments.no_keops)
+    del pixels
+    command = [sys.executable, __file__, "--memory"]
+    peaks = {n: float(subprocess.check_output([*command, str(n)], text=True)) for n in (12_500, 50_000)}
+    print("peak memory beyond the images, MB:", peaks)
+    per_million = slice_of_imagenet()
+    print("64 x 64 x 3, seconds per million centres and 100 samples:", per_million)
+    result = {"centres": arguments.centres, "threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    result |= {"times_as_fast": ratios, "memory_mb": peaks, "seconds_per_million_64px": per_million}
+    print(json.dumps({"benchmark": "closed_form", **result}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,139 @@
+"""The default small network against the first version in the repository: python benchmarks/network.py [--rounds 5]
+
+Training step, sampling step of the network and of the closed-form kernel score, images per second, with the settings
+of params.yaml. The first version (commit 5e9e444, read with `git archive`) runs in a process of its own; both
+processes stay up and take turns, so that whatever else the machine does falls on both. Ratios are of medians.
+"""
+
+import argparse
+import io
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parent.parent
+FIRST = "5e9e444"
+STEPS = {"train": 8, "sample_network": 2, "sample_kernel": 2}  # timed together, per turn
+
+
+def tasks(folder: Path) -> dict[str, Callable[[], int]]:
+    """What is timed, with the code that PYTHONPATH points to: name -> one step, which returns its number of images."""
+    import numpy as np
+    import torch
+    import yaml
+
+    from stages.diffusion import sampling
+    from stages.diffusion.checkpoint import save_tensors
+    from stages.diffusion.losses import denoising_target
+    from stages.diffusion.network import NCSNpp, NetworkParams
+    from stages.diffusion.noise import NoiseParams
+    from stages.diffusion.training import OptimizationParams, Trainer, TrainingSet
+
+    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    settings, count, size = tree["train"], tree["ingest"]["train"], tree["ingest"]["resolution"]
+    network, noise = known(NetworkParams, settings["network"]), NoiseParams(**settings["noise"])
+    optimization = known(OptimizationParams, settings["optimization"])
+    pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 1), dtype=np.uint8)
+    images = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+
+    def build() -> NCSNpp:
+        return NCSNpp(network, 1, size, True, noise.sigma_min, noise.sigma_max)
+
+    trainer = Trainer(optimization, noise, build, TrainingSet(images, None), denoising_target, True, folder, "key")
+    weights = save_tensors(folder / "model.safetensors", build().state_dict(), {})
+
+    def train() -> int:
+        trainer._step()
+        trainer.state.step += 1
+        return optimization.batch
+
+    def sample(name: str, path: str | None) -> Callable[[], int]:
+        spec = {key: value for key, value in tree["variants"][name].items() if key != "sampler"}
+        score = {"spec": spec, "noise": settings["noise"], "network": network.model_dump(mode="json")}
+        model = sampling.load_model(score, tree["variants"][name]["sampler"], pixels, path, "cpu")
+        states = iter(())
+
+        def step() -> int:
+            nonlocal states
+            if next(states, None) is None:
+                states = sampling.trajectory(model, 0, torch.arange(tree["sample"]["batch"]))
+                next(states)
+            return tree["sample"]["batch"]
+
+        return step
+
+    kernel = sample("closed-kernel", None)
+    return {"train": train, "sample_network": sample("net-conditioning", str(weights)), "sample_kernel": kernel}
+
+
+def known(section: Any, values: dict[str, Any]) -> Any:
+    """A version's parameters from those of params.yaml that it knows; what came later must be at its old meaning."""
+    return section(**{key: value for key, value in values.items() if key in section.model_fields})
+
+
+def serve() -> None:
+    """Child: time STEPS[name] steps for every name that comes in, print images per second."""
+    with tempfile.TemporaryDirectory() as folder:
+        steps = tasks(Path(folder))
+        for line in sys.stdin:
+            name = line.strip()
+            start = time.perf_counter()
+            images = sum(steps[name]() for _ in range(STEPS[name]))
+            print(images / (time.perf_counter() - start), flush=True)
+
+
+def child(root: Path) -> subprocess.Popen:
+    """A process of this file with the code under `root`."""
+    command = [sys.executable, __file__, "--serve"]
+    environment = {**os.environ, "PYTHONPATH": str(root)}
+    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def ask(process: subprocess.Popen, name: str) -> float:
+    """Images per second of one turn."""
+    process.stdin.write(name + "\n")
+    process.stdin.flush()
+    return float(process.stdout.readline())
+
+
+def main() -> None:
+    """Both versions in turns."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.serve:
+        return serve()
+    with tempfile.TemporaryDirectory(prefix="scoresmooth-") as folder:
+        archive = subprocess.run(["git", "-C", ROOT, "archive", FIRST, "stages"], capture_output=True, check=True)
+        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+            files.extractall(folder, filter="data")
+        processes = {"first": child(Path(folder)), "now": child(ROOT)}
+        rates: dict[tuple[str, str], list[float]] = {}
+        for turn in range(arguments.rounds + 1):
+            for name in STEPS:
+                for side, process in processes.items():
+                    rate = ask(process, name)
+                    if turn:  # the first turn warms up
+                        rates.setdefault((name, side), []).append(rate)
+        for process in processes.values():
+            process.stdin.close()
+            process.wait()
+    result = {}
+    for name in STEPS:
+        first, now = (statistics.median(rates[name, side]) for side in ("first", "now"))
+        print(f"{name:15} first version {first:8.1f} images/s, now {now:8.1f}, ratio {now / first:.2f}")
+        result[name] = round(now / first, 3)
+    print(json.dumps({"benchmark": "network", "cores": len(os.sched_getaffinity(0)), "ratio": result}))
+
+
+if __name__ == "__main__":
+    main()

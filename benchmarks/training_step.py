@@ -1,0 +1,116 @@
+"""What temperature smoothing costs a training step: python benchmarks/training_step.py [--channels 128 --batch 8]
+
+The CIFAR-10 network of METHODS §4 (32 x 32 x 3, 4 blocks, attention at 16) on 50,000 random images: a conditioning-form
+step, temperature steps over K = 30 and K = 100 precomputed neighbours, near ones (pixel lists of a sorted set) and
+scattered ones (feature lists), and K = 30 with the neighbours found in the step, as the paper's released code does:
+ResNet-18 on the batch at 224 px, then cosine similarity with the features of all 50,000.
+"""
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tools.turns import in_turns
+from torch.nn import functional
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from stages.diffusion.losses import Target, denoising_target, temperature_target  # noqa: E402
+from stages.diffusion.network import NCSNpp  # noqa: E402
+from stages.diffusion.parameters import NetworkParams, NoiseParams, OptimizationParams  # noqa: E402
+from stages.diffusion.training import Trainer, TrainingSet  # noqa: E402
+from stages.protocol import load_tree  # noqa: E402
+
+COUNT, SHAPE = 50_000, (3, 32, 32)
+PAPER = {
+    "multipliers": [1, 2, 2, 2],
+    "blocks": 4,
+    "attention": [16],
+    "patch": 1,
+    "dropout": 0.1,
+    "embedding": "positional",
+    "fir": True,
+    "progressive_input": True,
+    "amplitude": "raw",
+}
+
+
+def trainer(network: NetworkParams, batch: int, images: torch.Tensor, folder: Path) -> Trainer:
+    """A noise-blind training run of the published kind."""
+    tree = load_tree(ROOT / "params.yaml")["train"]["optimization"]
+    optimization = OptimizationParams(**{**tree, "batch": batch, "compile": False, "precision": "auto"})
+    noise = NoiseParams(sigma_min=0.01, sigma_max=50.0)
+
+    def build() -> NCSNpp:
+        return NCSNpp(network, SHAPE[0], SHAPE[1], False, noise.sigma_min, noise.sigma_max)
+
+    return Trainer(optimization, noise, build, TrainingSet(images, None), denoising_target, False, folder, "benchmark")
+
+
+def step(run: Trainer, target: Target, neighbors: torch.Tensor | None) -> None:
+    """One optimizer step of the one network (five would not fit into memory) with this target and these lists."""
+    run.target, run.data = target, TrainingSet(run.data.images, neighbors)
+    run._step()
+    run.state.step += 1
+
+
+def finder(features: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """(batch in [0,1]) -> 30 nearest rows by the features of a ResNet-18 at 224 px (random weights: same work)."""
+    from torchvision.models import resnet18
+
+    encoder = resnet18(weights=None).eval()
+    encoder.fc = torch.nn.Identity()
+
+    @torch.no_grad()
+    def find(x: torch.Tensor) -> torch.Tensor:
+        large = functional.interpolate(x, size=(224, 224), mode="bilinear", antialias=True)
+        return (functional.normalize(encoder(large)) @ features.T).topk(30).indices
+
+    return find
+
+
+def main() -> None:
+    """Time every form in turns."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--channels", type=int, default=128, help="128 as published")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (COUNT, *SHAPE), dtype=torch.uint8)
+    own = torch.arange(COUNT)[:, None]
+    lists = {
+        "pixel": (own + torch.arange(100)) % COUNT,
+        "feature": torch.cat((own, torch.randint(0, COUNT, (COUNT, 99))), 1),
+    }
+    smooth = temperature_target(lambda sigma: (5 / sigma).clamp_min(1.0), None, images[0].numel() - 2)
+    network = NetworkParams(channels=arguments.channels, **PAPER)
+    find = finder(functional.normalize(torch.randn(COUNT, 512)))
+    with tempfile.TemporaryDirectory() as folder:
+        run = trainer(network, arguments.batch, images, Path(folder))
+
+        def searching() -> None:
+            find(run.data.pixels(run.order.rows(run.state.step)))
+            step(run, smooth, lists["feature"][:, :30])
+
+        candidates = {"conditioning": lambda: step(run, denoising_target, None)}
+        for space in lists:
+            for k in (30, 100):
+                candidates[f"{space} K={k}"] = lambda near=lists[space][:, :k]: step(run, smooth, near)
+        times = in_turns({**candidates, "found in the step K=30": searching}, arguments.rounds)
+    base = times["conditioning"]
+    for name, seconds in times.items():
+        print(f"{name:24} {seconds:8.3f} s per step, ratio to conditioning {seconds / base:.4f}")
+    result = {name: round(seconds / base, 4) for name, seconds in times.items()}
+    sizes = {"channels": arguments.channels, "batch": arguments.batch, "threads": torch.get_num_threads()}
+    print(json.dumps({"benchmark": "training_step", **sizes, "cores": os.cpu_count(), "ratio": result}))
+
+
+if __name__ == "__main__":
+    main()
