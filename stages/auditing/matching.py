@@ -1,0 +1,235 @@
+"""Every image against the reference: exact neighbours, also mirrored, best shift, tiles, the next duplicate group.
+
+The nearest images and the mirrored ones are exact over the whole reference. Shifts are searched in two steps: a
+shortlist (the nearest by pixels, and the nearest among reduced images, see `shortlist`), then the exact best shift over
+the shortlist. The shortlist is the one step that is no proof; the self-test measures what it misses.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from stages.artifacts import sha256_json
+from stages.auditing.store import Arrays, Store
+from stages.search.alignment import best_shift, tile_distance
+from stages.search.nearest import nearest
+
+NEIGHBORS = 50  # of every image, exact
+OUTSIDE = 10  # nearest images outside the nearest one's duplicate group: the scale of rho
+REACH = 2  # pixels of shift
+COARSE = 8  # cells per side of a reduced image
+COARSE_NEIGHBORS = 12
+PIXEL_CANDIDATES = 8
+BLOCK = 2_048  # images per stored piece
+ORIENTATIONS = ("plain", "mirrored")
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What is searched.
+
+    Attributes:
+        images: uint8 (M, H, W, C).
+        rows: int64 (M,), each one's row among the training images.
+        group: int64 (M,); equal for images of one duplicate group.
+        digest: of images and groups.
+    """
+
+    images: np.ndarray
+    rows: np.ndarray
+    group: np.ndarray
+    digest: str
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def flat(self) -> np.ndarray:
+        """uint8 (M, d)."""
+        return self.images.reshape(len(self), -1)
+
+
+@dataclasses.dataclass(frozen=True)
+class Matches:
+    """N images against a reference of M; k = min(NEIGHBORS, M). Squares are ‖a−b‖² on the 0..255 scale, int64.
+
+    Attributes:
+        index, squared: (N, k), the nearest reference images.
+        outside: (N, OUTSIDE), squares to the nearest ones outside the nearest one's group; −1 where there are no more.
+        mirrored_index, mirrored_squared, mirrored_outside: the same for the image mirrored left to right.
+        shift_row: (N,), the best match over the shortlist, shifts of up to REACH pixels and the mirror image.
+        shift: (N, 2), its (dy, dx).
+        shift_mirrored: bool (N,), whether it matches the mirrored image.
+        shift_distance: float64 (N,), root mean squared difference over the overlap, pixels in [0, 1].
+        tile: float64 (N,), tile-max distance: the least over the k nearest.
+        own_index, own_squared: (N, n), from the nearest reference image to those nearest to it, itself not counted.
+        own_outside: (N,), square from there to the next image outside its group; −1 where there is none.
+        dimension: d.
+    """
+
+    index: np.ndarray
+    squared: np.ndarray
+    outside: np.ndarray
+    mirrored_index: np.ndarray
+    mirrored_squared: np.ndarray
+    mirrored_outside: np.ndarray
+    shift_row: np.ndarray
+    shift: np.ndarray
+    shift_mirrored: np.ndarray
+    shift_distance: np.ndarray
+    tile: np.ndarray
+    own_index: np.ndarray
+    own_squared: np.ndarray
+    own_outside: np.ndarray
+    dimension: int
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def take(self, rows: np.ndarray) -> "Matches":
+        """These rows."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return Matches(**{n: v if n == "dimension" else v[rows] for n, v in fields.items()})
+
+    @classmethod
+    def join(cls, parts: "list[Matches]") -> "Matches":
+        """One after the other."""
+        names = [f.name for f in dataclasses.fields(cls) if f.name != "dimension"]
+        joined = {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+        return cls(**joined, dimension=parts[0].dimension)
+
+
+def mirrored(images: np.ndarray) -> np.ndarray:
+    """Images (N, H, W, C) mirrored left to right."""
+    return np.ascontiguousarray(images[:, :, ::-1])
+
+
+def expected_seconds(count: int, reference: int, dimension: int) -> float:
+    """Estimated seconds of `match`, for the progress bar."""
+    return 2e-11 * count * reference * dimension**0.9
+
+
+def match(images: np.ndarray, digest: str, reference: Reference, store: Store, budget: int) -> Matches:
+    """Match every image, block by block, each block from the store where it is there.
+
+    Args:
+        images: uint8 (N, H, W, C).
+        digest: of what `images` is, for the store.
+        budget: bytes of working memory.
+    """
+    parts, reduced = [], None
+    key = [digest, reference.digest, NEIGHBORS, OUTSIDE, REACH, COARSE, COARSE_NEIGHBORS, PIXEL_CANDIDATES]
+    for start in range(0, len(images), BLOCK):
+        block = np.ascontiguousarray(images[start : start + BLOCK])
+
+        def compute(block: np.ndarray = block) -> Arrays:
+            nonlocal reduced
+            reduced = reduce(reference.images) if reduced is None else reduced
+            return _match(block, reference, reduced, budget)
+
+        cost = expected_seconds(len(block), len(reference), block[0].size)
+        found = store.arrays("matches", [*key, start, len(block)], cost, compute)
+        parts.append(Matches(**found, dimension=block[0].size))
+    return Matches.join(parts)
+
+
+def _match(block: np.ndarray, reference: Reference, reduced: np.ndarray, budget: int) -> Arrays:
+    found: Arrays = {}
+    k, best = min(NEIGHBORS, len(reference)), None
+    for orientation, images in zip(ORIENTATIONS, (block, mirrored(block))):
+        flat = images.reshape(len(images), -1)
+        index, squared = nearest(flat, reference.flat, k, memory_budget=budget)
+        prefix = "" if orientation == "plain" else "mirrored_"
+        found |= {f"{prefix}index": index, f"{prefix}squared": squared}
+        found[f"{prefix}outside"] = outside(flat, index, squared, reference, OUTSIDE, budget)
+        candidates = shortlist(images, index, reduced, budget)
+        shifted = best_shift(images, reference.images, candidates, min(REACH, (min(images.shape[1:3]) - 1) // 2))
+        distance = shifted.distance
+        better = np.ones(len(images), bool) if best is None else distance < best
+        best = distance if best is None else np.minimum(best, distance)
+        for name, values in (("shift_row", shifted.row), ("shift", shifted.shift)):
+            found[name] = np.where(better if values.ndim == 1 else better[:, None], values, found.get(name, values))
+        found["shift_mirrored"] = better & (orientation == "mirrored")
+    found["shift_distance"] = best
+    found["tile"] = tile_distance(block, reference.images, found["index"])
+    return found | _own(found["index"][:, 0], reference, budget)
+
+
+def _own(nearest_rows: np.ndarray, reference: Reference, budget: int) -> Arrays:
+    """The neighbours of every nearest image, each distinct one searched once."""
+    rows, back = np.unique(nearest_rows, return_inverse=True)
+    queries = reference.flat[rows]
+    count = min(NEIGHBORS, len(reference) - 1)
+    index, squared = nearest(queries, reference.flat, count, exclude=rows, memory_budget=budget)
+    # itself leads the list, so that its own group is the one to leave
+    with_self = np.concatenate([rows[:, None], index], axis=1), np.pad(squared, ((0, 0), (1, 0)))
+    own_outside = outside(queries, *with_self, reference, 1, budget)[:, 0]
+    return {"own_index": index[back], "own_squared": squared[back], "own_outside": own_outside[back]}
+
+
+def outside(
+    queries: np.ndarray, index: np.ndarray, squared: np.ndarray, reference: Reference, count: int, budget: int
+) -> np.ndarray:
+    """Squares to the `count` nearest reference images outside the group of the first neighbour, int64 (N, count).
+
+    Taken from the list (index, squared) where it holds enough of them; else the reference without that group is
+    searched. −1 fills up where the reference has no more.
+    """
+    own = reference.group[index[:, 0]]
+    foreign = reference.group[index] != own[:, None]
+    order = np.argsort(~foreign, axis=1, kind="stable")[:, :count]  # the foreign ones first, nearest first
+    taken = np.where(np.take_along_axis(foreign, order, 1), np.take_along_axis(squared, order, 1), -1)
+    result = np.full((len(queries), count), -1, np.int64)
+    result[:, : taken.shape[1]] = taken
+    short = foreign.sum(1) < count
+    for group in np.unique(own[short]):
+        others = np.flatnonzero(reference.group != group)
+        if len(others) == 0:
+            continue
+        some = np.flatnonzero(short & (own == group))
+        wanted = min(count, len(others))
+        result[some, :wanted] = nearest(queries[some], reference.flat[others], wanted, memory_budget=budget)[1]
+    return result
+
+
+def reduce(images: np.ndarray) -> np.ndarray:
+    """Images (N, H, W, C) as the means of at most COARSE × COARSE cells, rounded to uint8: (N, cells · C)."""
+    height, width = images.shape[1:3]
+    rows, columns = (np.arange(min(COARSE, n) + 1) * n // min(COARSE, n) for n in (height, width))
+    area = np.diff(rows)[:, None] * np.diff(columns)
+    reduced = []
+    for start in range(0, len(images), 1024):
+        sums = np.add.reduceat(images[start : start + 1024].astype(np.int64), rows[:-1], axis=1)
+        sums = np.add.reduceat(sums, columns[:-1], axis=2)
+        reduced.append(((sums + area[:, :, None] // 2) // area[:, :, None]).astype(np.uint8))
+    return np.concatenate(reduced).reshape(len(images), -1)
+
+
+def shortlist(images: np.ndarray, index: np.ndarray, reduced: np.ndarray, budget: int) -> np.ndarray:
+    """Reference rows worth trying at every shift, int64 (N, S), −1 filling up.
+
+    The PIXEL_CANDIDATES nearest by pixels, and of every coarse shift of the image the COARSE_NEIGHBORS nearest among
+    the reduced reference images. Coarse shifts are (±1, ±1), so that every shift of up to two pixels is within one
+    pixel of one along each axis; where a cell is so wide that two pixels hardly matter, the image itself.
+    """
+    cell = min(images.shape[1:3]) / COARSE
+    shifts = [(0, 0)] if cell >= 4 * REACH or cell < 2 else [(y, x) for y in (-1, 1) for x in (-1, 1)]
+    count = min(COARSE_NEIGHBORS, len(reduced))
+    found = [index[:, :PIXEL_CANDIDATES]]
+    found += [nearest(reduce(_moved(images, *shift)), reduced, count, memory_budget=budget)[0] for shift in shifts]
+    return np.concatenate(found, axis=1)
+
+
+def _moved(images: np.ndarray, dy: int, dx: int) -> np.ndarray:
+    """Images shifted by whole pixels, the border repeated."""
+    height, width = images.shape[1:3]
+    y, x = np.clip(np.arange(height) - dy, 0, height - 1), np.clip(np.arange(width) - dx, 0, width - 1)
+    return images[:, y][:, :, x]
+
+
+def reference_of(images: np.ndarray, rows: np.ndarray, group: np.ndarray, digest: str) -> Reference:
+    """The reference made of `rows` of the training images; digest: of all training images."""
+    rows = np.asarray(rows, np.int64)
+    whole = len(rows) == len(images)
+    own = images if whole else images[rows]
+    return Reference(own, rows, group[rows], sha256_json([digest, sha256_json(rows.tolist()), group[rows].tolist()]))

@@ -1,0 +1,88 @@
+"""C_T, the data-copying test of Meehan, Chaudhuri & Dasgupta 2020.
+
+In each cell of the image space the distances of generated and of held-out images to the training images in that cell
+are compared by the Mann-Whitney U statistic; below 0, generated images lie nearer to the training set than held-out
+ones do. C_T is the mean of the cells' z-scores, weighted by the held-out images in them.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+from scipy.stats import rankdata
+
+
+@dataclasses.dataclass(frozen=True)
+class CopyingTest:
+    """Attributes: c_t (None where no cell could be compared), how many cells were compared and how many there are."""
+
+    c_t: float | None
+    cells_used: int
+    cells: int
+
+
+def u_z_score(generated: np.ndarray, held_out: np.ndarray) -> float:
+    """Z_U of distances (m,) and (n,): (U − mn/2) / √(mn(m+n+1)/12), U = #{generated farther} + ½ #{ties}.
+
+    Negative where generated images are nearer. The variance has no correction for ties, as in the paper.
+    """
+    m, n = len(generated), len(held_out)
+    ranks = rankdata(np.concatenate([generated, held_out]))
+    u = ranks[:m].sum() - m * (m + 1) / 2
+    return float((u - m * n / 2) / math.sqrt(m * n * (m + n + 1) / 12))
+
+
+def copying_test(
+    generated: np.ndarray,
+    generated_cell: np.ndarray,
+    held_out: np.ndarray,
+    held_out_cell: np.ndarray,
+    cells: int,
+    fewest: int,
+) -> CopyingTest:
+    """C_T over cells 0..cells−1.
+
+    Args:
+        generated, held_out: float64 (m,) and (n,), distance to the nearest training image of the image's cell.
+        generated_cell, held_out_cell: int64, which cell each image lies in.
+        fewest: a cell takes part when it holds at least so many images of both sets.
+    """
+    scores, weights = [], []
+    for cell in range(cells):
+        mine, theirs = generated[generated_cell == cell], held_out[held_out_cell == cell]
+        if min(len(mine), len(theirs)) >= fewest:
+            scores.append(u_z_score(mine, theirs))
+            weights.append(len(theirs))
+    c_t = float(np.average(scores, weights=weights)) if scores else None
+    return CopyingTest(c_t, len(scores), cells)
+
+
+def cell_centres(images: np.ndarray, count: int, seed: int, rounds: int = 20) -> np.ndarray:
+    """Centres (count, d) of `images` (N, d) by Lloyd's k-means from seeded distinct rows, float64; deterministic.
+
+    A cell that runs empty keeps its centre. Fewer distinct rows than `count` give so many centres.
+    """
+    distinct = np.unique(images, axis=0)
+    start = np.random.default_rng(seed).permutation(len(distinct))[:count]
+    centres = distinct[np.sort(start)].astype(np.float64)
+    data = images.astype(np.float64)
+    for _ in range(rounds):
+        cell = assign(data, centres)
+        sizes = np.bincount(cell, minlength=len(centres))
+        sums = np.zeros_like(centres)
+        np.add.at(sums, cell, data)
+        new = np.where(sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], centres)
+        if np.array_equal(new, centres):
+            break
+        centres = new
+    return centres
+
+
+def assign(images: np.ndarray, centres: np.ndarray) -> np.ndarray:
+    """The nearest centre of every row, int64 (N,), ties to the lower one."""
+    norms = np.square(centres).sum(1)
+    cells = [
+        np.argmin(norms - 2 * images[i : i + 1024].astype(np.float64) @ centres.T, axis=1)
+        for i in range(0, len(images), 1024)
+    ]
+    return np.concatenate([np.zeros(0, np.int64), *cells])

@@ -1,0 +1,98 @@
+"""Distances that allow for a shift, and distances tile by tile, from each query to a list of candidate rows.
+
+Both are exact in integers over the candidates they are given; which candidates to give is the caller's choice.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from stages.errors import InputError
+from stages.search.products import spread
+
+TILES = 4  # tiles per side
+
+
+@dataclasses.dataclass(frozen=True)
+class Shifted:
+    """The best match of every query over candidates and shifts.
+
+    Attributes:
+        row: int64 (Q,), the reference row; -1 where a query has no candidate.
+        shift: int64 (Q, 2), (dy, dx): query pixel (y, x) lies on reference pixel (y + dy, x + dx).
+        squared: int64 (Q,), the sum of squared differences where the two overlap, on the 0..255 scale.
+        count: int64 (Q,), how many values overlap: (H−|dy|)(W−|dx|)C; 0 where there is no candidate.
+    """
+
+    row: np.ndarray
+    shift: np.ndarray
+    squared: np.ndarray
+    count: np.ndarray
+
+    @property
+    def distance(self) -> np.ndarray:
+        """The root mean squared difference over the overlap, pixels in [0, 1]; infinite without a candidate."""
+        mean = np.divide(self.squared, self.count, out=np.full(len(self.row), np.inf), where=self.count > 0)
+        return np.sqrt(mean) / 255
+
+
+def best_shift(queries: np.ndarray, reference: np.ndarray, candidates: np.ndarray, reach: int) -> Shifted:
+    """The candidate and the shift of at most `reach` pixels along each axis with the least mean squared difference.
+
+    Args:
+        queries: uint8 (Q, H, W, C).
+        reference: uint8 (M, H, W, C).
+        candidates: int64 (Q, S), rows of `reference`; -1: none.
+        reach: largest shift, below half of the shorter side.
+
+    Means are compared exactly (as fractions of integers); ties go to the lower row, then to the shift that comes
+    first in the order of |dy|+|dx|, dy, dx.
+    """
+    _check(queries, reference, candidates)
+    if not 0 <= 2 * reach < min(queries.shape[1:3]):
+        raise InputError(f"a shift of {reach} pixels needs images of more than {2 * reach} pixels a side")
+    from stages.search.alignment_kernels import search_shifts
+
+    steps = range(-reach, reach + 1)
+    shifts = np.array(sorted(((y, x) for y in steps for x in steps), key=lambda s: (abs(s[0]) + abs(s[1]), s)), np.int64)
+    found = np.zeros((len(queries), 5), np.int64)
+    candidates = np.sort(candidates, axis=1)
+    queries, reference = np.ascontiguousarray(queries), np.ascontiguousarray(reference)
+
+    def scan(a: int, b: int) -> None:
+        search_shifts(queries[a:b], reference, candidates[a:b], shifts, found[a:b])
+
+    spread(scan, len(queries))
+    return Shifted(found[:, 0], found[:, 1:3], found[:, 3], found[:, 4])
+
+
+def tile_distance(queries: np.ndarray, reference: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+    """The least, over the candidates, of the largest distance of a tile; float64 (Q,), pixels in [0, 1].
+
+    An image is cut into TILES × TILES tiles (fewer where it is smaller); a tile's distance is the root mean squared
+    difference inside it, as in Carlini et al. 2023, who take its maximum so that two images that share nothing but a
+    plain background are not near. Arguments as of `best_shift`; infinite for a query without candidates.
+    """
+    _check(queries, reference, candidates)
+    from stages.search.alignment_kernels import search_tiles
+
+    height, width = queries.shape[1:3]
+    rows, columns = (np.arange(min(TILES, n) + 1) * n // min(TILES, n) for n in (height, width))
+    found = np.full(len(queries), np.inf)
+    queries, reference = np.ascontiguousarray(queries), np.ascontiguousarray(reference)
+
+    def scan(a: int, b: int) -> None:
+        search_tiles(queries[a:b], reference, candidates[a:b], rows, columns, found[a:b])
+
+    spread(scan, len(queries))
+    return np.sqrt(found) / 255
+
+
+def _check(queries: np.ndarray, reference: np.ndarray, candidates: np.ndarray) -> None:
+    for name, images in (("queries", queries), ("reference", reference)):
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise InputError(f"{name} must be uint8 (N, H, W, C), not {images.dtype} {images.shape}")
+    if queries.shape[1:] != reference.shape[1:]:
+        raise InputError(f"queries are {queries.shape[1:]}, reference images {reference.shape[1:]}: bring them to one size")
+    if candidates.ndim != 2 or len(candidates) != len(queries) or candidates.max(initial=-1) >= len(reference):
+        raise ValueError(f"candidates {candidates.shape} do not fit {len(queries)} queries and {len(reference)} rows")
