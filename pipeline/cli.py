@@ -109,6 +109,35 @@ def review(
 
 
 @app.command()
+def audit(
+    train: Annotated[str, typer.Option(help="the training images: folder:PATH, zip:PATH, parquet:PATH, npz:PATH, ...")],
+    samples: Annotated[str, typer.Option(help="the generated images, any such source")],
+    out: Annotated[str, typer.Option(help="the folder that the results are written to")],
+    holdout: Annotated[str | None, typer.Option(help="real images that the model has not seen")] = None,
+    encoder: Annotated[str, typer.Option(help="whose features; timm:NAME for a model of timm")] = "efficientnet-lite0",
+    weights: Annotated[str | None, typer.Option(help="a weights file of the encoder")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
+    memory_budget: Annotated[str, typer.Option(help="of the whole process")] = "4GiB",
+    fail_above: Annotated[float | None, typer.Option(help="exit code 3 if the rate of copies may be higher")] = None,
+    percentile: Annotated[float, typer.Option(help="percent of the unseen images that are looked at twice")] = 1.0,
+    margin: Annotated[float, typer.Option(help="features agree within so many of the training image's own")] = 1.0,
+    resolution: Annotated[int | None, typer.Option(help="audit at this size, not at the smaller one")] = None,
+    near: Annotated[float | None, typer.Option(help="pixel distance of near duplicates")] = None,
+    features: Annotated[int, typer.Option(help="images of each set that are embedded")] = 2000,
+    seed: Annotated[int, typer.Option(help="of every draw")] = 0,
+) -> None:
+    """Tell how many samples of any model copy its training images, how sure that is, and show them."""
+    options = dict(locals())
+    from stages.audit import INTERRUPTED, RESUME, audit_params, run
+
+    try:
+        raise typer.Exit(run(audit_params(**options)))
+    except KeyboardInterrupt:
+        print(RESUME, file=sys.stderr)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+@app.command()
 def dag(write: Annotated[bool, typer.Option("--write", help="correct dvc.yaml")] = False) -> None:
     """Compare the code deps and params of dvc.yaml with what the stages import and read."""
     from pipeline.dag import update

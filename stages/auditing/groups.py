@@ -1,59 +1,91 @@
-"""Duplicate groups of the training images, and the half of them that stands in for a missing holdout set."""
+"""Duplicate groups of a set of images, and the half of a training set that stands in for a missing holdout set.
+
+Two images are near duplicates when they lie within an absolute pixel distance of each other, or when their distance
+is below RELATIVE of what is usual around either of them: on natural images, re-encoded, cropped or retouched copies
+lie far apart in pixels but much nearer than anything else.
+"""
 
 import dataclasses
 
 import numpy as np
 
 from stages.auditing.store import Arrays, Store
-from stages.images.duplicates import Images, Pairs, connected_groups, near_pairs, squared_radius
+from stages.images.duplicates import connected_groups, pixel_distance
 from stages.images.store import ImageTable
+from stages.search.nearest import nearest
+
+NEIGHBORS = 50  # of every image; what is usual is the mean distance to them
+RELATIVE = 0.4
+BLOCK = 12_288  # images per stored piece
 
 
 @dataclasses.dataclass(frozen=True)
 class Duplicates:
     """Attributes: group int64 (N,), equal for the images of one group; how many groups of two and more there are, and
-    how many images are in them."""
+    how many images are in them; the absolute distance (pixels in [0, 1]) that was used."""
 
     group: np.ndarray
     groups: int
     images: int
+    near: float
 
-    @property
-    def repeated(self) -> np.ndarray:
-        """The rows of all images that are in a group of two and more."""
-        return np.flatnonzero(np.bincount(self.group, minlength=len(self.group))[self.group] > 1)
+
+def expected_seconds(count: int, dimension: int) -> float:
+    """Estimated seconds of `find_duplicates`, for the progress bar."""
+    return 6e-12 * count * count * dimension**0.9
 
 
 def find_duplicates(
-    table: ImageTable, near: float, digest: str, store: Store, budget: int, cost: float
+    table: ImageTable, near: float | None, share: float, digest: str, store: Store, budget: int
 ) -> Duplicates:
-    """Groups of images within pixel distance `near` of each other (connected; equal images always), exactly."""
+    """Groups of near duplicates: connected pairs among every image's exact NEIGHBORS nearest; equal images always.
 
-    def compute() -> Arrays:
-        images = Images([table])
-        first = images.first_rows()
-        rows, again = np.unique(first), np.flatnonzero(first != np.arange(len(first)))
-        pairs = near_pairs(images, rows, squared_radius(near, table.dimension), 0, len(rows), budget)
-        found = Pairs.union([pairs, Pairs(first[again], again, np.zeros(len(again)))])
-        groups = connected_groups(len(images), {"near": (found.i, found.j)})
-        group = np.arange(len(images))
-        group[groups.row] = groups.representative
-        return {"group": group}
+    Args:
+        near: the absolute distance, or None for `share` of the median distance to the nearest other image.
+        digest: of the table, for the store.
+    """
+    flat, count = table.flat, len(table)
+    k = min(NEIGHBORS, count - 1)
+    index, squared = np.zeros((count, k), np.int64), np.zeros((count, k), np.int64)
+    for start in range(0, count if k else 0, BLOCK):
+        span = slice(start, min(start + BLOCK, count))
 
-    group = store.arrays("duplicates", [digest, repr(near)], cost, compute)["group"]
-    sizes = np.bincount(group, minlength=len(group))
-    return Duplicates(group, int((sizes > 1).sum()), int(sizes[sizes > 1].sum()))
+        def compute(span: slice = span) -> Arrays:
+            rows = np.arange(span.start, span.stop)
+            found = nearest(flat[span], flat, k, exclude=rows, memory_budget=budget)
+            return dict(zip(("index", "squared"), found))
+
+        cost = expected_seconds(count, table.dimension) * (span.stop - span.start) / count
+        found = store.arrays("own", [digest, k, span.start, span.stop], cost, compute)
+        index[span], squared[span] = found["index"], found["squared"]
+    distance = pixel_distance(squared, table.dimension)
+    if near is None:
+        near = float(f"{share * np.median(distance[:, 0]):.3g}") if k else 0.0
+    return _grouped(table.ids, index, distance, near)
+
+
+def _grouped(ids: list[str], index: np.ndarray, distance: np.ndarray, near: float) -> Duplicates:
+    usual = distance.mean(axis=1) if distance.size else np.zeros(len(ids))
+    limit = np.maximum(near, RELATIVE * np.minimum(usual[:, None], usual[index]))
+    i, place = np.nonzero(distance <= limit)
+    first: dict[str, int] = {}
+    equal = np.array([first.setdefault(name, row) for row, name in enumerate(ids)], np.int64)
+    again = np.flatnonzero(equal != np.arange(len(ids)))
+    edges = np.concatenate([i, again]), np.concatenate([index[i, place], equal[again]])
+    groups = connected_groups(len(ids), {"near": edges})
+    group = np.arange(len(ids))
+    group[groups.row] = groups.representative
+    return Duplicates(group, len(np.unique(groups.group)), len(groups.row), near)
 
 
 def halves(group: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Rows of two halves of the training images, ascending; a duplicate group stays in one half.
 
-    Groups are dealt in seeded order until the first half holds half of the images.
+    Groups are dealt in seeded order until the first half would hold more than half of the images.
     """
-    names, first = np.unique(group, return_inverse=True)
+    names, place = np.unique(group, return_inverse=True)
     order = np.random.default_rng(seed).permutation(len(names))
-    sizes = np.bincount(first)[order]
     left = np.zeros(len(names), bool)
-    left[order[np.cumsum(sizes) <= len(group) // 2]] = True
-    chosen = left[first]
+    left[order[np.cumsum(np.bincount(place)[order]) <= len(group) // 2]] = True
+    chosen = left[place]
     return np.flatnonzero(chosen), np.flatnonzero(~chosen)

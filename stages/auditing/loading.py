@@ -3,13 +3,12 @@
 import dataclasses
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from stages.artifacts import sha256_file, sha256_json
-from stages.auditing.store import Progress, Store
+from stages.auditing.store import Store
 from stages.errors import InputError
 from stages.images.decode import UnreadableImage, to_pixels
 from stages.images.sources import Source, open_source
@@ -123,7 +122,9 @@ def _decode(path: Path, role: str, source: Source, shape: Shape) -> None:
             changed["recoloured"] += (item.image.mode in GREY) != (shape.channels == 1)
         if not ids:
             where, reason = rejected[0][1:]
-            raise InputError(f"--{role} {source.spec}: none of its {len(source)} images can be read ({where}: {reason})")
+            raise InputError(
+                f"--{role} {source.spec}: none of its {len(source)} images can be read ({where}: {reason})"
+            )
         metadata = {"rejected": rejected, "resized": changed["resized"], "recoloured": changed["recoloured"]}
         write_images(path, ImageTable(pixels[: len(ids)], ids, np.array(labels, np.int64), metadata))
 
@@ -151,14 +152,15 @@ def differences(sets: dict[str, ImageSet], shape: Shape) -> list[str]:
     for role, images in sets.items():
         if images.resized:
             side = f"{shape.resolution} × {shape.resolution}"
-            said.append(f"{images.resized:,} of {len(images):,} {role} images ({shape.native[role]}) were resized to {side}")
+            said.append(
+                f"{images.resized:,} of {len(images):,} {role} images ({shape.native[role]}) were resized to {side}"
+            )
         if images.recoloured:
             how = "colour" if shape.channels == 3 else "grey"
             said.append(f"{images.recoloured:,} of {len(images):,} {role} images were turned to {how}")
         if images.rejected:
             where, reason = images.rejected[0]
-            said.append(f"{len(images.rejected):,} {role} images could not be read and are left out, e.g. {where}: {reason}")
+            said.append(
+                f"{len(images.rejected):,} {role} images could not be read and are left out, e.g. {where}: {reason}"
+            )
     return said
-
-
-__all__ = ["ImageSet", "Progress", "Shape", "common_shape", "differences", "expected_seconds", "load", "open_all"]

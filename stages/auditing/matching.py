@@ -20,7 +20,7 @@ REACH = 2  # pixels of shift
 COARSE = 8  # cells per side of a reduced image
 COARSE_NEIGHBORS = 12
 PIXEL_CANDIDATES = 8
-BLOCK = 2_048  # images per stored piece
+BLOCK = 4_096  # images per stored piece
 ORIENTATIONS = ("plain", "mirrored")
 
 

@@ -34,7 +34,11 @@ def precision_recall_density_coverage(real: np.ndarray, generated: np.ndarray, k
         raise InputError(f"precision and recall with k = {k} need more than {k} images on each side")
     real, generated = np.asarray(real, np.float64), np.asarray(generated, np.float64)
     around_real, around_generated = ((1 - SLACK) * _radii(features, k) for features in (real, generated))
-    inside, recalled, nearest = np.zeros(len(generated), np.int64), np.zeros(len(real), bool), np.full(len(real), np.inf)
+    inside, recalled, nearest = (
+        np.zeros(len(generated), np.int64),
+        np.zeros(len(real), bool),
+        np.full(len(real), np.inf),
+    )
     for start in range(0, len(generated), BLOCK):
         block = slice(start, start + BLOCK)
         distance = _distances(generated[block], real)

@@ -23,7 +23,9 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     if min(len(a), len(b)) < 2:
         raise InputError(f"a kernel distance needs at least 2 images on each side, got {min(len(a), len(b))}")
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    own = [(_kernel_sum(x, x) - _kernel(np.square(x).sum(1), x.shape[1]).sum()) / (len(x) * (len(x) - 1)) for x in (a, b)]
+    own = [
+        (_kernel_sum(x, x) - _kernel(np.square(x).sum(1), x.shape[1]).sum()) / (len(x) * (len(x) - 1)) for x in (a, b)
+    ]
     return float(own[0] + own[1] - 2 * _kernel_sum(a, b) / (len(a) * len(b)))
 
 

@@ -11,6 +11,8 @@ import math
 import numpy as np
 from scipy.stats import rankdata
 
+from stages.search.nearest import nearest
+
 
 @dataclasses.dataclass(frozen=True)
 class CopyingTest:
@@ -86,3 +88,28 @@ def assign(images: np.ndarray, centres: np.ndarray) -> np.ndarray:
         for i in range(0, len(images), 1024)
     ]
     return np.concatenate([np.zeros(0, np.int64), *cells])
+
+
+def cell_distances(
+    index: np.ndarray, squared: np.ndarray, queries: np.ndarray, cell: np.ndarray, reference: np.ndarray,
+    reference_cell: np.ndarray, memory_budget: int = 1 << 30,
+) -> np.ndarray:  # fmt: skip
+    """‖a−b‖ on the 0..255 scale from each query to the nearest reference image of the query's cell, float64 (N,).
+
+    Args:
+        index, squared: int64 (N, k), each query's exact neighbour list; searched further only where no entry of the
+            list lies in the query's cell.
+        queries, reference: uint8 (N, d) and (M, d).
+        cell, reference_cell: int64 (N,) and (M,); a reference image of cell −1 takes no part.
+
+    Infinite where a cell has no reference image.
+    """
+    inside = reference_cell[index] == cell[:, None]
+    found = np.where(inside.any(1), np.take_along_axis(squared, inside.argmax(1)[:, None], 1)[:, 0], -1)
+    result = np.where(found >= 0, np.sqrt(np.maximum(found, 0)), np.inf)
+    for missing in np.unique(cell[found < 0]):
+        rows, own = np.flatnonzero((found < 0) & (cell == missing)), np.flatnonzero(reference_cell == missing)
+        if len(own):
+            nearest_squared = nearest(queries[rows], reference[own], 1, memory_budget=memory_budget)[1]
+            result[rows] = np.sqrt(nearest_squared[:, 0])
+    return result

@@ -54,7 +54,9 @@ def best_shift(queries: np.ndarray, reference: np.ndarray, candidates: np.ndarra
     from stages.search.alignment_kernels import search_shifts
 
     steps = range(-reach, reach + 1)
-    shifts = np.array(sorted(((y, x) for y in steps for x in steps), key=lambda s: (abs(s[0]) + abs(s[1]), s)), np.int64)
+    shifts = np.array(
+        sorted(((y, x) for y in steps for x in steps), key=lambda s: (abs(s[0]) + abs(s[1]), s)), np.int64
+    )
     found = np.zeros((len(queries), 5), np.int64)
     candidates = np.sort(candidates, axis=1)
     queries, reference = np.ascontiguousarray(queries), np.ascontiguousarray(reference)
@@ -93,6 +95,8 @@ def _check(queries: np.ndarray, reference: np.ndarray, candidates: np.ndarray) -
         if images.dtype != np.uint8 or images.ndim != 4:
             raise InputError(f"{name} must be uint8 (N, H, W, C), not {images.dtype} {images.shape}")
     if queries.shape[1:] != reference.shape[1:]:
-        raise InputError(f"queries are {queries.shape[1:]}, reference images {reference.shape[1:]}: bring them to one size")
+        raise InputError(
+            f"queries are {queries.shape[1:]}, reference images {reference.shape[1:]}: bring them to one size"
+        )
     if candidates.ndim != 2 or len(candidates) != len(queries) or candidates.max(initial=-1) >= len(reference):
         raise ValueError(f"candidates {candidates.shape} do not fit {len(queries)} queries and {len(reference)} rows")

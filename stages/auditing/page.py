@@ -1,0 +1,135 @@
+"""The report of an audit: one self-contained HTML file, sortable and filterable, without a network."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
+
+from stages.auditing.judging import Judged
+from stages.auditing.loading import ImageSet
+from stages.auditing.results import following
+from stages.memorization.verdicts import VERDICTS
+from stages.reporting.pictures import png_uri
+from stages.reporting.words import interval, number, percent
+
+SHOWN = 400  # samples with pictures: all that any rule names as far as there is room, then the nearest of the rest
+AMPLIFIED = 4  # times the difference
+SIDE = 96  # pixels: larger pictures are reduced
+BINS = 60
+WORDS = {
+    "copy": "copies",
+    "near_copy": "near copies",
+    "same_content": "same content",
+    "unsure": "unsure",
+    "novel": "novel",
+}
+
+
+def render(result: dict[str, Any], pairs: pa.Table, samples: Judged, control: Judged, train: ImageSet) -> str:
+    """The whole page. result: what audit.json holds; pairs: pairs.parquet's table."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    here = Path(__file__).parent
+    shared = here.parent / "reporting"
+    environment = Environment(
+        loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {"percent": percent, "number": number, "title": lambda name: name.replace("_", " ")}
+    environment.globals |= {"interval": interval}
+    return environment.get_template("audit.html").render(
+        css="".join(path.read_text(encoding="utf-8") for path in (shared / "report.css", here / "audit.css")),
+        script="".join(path.read_text(encoding="utf-8") for path in (shared / "report.js", here / "audit.js")),
+        result=result,
+        metric=result["metrics"]["calibrated"],
+        answer=_answer(result),
+        cards=_cards(pairs, samples, train),
+        total=len(samples),
+        verdicts=VERDICTS,
+        words=WORDS,
+        figure=_histogram(samples, control, result["thresholds"]),
+        amplified=AMPLIFIED,
+        distances=[name for name in ("frechet", "kid", "precision", "recall", "density", "coverage_prdc")],
+        pixelated=train.table.images.shape[1] <= SIDE,
+    )
+
+
+def _answer(result: dict[str, Any]) -> str:
+    m = result["metrics"]["calibrated"]
+    copies = f"{m['flagged']:,} of {m['count']:,} samples {'is a copy' if m['flagged'] == 1 else 'are copies'}"
+    rate = f"{copies} of training images ({percent(m['rate'])} {interval(m['ci_low'], m['ci_high'])})"
+    if m["excess_low"] > 0:
+        return f"{rate}: more than the {percent(m['holdout_rate'])} that unseen real images reach by chance."
+    return f"{rate}: no more than unseen real images reach by chance ({percent(m['holdout_rate'])})."
+
+
+def _cards(pairs: pa.Table, samples: Judged, train: ImageSet) -> list[dict[str, Any]]:
+    """What is shown of each of the first rows of pairs, pictures included."""
+    names = (
+        "sample_index", "sample_where", "train_index", "train_where", "transform", "distance", "ratio",
+        "ratio_grouped", "rho_star", "verdict", "reason", "tile_max_distance",
+    )  # fmt: skip
+    rows = pairs.select(list(names)).slice(0, SHOWN).to_pylist()
+    after = following(samples)
+    pictures, drawn = train.table.images, {}
+
+    def picture(row: int) -> str:
+        if row not in drawn:
+            drawn[row] = png_uri(_reduced(pictures[row]))
+        return drawn[row]
+
+    for card in rows:
+        index, match = card["sample_index"], card["train_index"]
+        sample, found = samples.searched.images[index], pictures[match]
+        card["sample"], card["match"] = png_uri(_reduced(sample)), picture(match)
+        card["difference"] = png_uri(_reduced(_difference(sample, found, card["transform"], samples, index)))
+        card["next"] = [(int(row), picture(int(row))) for row in after[index] if row >= 0]
+        card["order"] = np.inf if card["rho_star"] is None else card["rho_star"]
+    return rows
+
+
+def _reduced(image: np.ndarray) -> np.ndarray:
+    if max(image.shape[:2]) <= SIDE:
+        return image
+    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return np.asarray(picture, np.uint8).reshape(picture.height, picture.width, -1)
+
+
+def _difference(sample: np.ndarray, match: np.ndarray, transform: str, samples: Judged, index: int) -> np.ndarray:
+    """AMPLIFIED times |sample − match| where the two overlap under the transform; the rest is black."""
+    if transform.startswith("mirrored"):
+        sample = sample[:, ::-1]
+    dy, dx = samples.searched.matches.shift[index].tolist() if "shifted" in transform else (0, 0)
+    height, width = sample.shape[:2]
+    result = np.zeros(sample.shape, np.uint8)
+    ys, xs = slice(max(0, -dy), height - max(0, dy)), slice(max(0, -dx), width - max(0, dx))
+    other = match[ys.start + dy : ys.stop + dy, xs.start + dx : xs.stop + dx]
+    result[ys, xs] = np.minimum(255, AMPLIFIED * np.abs(sample[ys, xs].astype(np.int64) - other))
+    return result
+
+
+def _histogram(samples: Judged, control: Judged, thresholds: dict[str, float]) -> dict[str, Any]:
+    """ρ* of the samples and of the control as shares per bin, in the coordinates of the page's SVG (1000 × 240)."""
+    edges = np.linspace(0, 1.2, BINS + 1)
+    shares = []
+    for judged in (samples, control):
+        values = judged.searched.scores.best
+        values = np.clip(values[~np.isnan(values)], 0, edges[-1])
+        shares.append(np.histogram(values, edges)[0] / max(1, len(values)))
+    # square roots: a few copies among thousands have to be seen
+    top = float(np.sqrt(max(share.max() for share in shares))) or 1.0
+    width = 1000 / BINS
+    bars, line = [], []
+    for place, (ours, theirs) in enumerate(zip(*shares)):
+        x = place * width
+        if ours > 0:
+            tall = 220 * float(np.sqrt(ours)) / top
+            name = "copy" if edges[place] < thresholds["copy"] - 1e-9 else "rest"
+            bars.append({"x": x + 1, "y": 230 - tall, "width": width - 2, "height": tall, "kind": name})
+        y = 230 - 220 * float(np.sqrt(theirs)) / top
+        line += [f"{x:.1f},{y:.1f}", f"{x + width:.1f},{y:.1f}"]
+    marks = {name: 1000 * value / float(edges[-1]) for name, value in thresholds.items()}
+    ticks = [{"x": 1000 * value / 1.2, "label": f"{value:g}"} for value in (0, 0.2, 0.4, 0.6, 0.8, 1.0)]
+    return {"bars": bars, "line": " ".join(line), "marks": marks, "ticks": ticks}
