@@ -16,7 +16,8 @@ from pipeline import closure, dag
 from pipeline.params import STAGES
 
 ROOT = Path(__file__).parent.parent
-CORE = ("images", "features", "search", "diffusion", "memorization", "theory", "reporting")
+CORE = ("images", "features", "search", "diffusion", "memorization", "theory", "reporting", "auditing")
+ENTRIES = ("audit",)  # commands that are no stage of the pipeline
 BASE = ("errors", "artifacts", "protocol", "device")
 
 # part -> parts of the core that it may import, besides the base
@@ -28,6 +29,7 @@ ARROWS = {
     "memorization": {"images", "search"},
     "theory": {"diffusion", "search"},
     "reporting": {"images", "memorization"},
+    "auditing": {"images", "features", "search", "memorization", "reporting"},
 }
 
 
@@ -54,7 +56,7 @@ def imports(graph: grimp.ImportGraph, prefix: str) -> list[tuple[str, str]]:
 
 def test_every_part_of_the_core_is_known(graph):
     parts = {part(module) for module in graph.modules if module.startswith("stages.")}
-    assert parts == {*CORE, *BASE, *STAGES}
+    assert parts == {*CORE, *BASE, *STAGES, *ENTRIES}
 
 
 @pytest.mark.parametrize("name", CORE)
@@ -99,7 +101,7 @@ def test_the_dispatch_goes_through_the_stages(graph):
     review = {f"stages.memorization.{name}" for name in ("candidates", "verdict_log", "verified")}
     for importer, imported in imports(graph, "pipeline"):
         if imported.startswith("stages."):
-            allowed = {"stages.artifacts", "stages.errors", "stages.protocol", "stages.reporting.results"}
+            allowed = {f"stages.{name}" for name in ("artifacts", "errors", "protocol", "audit", "reporting.results")}
             allowed |= review if importer.startswith("pipeline.review.") else set()
             assert imported in allowed, f"{importer} imports {imported}"
 

@@ -1,6 +1,7 @@
 """Encoders: right weights, right preprocessing, the same feature whatever the batch; the embed stage."""
 
 import io
+import sys
 import urllib.error
 import urllib.request
 
@@ -391,3 +392,48 @@ def test_planning_does_not_wait_for_torch():
         "import sys, stages.embed, stages.index, stages.fid; sys.exit('torch' in sys.modules or 'faiss' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+# Models of timm, with weights made here: nothing is fetched
+
+
+@pytest.fixture
+def timm_weights(tmp_path):
+    timm = pytest.importorskip("timm", reason="timm is not installed")
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    full = timm.create_model("test_vit")
+    save_file(full.state_dict(), tmp_path / "full.safetensors")
+    return full.eval(), str(tmp_path / "full.safetensors")
+
+
+def test_a_model_of_timm_gives_its_features_without_the_classifier(timm_weights):
+    full, path = timm_weights
+    encoder = load_encoder(parameters("timm:test_vit", weights=path), "cpu")
+    images = np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8)
+    mean, deviation = (np.array(full.default_cfg[key], np.float32) for key in ("mean", "std"))
+    size = full.default_cfg["input_size"][1]
+    x = torch.from_numpy(((images / np.float32(255) - mean) / deviation).transpose(0, 3, 1, 2))
+    x = torch.nn.functional.interpolate(x, size=(size, size), mode="bilinear", align_corners=False)
+    with torch.inference_mode():
+        expected = full.forward_head(full.forward_features(x), pre_logits=True).numpy()
+    np.testing.assert_allclose(encoder(images), expected, rtol=1e-4, atol=1e-5)
+    assert encoder.dimension == expected.shape[1]
+    assert encoder.metadata["encoder"] == "timm:test_vit"
+
+
+def test_timm_s_models_are_named_or_refused(timm_weights, tmp_path):
+    _, path = timm_weights
+    with pytest.raises(InputError, match="has no model no_such_model: see timm.list_models"):
+        load_encoder(parameters("timm:no_such_model", weights=path), "cpu")
+    with pytest.raises(InputError, match="does not hold the weights of timm:test_convnext"):
+        load_encoder(parameters("timm:test_convnext", weights=path), "cpu")
+    with pytest.raises(ValueError, match="there is no encoder 'resnet19': use efficientnet-lite0, resnet18"):
+        parameters("resnet19")
+
+
+def test_without_timm_the_message_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(InputError, match="encoder timm:test_vit needs the package timm: pip install timm"):
+        load_encoder(parameters("timm:test_vit"), "cpu")

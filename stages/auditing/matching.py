@@ -209,11 +209,12 @@ def shortlist(images: np.ndarray, index: np.ndarray, reduced: np.ndarray, budget
     """Reference rows worth trying at every shift, int64 (N, S), −1 filling up.
 
     The PIXEL_CANDIDATES nearest by pixels, and of every coarse shift of the image the COARSE_NEIGHBORS nearest among
-    the reduced reference images. Coarse shifts are (±1, ±1), so that every shift of up to two pixels is within one
-    pixel of one along each axis; where a cell is so wide that two pixels hardly matter, the image itself.
+    the reduced reference images. Every shift of up to REACH pixels is within a quarter of a cell, along each axis, of
+    a coarse shift: none where a cell is that wide, one pixel to either side, or all of them.
     """
     cell = min(images.shape[1:3]) / COARSE
-    shifts = [(0, 0)] if cell >= 4 * REACH or cell < 2 else [(y, x) for y in (-1, 1) for x in (-1, 1)]
+    steps = (0,) if cell >= 4 * REACH else (-1, 1) if cell >= 4 else range(-REACH, REACH + 1)
+    shifts = [(y, x) for y in steps for x in steps]
     count = min(COARSE_NEIGHBORS, len(reduced))
     found = [index[:, :PIXEL_CANDIDATES]]
     found += [nearest(reduce(_moved(images, *shift)), reduced, count, memory_budget=budget)[0] for shift in shifts]

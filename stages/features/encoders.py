@@ -1,6 +1,8 @@
 """Encoders: uint8 images to float32 features, the same for an image whatever its batch, shard or neighbours."""
 
 import dataclasses
+import functools
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +12,7 @@ import numpy as np
 from stages.artifacts import sha256_file
 from stages.device import pick_device
 from stages.errors import InputError
-from stages.features.weights import CLEAN_FID_SIZE, EncoderParams, pinned, weights_file
+from stages.features.weights import CLEAN_FID_SIZE, TIMM, EncoderParams, pinned, weights_file
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +75,7 @@ def load_encoder(params: EncoderParams, device: "str | torch.device" = "auto") -
     precision = _autocast_type() if half else "float32"
     metadata = {
         "encoder": params.name,
-        "weights_sha256": sha256_file(path),
+        "weights_sha256": sha256_file(path) if path else _sha256_state(network),
         "preprocessing": preprocessing,
         "precision": precision,
     }
@@ -93,6 +95,8 @@ def _recipe(params: EncoderParams, path: Path) -> tuple[Callable, int, Callable,
     if params.name == "inception_v3":
         words = f"clean-fid {CLEAN_FID_SIZE}: bicubic per channel, float; (x - 128)/128"
         return (lambda: networks.inception_v3(path)), 2048, _clean_fid_input, words
+    if params.name.startswith(TIMM):
+        return _timm_recipe(params, path)
     size = params.resize or 224
     words = f"bilinear {size} (antialiased downwards), ImageNet mean and deviation"
     if params.name == "resnet18":
@@ -100,16 +104,32 @@ def _recipe(params: EncoderParams, path: Path) -> tuple[Callable, int, Callable,
     return (lambda: networks.efficientnet_lite0(path, size)), 1280, lambda x: _imagenet_input(x, size), words
 
 
-def _imagenet_input(images: "torch.Tensor", size: int) -> "torch.Tensor":
-    """uint8 (B, H, W, C) to float32 (B, 3, size, size): resized, then normalised as ImageNet's classifiers expect."""
+def _timm_recipe(params: EncoderParams, path: Path | None) -> tuple[Callable, int, Callable, str]:
+    """A model of timm at its own mean and deviation, and at its own size unless `resize` says otherwise."""
+    from stages.features import networks
+
+    network, config = networks.timm_model(params.name.removeprefix(TIMM), path)
+    size = params.resize or config.size
+    words = f"bilinear {size} (antialiased downwards), mean {config.mean}, deviation {config.deviation}"
+    prepare = functools.partial(_imagenet_input, size=size, mean=config.mean, deviation=config.deviation)
+    return lambda: network, config.dimension, prepare, words
+
+
+def _imagenet_input(
+    images: "torch.Tensor",
+    size: int,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    deviation: tuple[float, ...] = IMAGENET_STD,
+) -> "torch.Tensor":
+    """uint8 (B, H, W, C) to float32 (B, 3, size, size): resized, then normalised as the network expects."""
     import torch
 
     x = images.permute(0, 3, 1, 2).float() / 255
     x = torch.nn.functional.interpolate(
         x, size=(size, size), mode="bilinear", align_corners=False, antialias=size < max(x.shape[2:])
     )
-    mean, deviation = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-    return (x.expand(-1, 3, -1, -1) - mean) / deviation
+    centre, scale = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (mean, deviation))
+    return (x.expand(-1, 3, -1, -1) - centre) / scale
 
 
 def _clean_fid_input(images: "torch.Tensor") -> "torch.Tensor":
@@ -121,6 +141,14 @@ def _clean_fid_input(images: "torch.Tensor") -> "torch.Tensor":
     colour = np.broadcast_to(images.cpu().numpy(), (*images.shape[:3], 3))
     resized = np.stack([resize(image) for image in colour])
     return torch.from_numpy(resized).to(images.device).permute(0, 3, 1, 2)
+
+
+def _sha256_state(network: Any) -> str:
+    """Hex sha256 of all of a network's tensors: names weights that came without a file."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _autocast_type() -> str:

@@ -3,6 +3,7 @@
 Each function returns a module that maps float32 (B, 3, S, S), preprocessed, to features (B, D).
 """
 
+import dataclasses
 import struct
 import tempfile
 from pathlib import Path
@@ -39,9 +40,10 @@ def _line(error: Exception) -> str:
     return text if len(text) <= 200 else text[:200] + "..."
 
 
-def _load(network: nn.Module, path: Path, name: str) -> None:
+def _load(network: nn.Module, path: Path, name: str, unused: frozenset[str] = frozenset()) -> None:
+    """Load all weights, strictly; `unused` names tensors that the file may hold besides."""
     try:
-        network.load_state_dict(_state(path))
+        network.load_state_dict({key: value for key, value in _state(path).items() if key not in unused})
     except (RuntimeError, TypeError, AttributeError) as error:
         raise InputError(f"{path} does not hold the weights of {name} ({_line(error)}): name the right file") from error
     network.eval().requires_grad_(False)
@@ -137,3 +139,42 @@ def inception_v3(path: Path) -> nn.Module:
                 f"{path} is not InceptionV3 in TorchScript ({_line(error)}): fetch inception-2015-12-05.pt again"
             ) from error
     return _Inception(network.eval().requires_grad_(False))
+
+
+@dataclasses.dataclass(frozen=True)
+class TimmConfig:
+    """What a model of timm expects and gives: input side, mean and deviation of the pixels in [0, 1], D."""
+
+    size: int
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    dimension: int
+
+
+def timm_model(name: str, path: Path | None) -> tuple[nn.Module, TimmConfig]:
+    """A model of timm without its classifier, with the weights at `path` or timm's own.
+
+    Raises InputError when timm is not installed, knows no such model, or cannot get the weights.
+    """
+    try:
+        import timm
+    except ImportError as error:
+        raise InputError(f"encoder timm:{name} needs the package timm: pip install timm") from error
+    if not timm.is_model(name):
+        raise InputError(f"timm {timm.__version__} has no model {name}: see timm.list_models()")
+    try:
+        network = timm.create_model(name, pretrained=path is None, num_classes=0)
+    except (OSError, RuntimeError, ValueError) as error:  # no network, no weights of that tag
+        raise InputError(
+            f"encoder timm:{name}: its weights could not be fetched ({_line(error)}): name a file of them as weights"
+        ) from error
+    if path is None:
+        network.eval().requires_grad_(False)
+    else:
+        classifier = timm.create_model(name).state_dict().keys() - network.state_dict().keys()
+        _load(network, path, f"timm:{name}", frozenset(classifier))
+    config = timm.data.resolve_model_data_config(network)
+    size = max(config["input_size"][1:])
+    with torch.inference_mode():
+        dimension = network(torch.zeros(1, 3, *config["input_size"][1:])).shape[1]
+    return network, TimmConfig(size, tuple(config["mean"]), tuple(config["std"]), dimension)

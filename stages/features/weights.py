@@ -1,18 +1,19 @@
 """Which encoder, and where its weights are: found, downloaded or asked for, and always checked. Without torch."""
 
 import os
+import re
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from stages.artifacts import atomic_path, sha256_file
 from stages.errors import InputError
 from stages.protocol import Section
 
-EncoderName = Literal["efficientnet-lite0", "resnet18", "inception_v3", "pixels"]
+ENCODERS = ("efficientnet-lite0", "resnet18", "inception_v3", "pixels")
+TIMM = "timm:"  # in front of the name of a model of the package timm, "timm:vit_small_patch14_dinov2.lvd142m"
 
 # What each downloadable encoder reads: (url, what its sha256 begins with; "" where the publisher states none).
 DOWNLOADS = {
@@ -30,12 +31,19 @@ CLEAN_FID_SIZE = 299  # clean-fid resizes to 299×299, and Inception's weights a
 class EncoderParams(Section):
     """Which network turns an image into a feature vector, on which weights."""
 
-    name: EncoderName = Field(description="efficientnet-lite0 | resnet18 | inception_v3 | pixels")
+    name: str = Field(description="efficientnet-lite0 | resnet18 | inception_v3 | pixels | timm:NAME")
     weights: str | None = Field(description="a weights file; null: the packaged or downloaded ones")
     sha256: str | None = Field(pattern="^[0-9a-f]{64}$", description="the weights file's expected sha256; null: any")
     resize: int | None = Field(
         ge=32, le=1024, description="the side that images are resized to; null: the encoder's own"
     )
+
+    @field_validator("name")
+    @classmethod
+    def _known(cls, name: str) -> str:
+        if name not in ENCODERS and not re.fullmatch(TIMM + r"[\w.\-]+", name):
+            raise ValueError(f"there is no encoder {name!r}: use {', '.join(ENCODERS)} or {TIMM}NAME")
+        return name
 
     @model_validator(mode="after")
     def _consistent(self) -> "EncoderParams":
@@ -47,11 +55,12 @@ class EncoderParams(Section):
 
 
 def weights_file(params: EncoderParams) -> Path | None:
-    """The weights file, downloaded where need be, its sha256 checked; None for `pixels`.
+    """The weights file, downloaded where need be, its sha256 checked; None for `pixels`, and for a model of timm
+    without a file of its own: timm fetches and keeps those weights.
 
     Raises InputError, naming the exact path where to put the file, when there is none, and when the sha256 differs.
     """
-    if params.name == "pixels":
+    if params.name == "pixels" or (params.name.startswith(TIMM) and params.weights is None):
         return None
     if params.weights is not None:
         path, published = Path(params.weights).expanduser(), ""

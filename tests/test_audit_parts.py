@@ -1,0 +1,367 @@
+"""The audit's mathematics against brute force, and its store against damage."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import mannwhitneyu
+
+from stages.auditing import planting
+from stages.auditing.groups import find_duplicates, halves
+from stages.auditing.judging import copies, cross_fitted
+from stages.auditing.matching import OUTSIDE, Reference, _moved, match, mirrored, outside, reduce, reference_of
+from stages.auditing.scores import CANDIDATE_CAP, COPY_CAP, Scores, calibrate, scores
+from stages.auditing.settings import audit_params
+from stages.auditing.store import Progress, Store
+from stages.errors import InputError
+from stages.features.coverage import precision_recall_density_coverage
+from stages.features.kid import kernel_distance
+from stages.images.store import image_table
+from stages.memorization.copying_test import assign, cell_centres, cell_distances, copying_test, u_z_score
+from stages.search.alignment import best_shift, tile_distance
+from stages.search.nearest import nearest
+
+BUDGET = 1 << 28
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Store(tmp_path, Progress(quiet=True))
+
+
+def pictures(count: int, side: int = 8, channels: int = 1, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (count, side, side, channels), np.uint8)
+
+
+def smooth(count: int, side: int, channels: int, seed: int = 0) -> np.ndarray:
+    """Pictures that look alike when shifted a little, as natural ones do."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (count, 5, 5, channels)).astype(float)
+    at = np.linspace(0, 4, side)
+    low = np.minimum(at.astype(int), 3)
+    part = at - low
+    for axis in (1, 2):
+        weight = part.reshape([-1 if i == axis else 1 for i in range(4)])
+        coarse = np.take(coarse, low, axis) * (1 - weight) + np.take(coarse, low + 1, axis) * weight
+    return np.rint(coarse).astype(np.uint8)
+
+
+def shifted_mean(a: np.ndarray, b: np.ndarray, dy: int, dx: int) -> tuple[int, int]:
+    """Sum of squared differences and count where a(y, x) meets b(y + dy, x + dx), by the definition."""
+    total = count = 0
+    for y, x in np.ndindex(a.shape[:2]):
+        if 0 <= y + dy < b.shape[0] and 0 <= x + dx < b.shape[1]:
+            total += int(np.square(a[y, x].astype(int) - b[y + dy, x + dx]).sum())
+            count += a.shape[2]
+    return total, count
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_best_shift_is_the_least_mean_over_all_candidates_and_shifts(channels):
+    reference, queries = pictures(9, 6, channels), pictures(5, 6, channels, 1)
+    queries[0, :5, 1:] = reference[4, 1:, :5]  # query (y, x) is reference (y + 1, x - 1)
+    candidates = np.array([[8, 4, -1], [1, 1, 2], [0, 3, 5], [7, -1, -1], [-1, -1, -1]])
+    found = best_shift(queries, reference, candidates, 2)
+    for q in range(4):
+        means = {
+            (row, dy, dx): shifted_mean(queries[q], reference[row], dy, dx)
+            for row in candidates[q][candidates[q] >= 0]
+            for dy, dx in itertools.product(range(-2, 3), repeat=2)
+        }
+        least = min(total / count for total, count in means.values())
+        total, count = means[(found.row[q], *found.shift[q])]
+        assert (found.squared[q], found.count[q]) == (total, count)
+        assert total / count == least
+        assert found.distance[q] == pytest.approx(math.sqrt(least) / 255, rel=1e-12)
+    assert (found.row[0], *found.shift[0], found.squared[0]) == (4, 1, -1, 0)
+    assert found.row[4] == -1
+    assert np.isinf(found.distance[4])
+
+
+def test_of_equal_matches_the_lower_row_and_the_smaller_shift_win():
+    reference = np.full((3, 5, 5, 1), 7, np.uint8)
+    found = best_shift(reference[:1], reference, np.array([[2, 1]]), 2)
+    assert (found.row[0], *found.shift[0]) == (1, 0, 0)
+
+
+def test_a_shift_needs_images_larger_than_itself():
+    with pytest.raises(InputError, match="a shift of 2 pixels needs images of more than 4 pixels a side"):
+        best_shift(pictures(1, 4), pictures(1, 4), np.zeros((1, 1), np.int64), 2)
+
+
+def test_the_tile_distance_is_the_least_of_the_largest_tiles():
+    reference, queries = pictures(6, 9, 3), pictures(4, 9, 3, 1)
+    candidates = np.array([[0, 1], [2, -1], [5, 3], [-1, -1]])
+    found = tile_distance(queries, reference, candidates)
+    edges = [0, 2, 4, 6, 9]
+    for q in range(3):
+        tiles = [
+            max(
+                np.square(queries[q, a:b, c:d].astype(float) - reference[row, a:b, c:d]).mean()
+                for (a, b), (c, d) in itertools.product(itertools.pairwise(edges), repeat=2)
+            )
+            for row in candidates[q]
+            if row >= 0
+        ]
+        assert found[q] == pytest.approx(math.sqrt(min(tiles)) / 255, rel=1e-12)
+    assert np.isinf(found[3])
+
+
+def test_the_kernel_distance_is_its_formula():
+    generator = np.random.default_rng(0)
+    a, b = generator.normal(size=(7, 4)), generator.normal(0.5, 1, (9, 4))
+
+    def kernel(x, y):
+        return (x @ y / 4 + 1) ** 3
+
+    within = [
+        sum(kernel(x[i], x[j]) for i in range(len(x)) for j in range(len(x)) if i != j) / (len(x) * (len(x) - 1))
+        for x in (a, b)
+    ]
+    between = sum(kernel(x, y) for x in a for y in b) / (len(a) * len(b))
+    assert kernel_distance(a, b) == pytest.approx(sum(within) - 2 * between, rel=1e-12)
+    with pytest.raises(InputError, match="needs at least 2 images on each side, got 1"):
+        kernel_distance(a, b[:1])
+
+
+def test_precision_recall_density_and_coverage_are_their_definitions():
+    generator = np.random.default_rng(0)
+    real, made, k = generator.normal(size=(30, 3)), generator.normal(0.7, 1, (20, 3)), 3
+
+    def radius(points, i):
+        return sorted(np.linalg.norm(points[i] - points[j]) for j in range(len(points)) if j != i)[k - 1]
+
+    in_real = [[np.linalg.norm(real[i] - y) < radius(real, i) for i in range(30)] for y in made]
+    in_made = [[np.linalg.norm(made[j] - x) < radius(made, j) for j in range(20)] for x in real]
+    found = precision_recall_density_coverage(real, made, k)
+    assert found == pytest.approx(
+        {
+            "precision": np.mean([any(row) for row in in_real]),
+            "recall": np.mean([any(row) for row in in_made]),
+            "density": np.sum(in_real) / (k * 20),
+            "coverage": np.mean(np.any(in_real, axis=0)),
+        }
+    )
+    assert 0 < found["precision"] < 1
+    assert 0 < found["coverage"] < 1
+
+
+def test_equal_sets_do_not_depend_on_rounding():
+    """The k-th neighbour lies exactly on the rim; with itself, k − 1 others lie inside."""
+    points = np.random.default_rng(0).normal(size=(40, 16)).astype(np.float32)
+    found = precision_recall_density_coverage(points, points, 4)
+    assert found == {"precision": 1.0, "recall": 1.0, "density": 1.0, "coverage": 1.0}
+
+
+def test_z_of_u_is_the_paper_s_and_scipy_s():
+    generator = np.random.default_rng(0)
+    a, b = generator.integers(0, 9, 23).astype(float), generator.integers(1, 9, 31).astype(float)
+    u = sum((x > y) + 0.5 * (x == y) for x in a for y in b)
+    assert u == mannwhitneyu(a, b).statistic
+    expected = (u - 23 * 31 / 2) / math.sqrt(23 * 31 * (23 + 31 + 1) / 12)
+    assert u_z_score(a, b) == pytest.approx(expected, rel=1e-12)
+    assert u_z_score(np.zeros(20), np.ones(20)) < -5  # nearer: copying
+
+
+def test_c_t_is_the_mean_of_the_cells_that_hold_enough():
+    generator = np.random.default_rng(0)
+    a, b = generator.random(60), generator.random(90)
+    cells_a, cells_b = np.repeat([0, 1, 2], [30, 25, 5]), np.repeat([0, 1, 2], [50, 20, 20])
+    found = copying_test(a, cells_a, b, cells_b, 4, 10)
+    z = [u_z_score(a[cells_a == cell], b[cells_b == cell]) for cell in (0, 1)]
+    assert found.c_t == pytest.approx((50 * z[0] + 20 * z[1]) / 70)
+    assert (found.cells_used, found.cells) == (2, 4)
+    assert copying_test(a[:3], cells_a[:3], b, cells_b, 4, 10).c_t is None
+
+
+def test_distances_within_a_cell_are_searched_where_the_list_has_none():
+    reference, queries = pictures(40).reshape(40, -1), pictures(12, seed=1).reshape(12, -1)
+    cells, own = np.arange(40) % 5, np.arange(12) % 4
+    cells[cells == 4] = -1
+    index, squared = nearest(queries, reference, 3)
+    found = cell_distances(index, squared, queries, own, reference, cells)
+    for q in range(12):
+        inside = reference[cells == own[q]].astype(float)
+        assert found[q] == pytest.approx(np.linalg.norm(queries[q] - inside, axis=1).min(), rel=1e-12)
+    nowhere = cell_distances(index[:1], squared[:1], queries[:1], np.array([9]), reference, cells)
+    assert np.isinf(nowhere[0])
+
+
+def test_cells_are_k_means_and_reproducible():
+    points = np.concatenate([np.full((20, 3), 10), np.full((30, 3), 200)]).astype(np.uint8)
+    points[:, 0] += np.arange(50, dtype=np.uint8) % 3
+    centres = cell_centres(points, 2, 0)
+    cell = assign(points, centres)
+    for number in (0, 1):
+        np.testing.assert_allclose(centres[number], points[cell == number].mean(0), rtol=1e-12)
+    assert len(np.unique(cell[:20])) == len(np.unique(cell[20:])) == 1
+    np.testing.assert_array_equal(centres, cell_centres(points, 2, 0))
+    assert len(cell_centres(np.zeros((9, 3), np.uint8), 4, 0)) == 1  # all-black images are one cell
+
+
+def brute_outside(query, reference: Reference, count: int) -> list[int]:
+    squared = np.square(query.astype(int) - reference.flat).sum(1)
+    own = reference.group[np.argmin(squared)]
+    found = sorted(squared[reference.group != own])[:count]
+    return found + [-1] * (count - len(found))
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(3, 60), st.integers(1, 6), st.integers(1, 4), st.integers(0, 2**16))
+def test_the_next_images_outside_the_group_are_a_brute_force_s(count, groups, k, seed):
+    generator = np.random.default_rng(seed)
+    images = generator.integers(0, 5, (count, 2, 2, 1), np.uint8)
+    reference = reference_of(images, np.arange(count), generator.integers(0, groups, count), "")
+    queries = generator.integers(0, 5, (4, 4), np.uint8)
+    index, squared = nearest(queries, reference.flat, min(k, count))
+    found = outside(queries, index, squared, reference, 3, BUDGET)
+    assert found.tolist() == [brute_outside(query, reference, 3) for query in queries]
+
+
+def test_matches_are_a_brute_force_s(store):
+    images, queries = smooth(70, 10, 3), smooth(6, 10, 3, 1)
+    queries[0] = images[3]
+    queries[1] = images[4][:, ::-1]
+    queries[2, 2:, :8] = images[5][:8, 2:]  # sample (y, x) is training (y - 2, x + 2)
+    group = np.arange(70)
+    group[[3, 9]] = 3
+    reference = reference_of(images, np.arange(70), group, "")
+    found = match(queries, "q", reference, store, BUDGET)
+    for flat, index, squared, beyond in (
+        (queries.reshape(6, -1), found.index, found.squared, found.outside),
+        (mirrored(queries).reshape(6, -1), found.mirrored_index, found.mirrored_squared, found.mirrored_outside),
+    ):
+        exact = np.square(flat[:, None].astype(int) - reference.flat).sum(2)
+        np.testing.assert_array_equal(index, np.argsort(exact, axis=1, kind="stable")[:, :50])
+        np.testing.assert_array_equal(squared, np.sort(exact, axis=1)[:, :50])
+        assert beyond.tolist() == [brute_outside(query, reference, OUTSIDE) for query in flat]
+    own = np.square(reference.flat[found.index[:, 0]][:, None].astype(int) - reference.flat).sum(2)
+    np.testing.assert_array_equal(found.own_squared, np.sort(own, axis=1)[:, 1:51])
+    assert found.own_outside[0] == np.sort(np.delete(own[0], [3, 9]))[0]
+    assert (found.mirrored_index[1, 0], found.mirrored_squared[1, 0]) == (4, 0)
+    assert (found.shift_row[2], *found.shift[2], found.shift_mirrored[2]) == (5, -2, 2, False)
+    assert found.shift_distance[2] == 0
+    got = scores(found)
+    scale = np.sqrt(found.outside / found.dimension).mean(1) / 255
+    np.testing.assert_allclose(got.rho[3:, 0], np.sqrt(found.squared[3:, 0] / 300) / 255 / scale[3:], rtol=1e-12)
+    np.testing.assert_array_equal(got.transform[:3], [0, 1, 2])
+    np.testing.assert_array_equal(got.best[:3], 0)
+
+
+def test_reduced_images_are_rounded_cell_means():
+    images = pictures(3, 18, 3)
+    reduced = reduce(images).reshape(3, 8, 8, 3)
+    edges = np.arange(9) * 18 // 8
+    for y, x in np.ndindex(8, 8):
+        cell = images[:, edges[y] : edges[y + 1], edges[x] : edges[x + 1]].astype(float)
+        np.testing.assert_allclose(reduced[:, y, x], cell.mean((1, 2)), atol=0.5 + 1e-9)
+    np.testing.assert_array_equal(_moved(images, 1, -2)[:, 1:, :-2], images[:, :-1, 2:])
+
+
+def test_thresholds_let_the_stated_share_of_the_control_pass():
+    values = np.random.default_rng(0).permutation(np.linspace(0.2, 1, 2000))
+    found = calibrate(values, 2.0)
+    assert (values < found.copy).sum() == 10  # a quarter of 2 % of 2000
+    assert (values < found.candidate).sum() == 40
+    assert calibrate(values + 1, 1.0).copy == COPY_CAP  # unseen images are all far away
+    assert calibrate(values + 1, 1.0).candidate == CANDIDATE_CAP
+    few = calibrate(values[:10], 1.0)
+    assert (values[:10] < few.candidate).sum() == 0
+    assert calibrate(np.array([np.nan]), 1.0).copy == COPY_CAP
+
+
+def test_the_control_is_judged_under_the_other_half_s_threshold():
+    best = np.linspace(0.1, 0.9, 20)
+    best[0] = 0.01  # alone far below: its own half would have set its threshold there
+    found = Scores(best, best, np.stack([best] * 3, axis=1))
+    flags = cross_fitted(found, 10.0)
+    assert flags[0]
+    assert not copies(found, calibrate(best, 1.0))[0]
+    assert flags.sum() == 1
+
+
+def test_near_duplicates_are_grouped_by_either_distance(store):
+    """Noise is far from everything: twins with a tenth of that distance are found by what is usual around them."""
+    images = pictures(60, 8)
+    images[1] = np.clip(images[0].astype(int) + np.random.default_rng(1).integers(-30, 31, (8, 8, 1)), 0, 255)
+    images[5] = images[7]
+    found = find_duplicates(image_table(images), None, 0.25, "a", store, BUDGET)
+    assert (found.groups, found.images) == (2, 4)
+    assert found.group[0] == found.group[1] == 0
+    assert found.group[5] == found.group[7] == 5
+    flat = images.reshape(60, -1).astype(float)
+    distance = np.linalg.norm(flat[:, None] - flat, axis=2) / 8 / 255 + 9 * np.eye(60)
+    assert found.near == pytest.approx(0.25 * np.median(distance.min(1)), rel=0.01)
+    wide = find_duplicates(image_table(images), 0.99, 0.25, "a", store, BUDGET)
+    assert (wide.groups, wide.images) == (1, 60)
+
+
+def test_one_image_has_no_duplicates(store):
+    found = find_duplicates(image_table(pictures(1)), None, 0.25, "a", store, BUDGET)
+    assert (found.groups, found.images, found.near) == (0, 0, 0.0)
+
+
+def test_halves_keep_groups_together():
+    group = np.array([0, 1, 2, 0, 4, 5, 5, 7, 8, 8, 8, 11])
+    for seed in range(20):
+        left, right = halves(group, seed)
+        assert sorted([*left, *right]) == list(range(12))
+        assert not set(group[left]) & set(group[right])
+        assert 3 <= len(left) <= 6
+
+
+def test_planted_copies_are_what_their_names_say():
+    images = pictures(4, 16, 3)
+    assert np.array_equal(planting.plant(images, "exact", 0), images)
+    assert np.array_equal(planting.plant(images, "mirrored", 0), images[:, :, ::-1])
+    noisy = planting.plant(np.full((4, 32, 32, 3), 128, np.uint8), "noise", 0)
+    assert np.std(noisy / 255) == pytest.approx(planting.NOISE, rel=0.05)
+    for made, image in zip(planting.plant(images, "shifted", 3), images):
+        fitting = [
+            shift
+            for shift in itertools.product(range(-2, 3), repeat=2)
+            if shifted_mean(made[3:-3, 3:-3], image[3:-3, 3:-3], *shift)[0] == 0
+        ]
+        assert len(fitting) == 1
+        assert fitting != [(0, 0)]
+    for kind in planting.WORDS:
+        np.testing.assert_array_equal(planting.plant(images, kind, 5), planting.plant(images, kind, 5))
+        assert planting.plant(images[..., :1], kind, 5).shape == (4, 16, 16, 1)
+
+
+def test_a_stored_piece_is_used_once_it_is_whole(store):
+    calls = []
+
+    def compute():
+        calls.append(1)
+        return {"a": np.arange(5), "b": np.ones((2, 2), bool)}
+
+    for _ in range(2):
+        found = store.arrays("x", ["key"], 0, compute)
+    assert len(calls) == 1
+    assert found["a"].tolist() == [0, 1, 2, 3, 4]
+    assert found["b"].dtype == bool
+    store.arrays("x", ["other key"], 0, compute)
+    assert len(calls) == 2
+    for path in list(store.folder.glob("x-*")):
+        content = bytearray(path.read_bytes())
+        content[-40] ^= 1
+        path.write_bytes(content)
+    assert store.arrays("x", ["key"], 0, compute)["a"].tolist() == [0, 1, 2, 3, 4]
+    assert len(calls) == 3
+
+
+def test_a_memory_budget_is_an_amount_of_memory():
+    base = {"train": "a", "samples": "b", "out": "c"}
+    assert audit_params(**base, memory_budget="5GiB").budget == 2 << 30
+    assert audit_params(**base, memory_budget="3GB").budget == (3 * 10**9 - (1 << 30)) // 2
+    with pytest.raises(InputError, match="--memory-budget 'much' is no amount of memory: write e.g. 4GiB"):
+        audit_params(**base, memory_budget="much")
+    with pytest.raises(InputError, match="--memory-budget 1GiB is too little: give at least 1.25GiB"):
+        audit_params(**base, memory_budget="1GiB")
+    with pytest.raises(InputError, match="--fail-above: Input should be less than or equal to 1"):
+        audit_params(**base, fail_above=2.0)
+    with pytest.raises(InputError, match="--out: Field required"):
+        audit_params(train="a", samples="b")
