@@ -27,6 +27,20 @@ WORDS = {
 }
 
 
+TITLES = {
+    "two_stage": "two-stage",
+    "byte_identical": "byte-identical",
+    "nn_ratio_1_3": "r₁/r₂ < ⅓",
+    "nn_ratio_1_3_grouped": "r₁/r₂ < ⅓, grouped",
+    "nn_ratio_0_7": "r₁/r₂ < 0.7",
+    "nn_ratio_0_7_grouped": "r₁/r₂ < 0.7, grouped",
+    "carlini_sample": "Carlini, around the sample",
+    "carlini_train": "Carlini, around the match",
+    "authenticity": "not authentic",
+    "authenticity_grouped": "not authentic, grouped",
+}
+
+
 def render(result: dict[str, Any], pairs: pa.Table, samples: Judged, control: Judged, train: ImageSet) -> str:
     """The whole page. result: what audit.json holds; pairs: pairs.parquet's table."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -36,7 +50,11 @@ def render(result: dict[str, Any], pairs: pa.Table, samples: Judged, control: Ju
     environment = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"percent": percent, "number": number, "title": lambda name: name.replace("_", " ")}
+    environment.filters |= {
+        "percent": percent,
+        "number": number,
+        "title": lambda name: TITLES.get(name, name.replace("_", " ")),
+    }
     environment.globals |= {"interval": interval}
     return environment.get_template("audit.html").render(
         css="".join(path.read_text(encoding="utf-8") for path in (shared / "report.css", here / "audit.css")),
