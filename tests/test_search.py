@@ -1,5 +1,7 @@
 """Exact search against int64 brute force, on every path and under tiny memory budgets."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -14,8 +16,10 @@ from stages.search.nearest import nearest
 from stages.search.nearest_float import min_distance, prepare
 from stages.search.neighbor_table import NeighborTable, read_neighbors, write_neighbors
 from stages.search.products import centred, products, squared_norms
-from stages.search.projection import bound_vectors, fit_projection, slack
+from stages.search.projection import coordinates, fit_projection, layout, slack
 from stages.search.range_search import pairs_within
+from stages.search.tile_scores import processor_features, tile_function
+from stages.search.tiled import LOWEST, pack
 
 DEPTHS = (1, 3, 17, 40, 200, 600)
 KINDS = ("noise", "extreme", "constant", "near", "duplicates", "low-rank")
@@ -91,13 +95,12 @@ def test_nearest_property(data, kind, other, hard):
 def test_nearest_of_more_than_one_block_holds(path):
     """k larger than a block of the reference: the list of the best is filled over several blocks."""
     rng = np.random.default_rng(0)
-    for count, d, k in ((154, 17, 131), (90, 40, 61), (60, 200, 59)):
+    for count, d, k in ((154, 17, 131), (390, 40, 161), (260, 200, 259)):
         queries, reference = (draw_images("noise", rng, n, d) for n in (9, count))
         expected = brute_force(queries, reference, k)
-        for columns in (7, 19, 40):
-            found = nearest(queries, reference, k, memory_budget=columns * 4 * (12 * (min(256, d) + 3) + d))
-            np.testing.assert_array_equal(found[0], expected[0])
-            np.testing.assert_array_equal(found[1], expected[1])
+        found = nearest(queries, reference, k, memory_budget=1)  # blocks of one tile, 128 references
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
 
 
 def test_nearest_at_the_real_dimension(path):
@@ -145,27 +148,56 @@ def test_products_beyond_int32(monkeypatch):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_bound_is_a_bound(kind):
-    """squared_x − 2 (score + slack) never exceeds the true distance, for the coarse and for the fine product."""
+@pytest.mark.parametrize("size", [5, 48])
+def test_the_bound_is_a_bound(kind, size):
+    """scale² squared_x − 2 (score + slack) never exceeds the true scale² distance, at every level."""
     rng = np.random.default_rng(7)
     reference, queries = draw_images(kind, rng, 80, 96), draw_images("noise", rng, 30, 96)
-    projection = fit_projection(reference, 48)
-    x, y = (
-        bound_vectors(projection, images, 16, reference=role) for images, role in ((queries, False), (reference, True))
-    )
-    true, margin = all_squared(queries, reference), slack(x, y)[:, None]
-    coarse = x.coarse.astype(np.float64) @ y.coarse.T.astype(np.float64)
-    fine = coarse + x.fine.astype(np.float64) @ y.fine.T.astype(np.float64)
-    for score in (coarse, fine):
-        assert (x.squared[:, None] - 2 * (score + margin) <= true).all()
-    for rows in range(80):  # and no looser than it says: it leaves nothing between an image and itself
-        own = bound_vectors(projection, reference[rows : rows + 1], 16, reference=False)
-        score = own.coarse @ y.coarse[rows] + own.fine @ y.fine[rows]
-        assert abs(own.squared - 2 * score) <= 2 * slack(own, y)
-    if kind == "low-rank":  # and it is worth having: what the fine dimensions leave out is small
-        inside = bound_vectors(projection, reference, 16, reference=False)
-        own = inside.squared[:, None] - 2 * (inside.coarse @ y.coarse.T + inside.fine @ y.fine.T)
-        assert np.abs(own - all_squared(reference, reference)).max() < 0.02 * all_squared(reference, reference).max()
+    projection = fit_projection(reference, size)
+    shape = layout(len(projection.rows) - 1, (8, 20))
+    y = coordinates(projection, reference, shape)
+
+    def bounds(images: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+        x = coordinates(projection, images, shape)
+        left, right = x.as_queries(shape).rows.astype(np.int64), y.rows.astype(np.int64)
+        scores = (left[:, :stop] @ right[:, :stop].T + y.half for stop in shape.levels)
+        return [x.scale**2 * x.squared[:, None] - 2 * score for score in scores], 2 * slack(x, y)[:, None]
+
+    levels, margin = bounds(queries)
+    true = y.scale**2 * all_squared(queries, reference)
+    assert all((bound - margin <= true).all() for bound in levels)
+    own, margin = bounds(reference)  # and no looser than it says: it leaves nothing between an image and itself
+    rounding = 6.0 * y.rows.max() * len(shape.groups[0]) + 2 * margin.max()  # a length is rounded up by 1.25 at most
+    assert all(np.abs(np.diag(bound)).max() <= rounding for bound in own)
+    if kind == "low-rank" and size == 48:  # and it is worth having: what 48 directions leave out is small
+        true = y.scale**2 * all_squared(reference, reference)
+        assert np.abs(own[-1] - true).max() < 0.02 * true.max()
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data())
+def test_scores_of_tiles_are_products(data):
+    """Every instruction set that this processor has, against NumPy in int64."""
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    count, width = data.draw(st.integers(1, 300)), 2 * data.draw(st.integers(1, 20))
+    x, y = (rng.integers(-7000, 7001, (n, width)).astype(np.int16) for n in (6, count))
+    half = rng.integers(-(2**30), 1, count).astype(np.int32)
+    packed, added = pack(y, half)
+    tiles = len(packed)
+    expected = np.full((6, tiles * 128), LOWEST, np.int64)
+    expected[:, :count] = x.astype(np.int64) @ y.T.astype(np.int64) + half
+    for score_tiles in score_functions():
+        scores, maxima = np.zeros((6, tiles, 8, 16), np.int32), np.zeros((6, tiles * 16), np.int32)
+        score_tiles(x, packed, added, scores, maxima, 0)
+        np.testing.assert_array_equal(scores.swapaxes(2, 3).reshape(6, -1), expected)
+        np.testing.assert_array_equal(maxima, expected.reshape(6, -1, 8).max(2))
+
+
+@functools.cache
+def score_functions() -> list:
+    there = processor_features()
+    sets = [set(), {"avx2"}, {"avx512bw"}, {"avx512bw", "avx512vnni"}]
+    return [tile_function(features) for features in sets if features <= there]
 
 
 @pytest.mark.parametrize("large", [False, True])

@@ -3,6 +3,8 @@
 import numba
 import numpy as np
 
+from stages.search.tiled import GROUP, LANES, LOWEST
+
 EMPTY = np.int64(2**63 - 1)
 DEPTH = 16_384  # pixels whose squared differences fit an int32
 
@@ -21,13 +23,42 @@ def squared_distance(a, b):
     return total
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract"}, boundscheck=False)
+@numba.njit(nogil=True, cache=True, boundscheck=False)
 def dot(a, b):
-    """Inner product of float32 vectors, summed in any order (`slack` allows for it)."""
-    total = np.float32(0)
+    """Inner product of two int16 vectors, int32."""
+    total = np.int32(0)
     for i in range(a.shape[0]):
-        total += a[i] * b[i]
+        total = np.int32(total + np.int32(np.int32(a[i]) * np.int32(b[i])))
     return total
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def fine_score(score, x, y, levels, cut):
+    """The score at the last of the columns `levels`, where levels end, or at the first that is below `cut`.
+
+    score: at the first level, from `score_tiles`.
+    """
+    for level in range(1, levels.shape[0]):
+        if score < cut:
+            break
+        start, stop = levels[level - 1], levels[level]
+        score = np.int32(score + dot(x[start:stop], y[start:stop]))
+    return score
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def squared_lengths(images, out):
+    """‖x − 128‖² of the rows of uint8 images, into the int64 array `out`."""
+    for row in range(images.shape[0]):
+        total = np.int64(0)
+        for start in range(0, images.shape[1], DEPTH):
+            x = images[row, start : start + DEPTH]
+            part = np.int32(0)
+            for i in range(x.shape[0]):
+                difference = np.int16(np.int16(x[i]) - np.int16(128))
+                part = np.int32(part + np.int32(np.int32(difference) * np.int32(difference)))
+            total += np.int64(part)
+        out[row] = total
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
@@ -43,16 +74,6 @@ def insert(keys, key):
     for i in range(keys.shape[0] - 1, position, -1):
         keys[i] = keys[i - 1]
     keys[position] = key
-
-
-@numba.njit(nogil=True, cache=True, boundscheck=False)
-def passing(row, threshold, found):
-    """Positions with row[j] >= threshold, written to `found` (as long as row); returns how many."""
-    n = 0
-    for j in range(row.shape[0]):
-        found[n] = j
-        n += row[j] >= threshold
-    return n
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
@@ -96,56 +117,122 @@ def high_scores(row, values, positions):
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
-def seeds(row, fine_x, fine_y, values, positions, best, at):
-    """Positions of good candidates, into `at`: the best by the fine bound among many by the coarse one."""
+def lowest_score(radius, squared, scale, slack):
+    """The lowest score of a reference whose squared distance may be `radius`: scale² radius ≥ the bound, which is
+    scale² squared − 2 (score + slack)."""
+    cut = np.floor(scale * scale * (np.float64(squared) - np.float64(radius)) / 2 - slack) - 1
+    return np.int32(max(np.float64(LOWEST), min(cut, np.float64(-(LOWEST + 2)))))
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def cut_of(keys, count, squared, scale, slack):
+    """The lowest score with which a reference may enter `keys`."""
+    last = keys[keys.shape[0] - 1]
+    return LOWEST if last == EMPTY else lowest_score(last // count, squared, scale, slack)
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def seeds(scores, maxima, x, y, levels, best, at):
+    """Good references, into `at`: the best by the fine score among the best of the groups by the coarse one."""
+    values, groups = np.empty(4 * best.shape[0], np.int32), np.empty(4 * best.shape[0], np.int64)
     n = 0
-    for i in range(high_scores(row, values, positions)):
-        j = positions[i]
-        n = keep_high(row[j] + dot(fine_x, fine_y[j]), j, n, best, at)
+    for i in range(high_scores(maxima, values, groups)):
+        tile, lane = groups[i] // LANES, groups[i] % LANES
+        for v in range(GROUP):
+            j = GROUP * groups[i] + v
+            score = scores[tile, v, lane]
+            if j < y.shape[0] and (n < best.shape[0] or score > best[n - 1]):
+                n = keep_high(fine_score(score, x, y[j], levels, LOWEST), j, n, best, at)
     return n
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
-def threshold(keys, count, squared, slack):
-    """The score below which the bound proves that nothing enters `keys`: bound = squared − 2 score > worst kept."""
-    last = keys[keys.shape[0] - 1]
-    if last == EMPTY:
-        return np.float64(-np.inf)
-    return (squared - np.float64(last // count)) / 2 - slack
+def survivors(scores, maxima, x, y, levels, first, cut, limit, kept, at):
+    """References from `first` on with a fine score ≥ `cut`, into `kept` and `at`; their number, limit + 1 if more."""
+    n = 0
+    for group in range(first // GROUP, maxima.shape[0]):
+        if maxima[group] < cut:
+            continue
+        tile, lane = group // LANES, group % LANES
+        for v in range(GROUP):
+            j = GROUP * group + v
+            if scores[tile, v, lane] < cut or j < first or j >= y.shape[0]:
+                continue
+            score = fine_score(scores[tile, v, lane], x, y[j], levels, cut)
+            if score >= cut:
+                if n == limit:
+                    return limit + 1
+                kept[n], at[n] = score, j
+                n += 1
+    return n
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
-def search_block(scores, fine_x, fine_y, squared, slack, queries, reference, offset, count, exclude, keys, hard, limit):
-    """Finish one block: every candidate whose bound allows it is measured in integers and offered to `keys`.
+def search_block(
+    scores, maxima, x, squared, slack, scale, y, levels, order, queries, reference, count, exclude, keys, hard, limit
+):
+    """Finish some queries over one span of the reference, given their coarse scores.
 
-    A query with more than `limit` candidates is marked in `hard` and left to the dense search.
+    Every reference that the bound lets through is measured in integers, the most promising first, and offered to
+    `keys`. A query with more than `limit` of them is marked in `hard` and left to the dense search.
+
+    scores: int32 (Q, T, 8, 16) and maxima: int32 (Q, 16 T) from `score_tiles`; x: int16 (Q, W); squared: int64, slack:
+    float64 (Q,), of the queries; y: int16 (M, W), the span's references in the order in which they are grouped;
+    order: int64 (M,), their rows in `reference`.
     """
     k = keys.shape[1]
-    found = np.empty(scores.shape[1] + 1, np.int64)
-    best, at = np.empty(k, np.float32), np.empty(k, np.int64)
-    values, positions = np.empty(4 * k, np.float32), np.empty(4 * k, np.int64)
-    last = fine_x.shape[1] - 1
-    for q in range(scores.shape[0]):
-        row = scores[q]
+    best, first = np.empty(k, np.int32), np.empty(k, np.int64)
+    fine, at = np.empty(limit, np.int32), np.empty(limit, np.int64)
+    measured = np.zeros(y.shape[0], np.bool_)
+    for q in range(x.shape[0]):
+        n_seeds = 0
         if keys[q, k - 1] == EMPTY:
-            for i in range(seeds(row, fine_x[q], fine_y, values, positions, best, at)):
-                if at[i] + offset != exclude[q]:
-                    insert(keys[q], squared_distance(queries[q], reference[at[i]]) * count + at[i] + offset)
-        cut = threshold(keys[q], count, squared[q], slack[q])
-        n = passing(row, np.float32(cut), found)
-        if n > limit:
-            hard[q] = True
-            continue
-        for i in range(n):
-            j = found[i]
-            if row[j] < cut or j + offset == exclude[q]:
-                continue
-            if last > 0 and row[j] + dot(fine_x[q], fine_y[j]) < cut:
-                continue
-            key = squared_distance(queries[q], reference[j]) * count + j + offset
-            if key < keys[q, k - 1]:
-                insert(keys[q], key)
-                cut = threshold(keys[q], count, squared[q], slack[q])
+            n_seeds = seeds(scores[q], maxima[q], x[q], y, levels, best, first)
+        for i in range(n_seeds):
+            measured[first[i]] = True
+            row = order[first[i]]
+            if row != exclude[q]:
+                insert(keys[q], squared_distance(queries[q], reference[row]) * count + row)
+        cut = cut_of(keys[q], count, squared[q], scale, slack[q])
+        n = survivors(scores[q], maxima[q], x[q], y, levels, 0, cut, limit, fine, at)
+        hard[q] = n > limit
+        if not hard[q]:
+            for i in np.argsort(-fine[:n]):
+                row = order[at[i]]
+                if fine[i] < cut:
+                    break
+                if measured[at[i]] or row == exclude[q]:
+                    continue
+                insert(keys[q], squared_distance(queries[q], reference[row]) * count + row)
+                cut = cut_of(keys[q], count, squared[q], scale, slack[q])
+        for i in range(n_seeds):
+            measured[first[i]] = False
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def join_block(scores, maxima, x, squared, slack, scale, y, levels, order, images, offset, radius, found):
+    """Pairs i < j within `radius`, of the queries i = offset, offset + 1 ... and one span: into `found`, int64 (3, n).
+
+    Returns how many there are, or −1 if the references that the bound lets through, i < j, are more than `found`
+    holds. The arrays are as in `search_block`; `order` ascends.
+    """
+    fine, at = np.empty(found.shape[1], np.int32), np.empty(found.shape[1], np.int64)
+    n = passed = 0
+    for q in range(x.shape[0]):
+        i = offset + q
+        cut = lowest_score(radius, squared[q], scale, slack[q])
+        first = max(0, i + 1 - order[0])
+        m = survivors(scores[q], maxima[q], x[q], y, levels, first, cut, found.shape[1] - passed, fine, at)
+        passed += m
+        if passed > found.shape[1]:
+            return -1
+        for s in range(m):
+            j = order[at[s]]
+            distance = squared_distance(images[i], images[j])
+            if distance <= radius:
+                found[0, n], found[1, n], found[2, n] = i, j, distance
+                n += 1
+    return n
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)

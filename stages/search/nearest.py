@@ -11,11 +11,13 @@ import numpy as np
 
 from stages.errors import InputError
 from stages.search.products import centred, check_images, products, spread, squared_norms
-from stages.search.projection import BoundVectors, Projection, bound_vectors, fit_projection, slack
+from stages.search.projection import Coordinates, Projection, coordinates, fit_projection, slack
+from stages.search.tiled import TILE, Tiles
 
 EMPTY = 2**63 - 1
 SMALL = 1 << 33  # multiplications up to which one plain product is faster than starting the compiled scans
-COARSE, FINE = 64, 256  # dimensions of the bound that every pair gets, and of the one that survivors get
+DIRECTIONS = 256  # of the bound
+QUERIES = 24  # whose scores are in the cache at once
 HARD = 0.15  # share of the candidates above which the dense search is faster
 
 
@@ -95,10 +97,9 @@ class _Search:
     def pruned(self) -> None:
         """The bound for every pair, integers for the survivors; queries that it does not help go to `dense`."""
         d = self.reference.shape[1]
-        projection = fit_projection(self.reference, min(FINE, d // 2)) if d >= 16 else None
+        projection = fit_projection(self.reference, min(DIRECTIONS, d // 2)) if d >= 16 else None
         hard = np.full(len(self.queries), projection is None)
-        per_row = 12 * (min(FINE, d) + 3) + d  # float64 and float32 coordinates, centred pixels
-        columns = max(1, min(self.count, self.budget // (4 * per_row)))
+        columns = max(TILE, min(self.count, self.budget // (8 * DIRECTIONS)))
         for c in range(0, self.count, columns):
             span = range(c, min(c + columns, self.count))
             easy = np.flatnonzero(~hard)
@@ -108,29 +109,31 @@ class _Search:
 
     def bounded(self, projection: Projection, rows: np.ndarray, span: range) -> np.ndarray:
         """Search the references of `span` for the queries `rows`; returns which of these it gave up on."""
-        reference = bound_vectors(projection, self.reference[span.start : span.stop], COARSE, reference=True)
+        reference = Tiles.of(projection, self.reference[span.start : span.stop], span.start)
         hard = np.zeros(len(rows), bool)
-        step = max(1, min(256, self.budget // (16 * len(span))))
         for start in range(0, len(rows), 4096):
             at = rows[start : start + 4096]
-            queries = bound_vectors(projection, self.queries[at], COARSE, reference=False)
-            for r in range(0, len(at), step):
-                part = slice(r, r + step)
-                hard[start + r : start + r + step] = self._survivors(at[part], queries.take(part), reference, span)
+            queries = coordinates(projection, self.queries[at], reference.layout).as_queries(reference.layout)
+            hard[start : start + 4096] = self._survivors(at, queries, reference)
         return hard
 
-    def _survivors(self, at: np.ndarray, x: BoundVectors, y: BoundVectors, span: range) -> np.ndarray:
+    def _survivors(self, at: np.ndarray, x: Coordinates, y: Tiles) -> np.ndarray:
         from stages.search.kernels import search_block
 
-        scores = x.coarse @ y.coarse.T
-        margin, queries, exclude, kept = slack(x, y), self.queries[at], self.exclude[at], self.keys[at]
-        reference, hard = self.reference[span.start : span.stop], np.zeros(len(at), bool)
+        margin, queries, exclude, kept = slack(x, y.rows), self.queries[at], self.exclude[at], self.keys[at]
+        hard = np.zeros(len(at), bool)
+        limit = min(len(y.order), int(HARD * len(y.order)))
 
         def scan(a: int, b: int) -> None:
-            search_block(
-                scores[a:b], x.fine[a:b], y.fine, x.squared[a:b].astype(np.float64), margin[a:b], queries[a:b],
-                reference, span.start, self.count, exclude[a:b], kept[a:b], hard[a:b], HARD * len(span),
-            )  # fmt: skip
+            scratch = y.scratch(min(QUERIES, b - a))
+            for start in range(a, b, QUERIES):
+                part = slice(start, min(start + QUERIES, b))
+                y.score(x.rows[part], scratch)
+                search_block(
+                    scratch.scores, scratch.maxima, x.rows[part], x.squared[part], margin[part], x.scale, y.rows.rows,
+                    y.layout.levels, y.order, queries[part], self.reference, self.count, exclude[part], kept[part],
+                    hard[part], limit,
+                )  # fmt: skip
 
         spread(scan, len(at))
         self.keys[at] = kept

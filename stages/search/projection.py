@@ -1,12 +1,14 @@
-"""A certified lower bound on squared distances: project, keep the length of what is left over.
+"""A certified lower bound on squared distances: project, keep the lengths of what is left over.
 
-With P orthonormal rows and r the residual, ‖x−y‖² ≥ ‖Px−Py‖² + (‖r_x‖−‖r_y‖)² (Pythagoras, then the triangle
-inequality). About a mean m it is one inner product of short vectors:
+With P orthonormal rows, and the directions left out in groups g of which only the length ‖x_g‖ is kept,
 
-    bound = ‖x‖² + ‖y‖² − 2 (Px·Py + ‖r_x‖‖r_y‖)
+    ‖x−y‖² ≥ ‖x‖² + ‖y‖² − 2 (Px·Py + Σ_g ‖x_g‖‖y_g‖)
+
+about any mean m (Pythagoras, then Cauchy and Schwarz in every group). One group is the well-known residual bound;
+several hold much more of queries whose energy is spread otherwise than the reference's, such as noise.
 
 P is spanned by int8 rows A, so that A x is exact in integers and P x = L⁻¹ A x with L Lᵀ = A Aᵀ is exact to float64.
-What is left is the rounding of one float32 product, which `slack` bounds: with it the bound stays a proof.
+It is then rounded to int16, and `slack` is what this rounding can do: with it the bound stays a proof, in integers.
 """
 
 import dataclasses
@@ -15,6 +17,10 @@ import numpy as np
 
 from stages.search.products import centred, products, squared_norms
 
+WIDTH = 32  # columns that the compiled products take at a time
+CUTS = (58, 110)  # directions that every pair gets, and that the first survivors get, before those that the last get
+GROUPS = 6  # lengths kept of the directions that a level leaves out
+LARGEST = 32_000  # of a coordinate: the products of two vectors of this length fit an int32 with room
 SAMPLE = 1_024  # rows that the directions are fitted to; any directions are correct, these are good
 CONDITION = 100.0  # of the directions' correlations: the float64 part of the error stays far below `slack`
 
@@ -33,17 +39,11 @@ class Projection:
     whiten: np.ndarray
     origin: np.ndarray
 
-    def coordinates(self, images: np.ndarray, norms: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """P(x−m) and ‖x−m‖². images: uint8 (N, d), norms: their `squared_norms`; float64 (N, p), int64 (N,)."""
-        raw = np.concatenate([products(centred(block), self.rows) for block in _blocks(images)])
-        along_mean = raw[:, -1].astype(np.int64)
-        squared = norms - 2 * along_mean + self.origin[-1]
+    def coordinates(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """P(x−m) and ‖x−m‖² of uint8 images (N, d): float64 (N, p), int64 (N,)."""
+        raw = products(centred(images), self.rows)
+        squared = squared_norms(images) - 2 * raw[:, -1].astype(np.int64) + self.origin[-1]
         return (raw[:, :-1] - self.origin[:-1]).astype(np.float64) @ self.whiten.T, squared
-
-
-def _blocks(images: np.ndarray) -> list[np.ndarray]:
-    rows = max(1, (1 << 25) // images.shape[1])
-    return [images[start : start + rows] for start in range(0, len(images), rows)] or [images]
 
 
 def fit_projection(reference: np.ndarray, size: int) -> Projection | None:
@@ -66,57 +66,118 @@ def fit_projection(reference: np.ndarray, size: int) -> Projection | None:
 
 
 def _principal(sample: np.ndarray, size: int) -> np.ndarray:
-    """Orthonormal rows (size, d) near the leading right singular vectors: a randomised range finder."""
-    start = np.random.default_rng(0).standard_normal((sample.shape[1], size), dtype=np.float32)
-    basis = np.linalg.qr(start)[0]
-    for _ in range(2):
-        basis = np.linalg.qr(sample.T @ (sample @ basis))[0]
-    rotation = np.linalg.eigh(basis.T @ (sample.T @ (sample @ basis)))[1]
-    return (basis @ rotation[:, ::-1]).T
+    """Rows (size, d) near the leading right singular vectors: a randomised range finder on the smaller Gram matrix."""
+    gram = sample @ sample.T if len(sample) < sample.shape[1] else sample.T @ sample
+    basis = np.random.default_rng(0).standard_normal((len(gram), min(size, len(gram))), dtype=np.float32)
+    for _ in range(3):
+        basis = np.linalg.qr(gram @ basis)[0]
+    basis = basis @ np.linalg.eigh(basis.T @ (gram @ basis))[1][:, ::-1]
+    return np.linalg.qr(sample.T @ basis if len(sample) < sample.shape[1] else basis)[0].T
 
 
 @dataclasses.dataclass(frozen=True)
-class BoundVectors:
-    """Images as the bound sees them: squared − 2 (coarse_x·coarse_y [+ fine_x·fine_y]) ≤ ‖x−y‖².
+class Layout:
+    """Where a row of `Coordinates` holds what. Level after level: the lengths that the level before had kept (negative
+    in queries, which takes their products out again), its own directions, the lengths that it keeps, zeros.
 
     Attributes:
-        coarse: float32 (N, c + 2): Px in c dimensions, ‖r‖, and 1 (queries) or −‖y‖²/2 (reference).
-        fine: float32 (N, p − c + 2): the other dimensions, their ‖r‖, and the coarse ‖r‖ with a sign that takes the
-            coarse residuals' product out again. (N, 1) zeros where p ≤ c.
-        squared: int64 (N,), ‖x−m‖².
+        levels: int64 (L,), the column at which each level ends, a multiple of 32. The inner product of two rows up to
+            there is the level's score.
+        directions: how many directions the levels up to this one have.
+        groups: per level the edges of the groups of later directions that have a length of their own; the last
+            length that a level keeps is that of everything outside the span.
+        repeated: bool (W,), the columns that repeat lengths of the level before.
     """
 
-    coarse: np.ndarray
-    fine: np.ndarray
+    levels: np.ndarray
+    directions: tuple[int, ...]
+    groups: tuple[tuple[int, ...], ...]
+    repeated: np.ndarray
+
+
+def layout(size: int, cuts: tuple[int, ...] = CUTS) -> Layout:
+    """The layout of `size` directions whose levels end at `cuts`."""
+    directions = tuple(sorted({min(cut, size) for cut in cuts} | {size}))
+    groups = tuple(tuple(_edges(cut, size)) for cut in directions)
+    repeats = np.array([0, *map(len, groups[:-1])])
+    used = np.diff(directions, prepend=0) + [len(edges) for edges in groups] + repeats
+    levels = np.cumsum(-(-used // WIDTH) * WIDTH)
+    column = np.arange(levels[-1])
+    at = np.searchsorted(levels, column, side="right")
+    return Layout(levels, directions, groups, column - np.array([0, *levels])[at] < repeats[at])
+
+
+def _edges(start: int, stop: int) -> list[int]:
+    return np.unique(np.rint(np.geomspace(start, stop, GROUPS)).astype(int)).tolist()
+
+
+@dataclasses.dataclass(frozen=True)
+class Coordinates:
+    """Images as the bound sees them, in units of 1/scale.
+
+    Attributes:
+        rows: int16 (N, W): the directions rounded to the nearest, the lengths rounded up, in the order of `layout`.
+        squared: int64 (N,), ‖x−m‖² in pixel units.
+        length: float64 (N,), the larger of ‖Px‖ before and after rounding.
+        error: float64 (N,), the length of Px's rounding.
+        scale: float.
+    """
+
+    rows: np.ndarray
     squared: np.ndarray
+    length: np.ndarray
+    error: np.ndarray
+    scale: float
 
-    def take(self, rows: slice) -> "BoundVectors":
-        """These rows."""
-        return BoundVectors(self.coarse[rows], self.fine[rows], self.squared[rows])
+    @property
+    def half(self) -> np.ndarray:
+        """−‖y‖²/2 in units of 1/scale², rounded up: int32 (N,)."""
+        return np.ceil(-0.5 * self.scale**2 * self.squared).astype(np.int32)
 
-
-def bound_vectors(projection: Projection, images: np.ndarray, coarse: int, *, reference: bool) -> BoundVectors:
-    """The bound's vectors of uint8 images (N, d), as queries or as the reference."""
-    coordinates, squared = projection.coordinates(images, squared_norms(images))
-    first, rest = coordinates[:, :coarse], coordinates[:, coarse:]
-    inside = np.einsum("ij,ij->i", first, first)
-    left = np.sqrt(np.maximum(squared - inside, 0))
-    last = -0.5 * squared if reference else np.ones(len(squared))
-    vectors = np.column_stack([first, left, last]).astype(np.float32)
-    if rest.shape[1] == 0:
-        return BoundVectors(vectors, np.zeros((len(images), 1), np.float32), squared)
-    still_left = np.sqrt(np.maximum(squared - inside - np.einsum("ij,ij->i", rest, rest), 0))
-    fine = np.column_stack([rest, still_left, -left if reference else left]).astype(np.float32)
-    return BoundVectors(vectors, fine, squared)
+    def as_queries(self, shape: Layout) -> "Coordinates":
+        """The same, with the repeated lengths negative."""
+        return dataclasses.replace(self, rows=np.where(shape.repeated, -self.rows, self.rows))
 
 
-def slack(queries: BoundVectors, reference: BoundVectors) -> np.ndarray:
-    """How far the float32 inner products can be off, float64 (N,), for every vector of the reference.
+def coordinates(projection: Projection, images: np.ndarray, shape: Layout) -> Coordinates:
+    """The coordinates of uint8 images (N, d); a block at a time, so that float64 never holds them all."""
+    scale = LARGEST / (255 * np.sqrt(images.shape[1]))
+    rows = np.zeros((len(images), shape.levels[-1]), np.int16)
+    squared, length, error = np.empty(len(images), np.int64), np.empty(len(images)), np.empty(len(images))
+    step = max(1, min(4096, (1 << 24) // images.shape[1]))
+    for start in range(0, len(images), step):
+        part = slice(start, start + step)
+        exact, squared[part] = projection.coordinates(images[part])
+        exact *= scale
+        rounded = np.rint(exact)
+        length[part] = np.sqrt(np.maximum(_squares(exact), _squares(rounded)))
+        error[part] = np.sqrt(_squares(exact - rounded))
+        _fill(rows[part], rounded, exact, scale**2 * squared[part], shape)
+    return Coordinates(rows, squared, length, error, scale)
 
-    A sum of n rounded products, in whatever order, is off by at most n u/(1−n u) · Σ|a_i b_i| with u = 2⁻²⁴; rounding
-    the vectors themselves adds 2u. Σ|a_i b_i| ≤ ‖x‖‖y‖ + ‖y‖²/2 for the coarse product and ≤ 2‖x‖‖y‖ for the fine one.
-    The last factor 2 covers 1−n u and float64: ‖r‖ from ‖x‖² − ‖Px‖² is off by at most √(p·2⁻⁵²·CONDITION)‖x‖.
+
+def _squares(values: np.ndarray) -> np.ndarray:
+    return np.einsum("ij,ij->i", values, values)
+
+
+def _fill(rows: np.ndarray, rounded: np.ndarray, exact: np.ndarray, squared: np.ndarray, shape: Layout) -> None:
+    outside = np.sqrt(np.maximum(squared - _squares(exact), 0))
+    start, before, kept = 0, 0, np.zeros((len(rows), 0))
+    for stop, cut, edges in zip(shape.levels, shape.directions, shape.groups):
+        inside = [np.sqrt(_squares(exact[:, a:b])) + 0.01 for a, b in zip(edges, edges[1:])]
+        lengths = np.ceil(np.column_stack([*inside, outside + 0.25]))
+        level = np.concatenate([kept, rounded[:, before:cut], lengths], axis=1)
+        rows[:, start : start + level.shape[1]] = level
+        start, before, kept = stop, cut, lengths
+
+
+def slack(queries: Coordinates, reference: Coordinates) -> np.ndarray:
+    """How far rounding lets a score be below the true inner product, float64 (N,), for every row of the reference.
+
+    With û = Px + e: Px·Py = û·v̂ − e_x·v̂ − Px·e_y ≤ û·v̂ + ‖e_x‖‖v̂‖ + ‖Px‖‖e_y‖. A level has fewer directions, so
+    this covers each. The last term is float64's: Px is off by at most 1e-12 of its length (`CONDITION`), and
+    the lengths got more than that before they were rounded up: ‖r‖ from ‖x‖² − ‖Px‖² is off by at most
+    √(p·2⁻⁵²·CONDITION)·LARGEST < 0.25 for p ≤ 1024.
     """
-    largest = float(reference.squared.max())
-    terms = reference.coarse.shape[1] + 2 * reference.fine.shape[1] + 8
-    return 2 * terms * 2.0**-24 * (np.sqrt(queries.squared * largest) + largest / 2 + 1)
+    largest, worst = float(reference.length.max()), float(reference.error.max())
+    return queries.error * largest + queries.length * worst + 1 + 1e-10 * queries.length * largest

@@ -4,11 +4,13 @@ import dataclasses
 
 import numpy as np
 
-from stages.search.products import centred, check_images, products, squared_norms
-from stages.search.projection import BoundVectors, Projection, bound_vectors, fit_projection, slack
+from stages.search.products import centred, check_images, products, spread, squared_norms
+from stages.search.projection import Projection, coordinates, fit_projection, slack
+from stages.search.tiled import TILE, Tiles
 
 SMALL = 1 << 33  # multiplications up to which plain products are faster than fitting a bound
-DIMENSIONS = 64
+DIRECTIONS = 128  # of the bound
+QUERIES = 24  # whose scores are in the cache at once
 HARD = 0.05  # share of a block's pairs above which the exact product is faster than pair by pair
 
 
@@ -26,9 +28,9 @@ def pairs_within(
         i, j, squared: int64 arrays of one length, sorted by (i, j).
     """
     images = check_images(images, "images")
-    join = _Join(images, squared_norms(images), int(squared_radius), memory_budget)
+    join = _Join(images, squared_norms(images), min(int(squared_radius), 2**62), memory_budget)
     count, d = images.shape
-    projection = fit_projection(images, min(DIMENSIONS, d // 2)) if count * count * d > SMALL and d >= 16 else None
+    projection = fit_projection(images, min(DIRECTIONS, d // 2)) if count * count * d > SMALL and d >= 16 else None
     found = join.plain() if projection is None else join.bounded(projection)
     i, j, squared = np.concatenate([np.zeros((3, 0), np.int64), *found], axis=1)
     order = np.lexsort((j, i))
@@ -71,37 +73,44 @@ class _Join:
     def bounded(self, projection: Projection) -> list[np.ndarray]:
         """The bound for every pair, integers for the pairs that it leaves."""
         count, found = len(self.images), []
-        wide = max(1, self.budget // (32 * (len(projection.rows) + 2) + self.images.shape[1]))
-        for start in range(0, count, wide):
-            span = range(start, min(start + wide, count))
-            reference = bound_vectors(projection, self.images[span.start : span.stop], DIMENSIONS, reference=True)
-            rows, columns = self.blocks(len(span))
-            for r in range(0, span.stop, rows):
-                part = range(r, min(r + rows, span.stop))
-                queries = bound_vectors(projection, self.images[part.start : part.stop], DIMENSIONS, reference=False)
-                cut = (queries.squared - self.radius) / 2 - slack(queries, reference)
-                for c in range(max(start, r), span.stop, columns):
-                    block = range(c, min(c + columns, span.stop))
-                    found.append(
-                        self.survivors(queries, reference.take(slice(c - start, block.stop - start)), cut, part, block)
-                    )
+        columns = max(TILE, min(count, self.budget // (8 * len(projection.rows))))
+        for start in range(0, count, columns):
+            span = range(start, min(start + columns, count))
+            reference = Tiles.of(projection, self.images[span.start : span.stop], span.start)
+            for r in range(0, span.stop, 4096):
+                found += self.joined(projection, range(r, min(r + 4096, span.stop)), span, reference)
         return found
 
-    def survivors(self, x: BoundVectors, y: BoundVectors, cut: np.ndarray, rows: range, columns: range) -> np.ndarray:
-        """The pairs of one block whose bound is within the radius, measured by direct differences."""
-        scores = x.coarse @ y.coarse.T
-        i, j = np.nonzero(scores >= np.nextafter(cut.astype(np.float32), np.float32(-np.inf))[:, None])
-        if len(i) > HARD * scores.size:
-            return self.exact(rows, columns)
-        i, j = i + rows.start, j + columns.start
-        i, j = i[i < j], j[i < j]
-        return self.ordered(i, j, self.differences(i, j))
+    def joined(self, projection: Projection, rows: range, span: range, y: Tiles) -> list[np.ndarray]:
+        """The pairs of some rows with one span."""
+        from stages.search.kernels import join_block
 
-    def differences(self, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-        """‖a_i − a_j‖² of each pair, int64."""
-        squared = np.zeros(len(i), np.int64)
-        step = max(1, min(1 << 24, self.budget // 16) // self.images.shape[1])
-        for s in range(0, len(i), step):
-            difference = self.images[i[s : s + step]].astype(np.int64) - self.images[j[s : s + step]]
-            squared[s : s + step] = np.einsum("ij,ij->i", difference, difference)
-        return squared
+        found, step = [], max(1, min(QUERIES, self.budget // (16 * len(span))))
+        x = coordinates(projection, self.images[rows.start : rows.stop], y.layout).as_queries(y.layout)
+        margin = slack(x, y.rows)
+
+        def scan(a: int, b: int) -> None:
+            scratch = y.scratch(min(step, b - a))
+            for start in range(a, b, step):
+                part = slice(start, min(start + step, b))
+                block = range(rows.start + part.start, rows.start + part.stop)
+                y.score(x.rows[part], scratch, max(0, block.start - span.start) // TILE)
+                pairs = np.empty((3, max(1, int(HARD * len(block) * len(span)))), np.int64)
+                n = join_block(
+                    scratch.scores, scratch.maxima, x.rows[part], x.squared[part], margin[part], x.scale, y.rows.rows,
+                    y.layout.levels, y.order, self.images, block.start, self.radius, pairs,
+                )  # fmt: skip
+                found.append(self.exact_rows(block, span) if n < 0 else pairs[:, :n].copy())
+
+        spread(scan, len(rows))
+        return found
+
+    def exact_rows(self, rows: range, span: range) -> np.ndarray:
+        """The pairs of some rows with one span, by exact products."""
+        step, columns = self.blocks(len(span))
+        cuts = [
+            (range(r, min(r + step, rows.stop)), range(c, min(c + columns, span.stop)))
+            for r in range(rows.start, rows.stop, step)
+            for c in range(max(span.start, rows.start), span.stop, columns)
+        ]
+        return np.concatenate([np.zeros((3, 0), np.int64), *(self.exact(*cut) for cut in cuts)], axis=1)
