@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_project import SmallProject
+import yaml
+from small_project import ROOT, SmallProject
 from test_pipeline import logged, processes, query, until
 
 from pipeline import gpus
@@ -136,6 +137,18 @@ def test_stages_that_outlive_a_killed_run_are_waited_for_and_not_run_twice(proje
     assert [run["state_name"] for run in runs[:2]] == ["Completed", "Crashed"]
     resumed = samples(project)
     assert undisturbed(project) == resumed
+
+
+def test_the_deployment_names_a_flow_and_its_parameters(tmp_path):
+    deployment = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"][0]
+    code = "import json, sys; from prefect.flows import load_flow_from_entrypoint as load; flow = load(sys.argv[1])\n"
+    code += "print(json.dumps([flow.name, sorted(flow.parameters.properties)]))"
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path), "DO_NOT_TRACK": "1"}
+    command = [sys.executable, "-c", code, deployment["entrypoint"]]
+    done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True, timeout=120)
+    name, parameters = json.loads(done.stdout)
+    assert name == "scheduled repro"
+    assert set(deployment["parameters"]) <= set(parameters) == {"jobs", "targets"}
 
 
 def test_the_server_listens_on_loopback_only(started):
