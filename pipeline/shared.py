@@ -5,6 +5,7 @@ one, and nodes need no common file system. Layout: URL/files/SHA256.
 """
 
 import shutil
+import uuid
 from pathlib import Path
 
 import fsspec
@@ -33,7 +34,7 @@ class SharedPlace:
         if not (self._files.exists(target) and self._files.size(target) == path.stat().st_size):
             self._files.makedirs(f"{self._root}/files", exist_ok=True)
             # object stores show a file once it is whole; in a folder the rename does that
-            temporary = f"{target}.{path.stat().st_ino}.part"
+            temporary = f"{target}.{uuid.uuid4().hex}.part"
             self._files.put_file(str(path), temporary)
             self._files.mv(temporary, target)
         return digest

@@ -11,14 +11,16 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    """A head without CPUs and two nodes with one CPU each."""
+def cluster(tmp_path_factory):
+    """A head without CPUs and two nodes with one CPU each, whose home is a folder of the test."""
     from ray.cluster_utils import Cluster
 
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
-    nodes.workers = [nodes.add_node(num_cpus=1) for _ in range(2)]
-    yield nodes
-    nodes.shutdown()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
+        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        nodes.workers = [nodes.add_node(num_cpus=1) for _ in range(2)]
+        yield nodes
+        nodes.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,7 @@ def test_shards_on_nodes_give_the_same_bytes(project):
 def test_inputs_and_results_travel_through_a_shared_place(project, tmp_path):
     project.params["execution"]["shared"] = (tmp_path / "shared").as_uri()
     project.write_params()
-    project.run(*SAMPLE, HOME=str(tmp_path))
+    project.run(*SAMPLE)
     assert project.log() == []  # nobody worked in the project's folder
     found = samples(project)
     assert plain(project) == found
