@@ -58,7 +58,7 @@ SMALL = {
     "expansion": {
         "images": 20,
         "pairs": 3,
-        "reaches": [0.6, 2.0],
+        "sigmas": [0.5, 2.0],
         "temperatures": [1.0, 10.0],
         "eta": 0.7,
     },
@@ -151,8 +151,27 @@ def test_place_puts_the_points_where_it_says():
     assert distances[1] == pytest.approx(0.8 * pair.gap)
     assert distances[0] == pytest.approx(1.3 * distances[1])
     assert np.linalg.norm(pair.centres - pair.mirror, axis=1)[::-1] == pytest.approx(distances)
-    with pytest.raises(InputError, match=r"verify\.expansion\.reaches: .*: raise it"):
+    with pytest.raises(ValueError, match="raise reach"):
         expansion.place(pair.centres, 0.3, 1.1, generator.standard_normal(7))
+
+
+def test_a_point_exists_where_a_triangle_does():
+    # sides 1 (L), r, 2r: possible from r = 1/3 (on the line between) to r = 1 (on the line beyond)
+    assert [expansion.point_exists(reach, 2.0) for reach in (0.33, 0.34, 0.99, 1.01)] == [False, True, True, False]
+
+
+def test_pairs_lie_at_their_noise_level():
+    images = np.array([[0.0, 0, 0, 0], [0.0, 0, 0, 0], [1.0, 0, 0, 0], [1.0, 1, 1, 1]])
+    found = list(expansion.draw_pairs(images, 20, 0.45, seed=0))  # r_1 = 0.9, C = 1.5: only L in [0.45, 2.25] can be
+    assert len(found) == 20
+    for pair in found:
+        assert np.linalg.norm(pair.point - pair.centres[1]) == pytest.approx(0.9)
+        assert np.linalg.norm(pair.point - pair.centres[0]) == pytest.approx(1.35)
+    assert {round(pair.gap, 9) for pair in found} == {1.0, round(math.sqrt(3), 9), 2.0}
+    with pytest.raises(
+        InputError, match=r"verify\.expansion\.sigmas: hardly any two images have a point at noise 0\.1"
+    ):
+        list(expansion.draw_pairs(images, 20, 0.1, seed=0))
 
 
 def line() -> expansion.Pair:
@@ -201,7 +220,7 @@ def test_the_steps_are_steps_of_the_pipelines_empirical_score():
 
 
 def test_a_wrong_closed_form_would_fail():
-    pairs = expansion.draw_pairs(np.random.default_rng(0).random((8, 64)), 3, 0.6, seed=0)
+    pairs = expansion.draw_pairs(np.random.default_rng(0).random((8, 64)), 3, 0.4, seed=0)
     exact = np.array([expansion._exact(pair, 1.0, 10.0) for pair in pairs])
     assert not expansion._claim(10.0, 64, 1.0, exact * (1 + 1e-6), exact).passed
 

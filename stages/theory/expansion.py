@@ -21,8 +21,10 @@ class Expansion(ImageBlock):
 
     TITLE: ClassVar[str] = "Two-point expansion: how a step pulls neighbours apart"
 
-    pairs: int = Field(ge=1, description="mirrored pairs of points per reach")
-    reaches: list[Annotated[float, Field(ge=0.5)]] = Field(min_length=1, description="r_1/L: noise level over L/√d")
+    pairs: int = Field(ge=1, description="mirrored pairs of points per noise level")
+    sigmas: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        min_length=1, description="noise levels: the point is r_1 = σ√d from the nearer image"
+    )
     temperatures: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
         min_length=1, description="conditioning and T = ∞ are always added"
     )
@@ -64,10 +66,15 @@ def place(centres: np.ndarray, reach: float, ratio: float, direction: np.ndarray
     radius = reach * gap
     height = (ratio**2 - 1) * radius**2 / (2 * gap)  # from the bisector towards x_1
     offset = radius**2 - (gap / 2 - height) ** 2
-    if offset < 0:
-        raise InputError(f"verify.expansion.reaches: no point has r_1 = {reach} L and r_0 = {ratio:.3g} r_1: raise it")
+    if not point_exists(reach, ratio):
+        raise ValueError(f"no point at r_1 = {reach} L and r_0 = {ratio} r_1: raise reach")
     middle = centres.mean(axis=0) + math.sqrt(offset) * across
     return Pair(centres, middle + height * axis, middle - height * axis, radius, ratio)
+
+
+def point_exists(reach: float, ratio: float) -> bool:
+    """Whether some point has r_1 = reach · L and r_0 = ratio · r_1: no side of the triangle exceeds the others' sum."""
+    return (ratio - 1) * reach <= 1 <= (ratio + 1) * reach
 
 
 def factor_conditioning(dimension: int, ratio: float, eta: float, stretch: float) -> float:
@@ -105,38 +112,42 @@ def _softmax(values: np.ndarray) -> np.ndarray:
     return weights / weights.sum()
 
 
-def draw_pairs(flat: np.ndarray, pairs: int, reach: float, seed: int) -> Iterator[Pair]:
-    """`pairs` pairs of points at C = 1 + 1/√d, each around two random different images of `flat`, float64 (M, d).
+def draw_pairs(flat: np.ndarray, pairs: int, sigma: float, seed: int) -> Iterator[Pair]:
+    """`pairs` pairs of points at noise level sigma and C = 1 + 1/√d, each around two random images of `flat`,
+    float64 (M, d).
 
-    reach: r_1/L. Raises InputError where nearly all images are equal.
+    Images between which no such point lies (r_1 = σ√d below half their distance, or equal ones) are passed over.
+    Raises InputError where nearly all are.
     """
-    generator = np.random.default_rng([seed, flat.shape[1]])
-    ratio = 1 + 1 / math.sqrt(flat.shape[1])
-    found = 0
+    dimension = flat.shape[1]
+    generator = np.random.default_rng([seed, dimension])
+    ratio, found = 1 + 1 / math.sqrt(dimension), 0
     for _ in range(100 * pairs):
-        if found == pairs:
-            return
         centres = flat[generator.choice(len(flat), 2, replace=False)]
-        if not np.array_equal(*centres):
+        gap = float(np.linalg.norm(centres[1] - centres[0]))
+        if gap > 0 and point_exists(sigma * math.sqrt(dimension) / gap, ratio):
+            yield place(centres, sigma * math.sqrt(dimension) / gap, ratio, generator.standard_normal(dimension))
             found += 1
-            yield place(centres, reach, ratio, generator.standard_normal(flat.shape[1]))
-    if found < pairs:
-        raise InputError("verify.expansion: nearly all training images are equal, so that there are no pairs")
+            if found == pairs:
+                return
+    raise InputError(
+        f"verify.expansion.sigmas: hardly any two images have a point at noise {sigma:g} between: raise it"
+    )
 
 
 def verify_expansion(block: Expansion, seed: int, images: np.ndarray) -> Findings:
     """Closed form against the exact step: conditioning, and unconditioning at every temperature and ∞."""
     flat = images.reshape(len(images), -1) / 255.0
     settings: list[float | None] = [None, *sorted(block.temperatures), math.inf]
-    closed, exact = np.empty((2, len(settings), len(block.reaches), block.pairs))
-    for j, reach in enumerate(block.reaches):
-        for k, pair in enumerate(draw_pairs(flat, block.pairs, reach, seed)):
+    closed, exact = np.empty((2, len(settings), len(block.sigmas), block.pairs))
+    for j, sigma in enumerate(block.sigmas):
+        for k, pair in enumerate(draw_pairs(flat, block.pairs, sigma, seed)):
             for i, temperature in enumerate(settings):
                 closed[i, j, k] = _closed_form(pair, flat.shape[1], block.eta, temperature)
                 exact[i, j, k] = _exact(pair, block.eta, temperature)
     claims = [_claim(t, flat.shape[1], block.eta, closed[i].ravel(), exact[i].ravel()) for i, t in enumerate(settings)]
     claims.append(_order_claim([float(values.mean()) for values in exact], settings, flat.shape[1]))
-    table = [row for i, t in enumerate(settings) for row in _rows(t, block.reaches, closed[i], exact[i])]
+    table = [row for i, t in enumerate(settings) for row in _rows(t, block.sigmas, closed[i], exact[i])]
     return Findings(claims, {"expansion": table})
 
 
@@ -203,18 +214,19 @@ def _order_claim(means: list[float], settings: Sequence[float | None], dimension
 
 
 def _rows(
-    temperature: float | None, reaches: Sequence[float], closed: np.ndarray, exact: np.ndarray
+    temperature: float | None, sigmas: Sequence[float], closed: np.ndarray, exact: np.ndarray
 ) -> list[dict[str, Any]]:
-    """One row per reach; closed, exact: (reaches, pairs)."""
+    """One row per level; closed, exact: (levels, pairs)."""
     return [
         {
             "score": _label(temperature),
-            "reach": reach,
+            "sigma": sigma,
             "closed_form": float(closed[j].mean()),
             "exact_step": float(exact[j].mean()),
+            "median": float(np.median(exact[j])),
             "low": float(np.quantile(exact[j], 0.1)),
             "high": float(np.quantile(exact[j], 0.9)),
             "deviation": float(np.abs(closed[j] - exact[j]).max()),
         }
-        for j, reach in enumerate(reaches)
+        for j, sigma in enumerate(sigmas)
     ]
