@@ -41,16 +41,24 @@ PAPER = {
 }
 
 
-def trainer(network: NetworkParams, batch: int, images: torch.Tensor, folder: Path) -> Trainer:
-    """A noise-blind training run of the published kind."""
+def trainer(
+    network: NetworkParams,
+    batch: int,
+    images: torch.Tensor,
+    folder: Path,
+    precision: str = "auto",
+    conditioned: bool = False,
+) -> Trainer:
+    """A training run of the published kind."""
     tree = load_tree(ROOT / "params.yaml")["train"]["optimization"]
-    optimization = OptimizationParams(**{**tree, "batch": batch, "compile": False, "precision": "auto"})
+    optimization = OptimizationParams(**{**tree, "batch": batch, "compile": False, "precision": precision})
     noise = NoiseParams(sigma_min=0.01, sigma_max=50.0)
 
     def build() -> NCSNpp:
-        return NCSNpp(network, SHAPE[0], SHAPE[1], False, noise.sigma_min, noise.sigma_max)
+        return NCSNpp(network, SHAPE[0], SHAPE[1], conditioned, noise.sigma_min, noise.sigma_max)
 
-    return Trainer(optimization, noise, build, TrainingSet(images, None), denoising_target, False, folder, "benchmark")
+    data = TrainingSet(images, None)
+    return Trainer(optimization, noise, build, data, denoising_target, conditioned, folder, "benchmark")
 
 
 def step(run: Trainer, target: Target, neighbors: torch.Tensor | None) -> None:

@@ -1,0 +1,146 @@
+"""The CIFAR-10 network beside diffusers' NCSN++ of the same shape: python benchmarks/diffusers_unet.py [--batch 4]
+
+NCSN++ of METHODS §4 with noise conditioning (62.76 M parameters, 21.76 GFLOP per image and pass) and UNet2DModel with
+the Skip blocks of google/ncsnpp (61.89 M, 21.73 GFLOP), on 32 x 32 x 3 random images. A training step is ours as
+`Trainer` does it (dropout, clip, AdamW, average); theirs has the same loss, clip, optimizer and average in plain
+torch. A sampling step is one score. Both run in the same precision on the same device, in turns, with the layout that
+each comes with: diffusers leaves the weights as they are, Trainer picks one for the device.
+"""
+
+import argparse
+import copy
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DModel
+from tools.turns import in_turns
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from training_step import PAPER, SHAPE, trainer  # noqa: E402
+
+from stages.device import uses_bfloat16  # noqa: E402
+from stages.diffusion.losses import denoising_target  # noqa: E402
+from stages.diffusion.parameters import NetworkParams  # noqa: E402
+from stages.diffusion.variants import network_score  # noqa: E402
+
+DOWN = ("SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipDownBlock2D", "SkipDownBlock2D")
+UP = ("SkipUpBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D", "SkipUpBlock2D")
+
+
+def theirs(channels: int, device: torch.device) -> UNet2DModel:
+    """diffusers' network of the same shape."""
+    return UNet2DModel(
+        sample_size=SHAPE[1],
+        in_channels=SHAPE[0],
+        out_channels=SHAPE[0],
+        down_block_types=DOWN,
+        up_block_types=UP,
+        block_out_channels=(channels, 2 * channels, 2 * channels, 2 * channels),
+        layers_per_block=4,
+        norm_num_groups=None,
+        norm_eps=1e-6,
+        attention_head_dim=None,
+        time_embedding_type="fourier",
+        dropout=0.1,
+    ).to(device)
+
+
+def their_training(network: UNet2DModel, images: torch.Tensor, batch: int, half: bool) -> Callable[[], None]:
+    """One step: 1/2 |F(x_0 + sigma z, sigma) + z|^2, clip, AdamW, average."""
+    device = images.device
+    optimizer = torch.optim.AdamW(network.parameters(), lr=2e-4, fused=True)
+    average = [parameter.detach().clone() for parameter in network.parameters()]
+
+    def step() -> None:
+        x0 = images[torch.randint(0, len(images), (batch,), device=device)].float() / 255
+        sigma = torch.exp(torch.rand(batch, device=device) * 8.5 - 4.6)
+        z = torch.randn_like(x0)
+        x = x0 + sigma[:, None, None, None] * z
+        with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+            out = network(x, sigma).sample
+        (0.5 * (out.float() + z).square().flatten(1).sum(1)).mean().backward()
+        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        torch._foreach_lerp_(average, [parameter.detach() for parameter in network.parameters()], 1e-3)
+        synchronise(device)
+
+    return step
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait for the GPU."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+
+
+def compare(channels: int, batch: int, precision: str, rounds: int, device: torch.device) -> dict[str, float]:
+    """Seconds of a training and of a sampling step, ours and theirs."""
+    half = uses_bfloat16(precision, device)
+    images = torch.randint(0, 256, (1000, *SHAPE), dtype=torch.uint8, device=device)
+    x, sigma = torch.randn(batch, *SHAPE, device=device), torch.linspace(0.1, 10, batch, device=device)
+    peer = theirs(channels, device)
+    with tempfile.TemporaryDirectory() as folder:
+        network = NetworkParams(**{**PAPER, "channels": channels, "embedding": "fourier"})
+        own = trainer(network, batch, images, Path(folder), precision, conditioned=True)
+        own.target = denoising_target
+        score = network_score(copy.deepcopy(own.state.network).eval(), True, half)
+        quiet = copy.deepcopy(peer).eval()
+
+        def our_training() -> None:
+            own._step()
+            own.state.step += 1
+            synchronise(device)
+
+        @torch.inference_mode()
+        def our_sampling() -> None:
+            score(x, sigma.double())
+            synchronise(device)
+
+        @torch.inference_mode()
+        def their_sampling() -> None:
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=half):
+                out = quiet(x, sigma).sample
+            out.float() / sigma[:, None, None, None]
+            synchronise(device)
+
+        return in_turns(
+            {
+                "ours, training": our_training,
+                "diffusers, training": their_training(peer, images, batch, half),
+                "ours, sampling": our_sampling,
+                "diffusers, sampling": their_sampling,
+            },
+            rounds,
+        )
+
+
+def main() -> None:
+    """Both precisions."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--channels", type=int, default=128, help="128 as published")
+    parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    result = {}
+    for precision in ("float32", "bfloat16"):
+        times = compare(arguments.channels, arguments.batch, precision, arguments.rounds, device)
+        for kind in ("training", "sampling"):
+            own, peer = times[f"ours, {kind}"], times[f"diffusers, {kind}"]
+            result[f"{kind} {precision}"] = round(peer / own, 3)
+            print(f"{kind:9} {precision:9} ours {own:7.3f} s, diffusers {peer:7.3f} s, {peer / own:.2f} times as fast")
+    sizes = {"channels": arguments.channels, "batch": arguments.batch, "device": str(device)}
+    sizes |= {"threads": torch.get_num_threads(), "cores": os.cpu_count()}
+    print(json.dumps({"benchmark": "diffusers_unet", **sizes, "times_as_fast": result}))
+
+
+if __name__ == "__main__":
+    main()
