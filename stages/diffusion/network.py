@@ -14,6 +14,8 @@ from torch.nn import functional
 from stages.diffusion.parameters import NetworkParams
 from stages.errors import InputError
 
+SQRT_HALF = 1 / math.sqrt(2)  # keeps the variance of a sum of two
+
 
 def _initialise(layer: nn.Conv2d | nn.Linear, scale: float = 1.0) -> nn.Conv2d | nn.Linear:
     """Variance scaling by the mean of fan-in and fan-out, uniform, as in NCSN++."""
@@ -41,19 +43,21 @@ class Resample(nn.Module):
     def __init__(self, direction: Literal["up", "down"], fir: bool) -> None:
         super().__init__()
         self.direction, self.fir = direction, fir
-        taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
-        kernel = torch.outer(taps, taps) / 64
-        self.register_buffer("kernel", kernel[None, None] * (4 if direction == "up" else 1), persistent=False)
+        if fir and direction == "down":
+            taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
+            self.register_buffer("kernel", torch.outer(taps, taps)[None, None] / 64, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.fir:
             return (
                 functional.avg_pool2d(x, 2) if self.direction == "down" else functional.interpolate(x, scale_factor=2)
             )
-        weight = self.kernel.to(x.dtype).expand(x.shape[1], 1, 4, 4)
         if self.direction == "down":
+            weight = self.kernel.to(x.dtype).expand(x.shape[1], 1, 4, 4)
             return functional.conv2d(x, weight, stride=2, padding=1, groups=x.shape[1])
-        return functional.conv_transpose2d(x, weight, stride=2, padding=1, groups=x.shape[1])
+        # inside a border of zeros bilinear interpolation is this filter; a transposed convolution goes channel by channel
+        padded = functional.pad(x, (1, 1, 1, 1))
+        return functional.interpolate(padded, scale_factor=2, mode="bilinear")[..., 2:-2, 2:-2]
 
 
 class ResidualBlock(nn.Module):
@@ -83,7 +87,7 @@ class ResidualBlock(nn.Module):
         if self.project is not None:
             h = h + self.project(functional.silu(embedding))[:, :, None, None]
         h = self.conv_out(self.dropout(functional.silu(self.norm_out(h))))
-        return ((x if self.skip is None else self.skip(x)) + h) / math.sqrt(2)
+        return ((x if self.skip is None else self.skip(x)) + h) * SQRT_HALF
 
 
 class Attention(nn.Module):
@@ -98,7 +102,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         h = self.norm(x)
         q, k, v = (layer(h).flatten(2).transpose(1, 2) for layer in (self.query, self.key, self.value))
-        return (x + self.out(_attend(q, k, v).transpose(1, 2).reshape(x.shape))) / math.sqrt(2)
+        return (x + self.out(_attend(q, k, v).transpose(1, 2).reshape(x.shape))) * SQRT_HALF
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -246,7 +250,7 @@ class NCSNpp(nn.Module):
             if stage < len(self.reduce):
                 h = self.reduce[stage](h, embedding)
                 if self.params.progressive_input:
-                    pyramid = (self.enter[stage](pyramid) + h) / math.sqrt(2)
+                    pyramid = (self.enter[stage](pyramid) + h) * SQRT_HALF
                     h = pyramid
                 skips.append(h)
         return h, skips
