@@ -11,7 +11,10 @@ through that place by content (pipeline.shared), and nodes need nothing but Pyth
 import dataclasses
 import importlib
 import os
+import re
+import socket
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,9 @@ from stages.protocol import Shard
 RETRIES = 3
 """Times that Ray starts a shard again on another node when its node or process is lost. Errors of the work are not
 retried: they would come again."""
+
+REACH = 10.0
+"""Seconds to wait for the cluster's port."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +58,8 @@ class RayRunner:
     def __init__(self, address: str | None, resources: RayResources, shared: str | None, shards: int) -> None:
         connect(address)
         total = ray.cluster_resources()
+        if not total.get("GPU"):  # device auto; a stage that insists on a GPU says so itself
+            resources = RayResources(resources.cpus, 0)
         slots = total.get("CPU", 0.0) // resources.cpus
         if resources.gpus:
             slots = min(slots, total.get("GPU", 0.0) // resources.gpus)
@@ -114,6 +122,7 @@ def connect(address: str | None) -> None:
     """Make this process a driver of the cluster. Raises InputError if there is none at `address`."""
     if ray.is_initialized():
         return
+    _reach(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # by value: the nodes run this project's code, whatever is installed there
     modules = [str(Path(module.__file__ or "").parent) for module in (pipeline, stages)]
@@ -125,6 +134,16 @@ def connect(address: str | None) -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"execution.address: no Ray cluster at {address} ({reason}): start one") from error
+
+
+def _reach(address: str | None) -> None:
+    """Ray itself tries for a minute, then may end the process."""
+    named = re.fullmatch(r"(?:ray://)?([^/]+):(\d+)", address or "")
+    if named:
+        try:
+            socket.create_connection((named[1], int(named[2])), timeout=REACH).close()
+        except OSError as error:
+            raise InputError(f"execution.address: no Ray cluster at {address} ({error}): start one") from error
 
 
 def _work_remotely(shard: str, root: str, url: str | None, trees: dict[str, dict[str, str]] | None) -> str:
@@ -153,7 +172,7 @@ def node_folder(root: str) -> Path:
 
 
 @contextmanager
-def _folder(path: Path):
+def _folder(path: Path) -> Iterator[None]:
     """Work in `path`, then go back. A Ray worker does one task at a time."""
     path.mkdir(parents=True, exist_ok=True)
     before = Path.cwd()
