@@ -91,6 +91,7 @@ def test_disk_full_while_a_shard_is_written(project):
         assert undisturbed(project) == resumed
 
 
+@pytest.mark.long
 def test_disk_full_while_a_checkpoint_is_written(project):
     project.params["train"]["steps"] = 14
     project.write_params()
@@ -110,6 +111,7 @@ def test_disk_full_while_a_checkpoint_is_written(project):
         assert json.loads((project.folder / "data/train/net/score.json").read_text()) == ["ABCDEFGHIJKLMN"]
 
 
+@pytest.mark.long
 def test_read_only_folder_of_outs(project):
     with mounted(project.folder / "data/sample", "ro"):
         output = project.run(*SAMPLE, code=1)
@@ -147,6 +149,7 @@ def test_a_killed_training_process_is_reported_and_goes_on_from_its_checkpoint(p
     assert project.log() == [f"train net step {n}" for n in range(13)]
 
 
+@pytest.mark.long
 def test_a_training_process_that_is_killed_twice_is_reported(project):
     path = project.folder / "stages" / "train.py"
     path.write_text(path.read_text().replace("pause()\n", "import os; os.kill(os.getpid(), 9)\n", 2))
@@ -155,6 +158,7 @@ def test_a_training_process_that_is_killed_twice_is_reported(project):
     assert "train net: its process ended with signal 9" in output
 
 
+@pytest.mark.long
 def test_the_server_is_killed_while_a_stage_runs(project):
     project.hold(2)
     process = project.start(*SAMPLE)

@@ -107,6 +107,7 @@ def test_without_ray_the_runner_says_what_to_install(project):
     assert "error: execution.runner is ray, which is not installed: pip install '.[ray]'" in output
 
 
+@pytest.mark.long
 @pytest.mark.faults
 def test_a_lost_node_costs_only_the_shard_it_worked_on(project, cluster):
     project.hold(1)

@@ -86,6 +86,8 @@ def test_independent_stages_run_at_once_and_the_ui_shows_them_below_one_run(proj
     assert "up to date" in project.run("repro")
 
 
+@pytest.mark.long
+@pytest.mark.faults
 def test_a_failing_stage_leaves_the_others_and_says_why(project):
     path = project.folder / "stages" / "sample.py"
     good = path.read_text()
@@ -99,6 +101,7 @@ def test_a_failing_stage_leaves_the_others_and_says_why(project):
     assert "sample@closed: done" in output
 
 
+@pytest.mark.long
 @pytest.mark.faults
 def test_ctrl_c_stops_the_children_and_the_next_run_goes_on(project):
     process = start_both(project)
