@@ -104,7 +104,7 @@ def run_graph(targets: list[str], jobs: int, dry: bool, path: Path | str = "para
 
     with locked(CACHE / "locks" / "repro.lock", waiting) if not dry else nullcontext():
         graph = StageGraph(targets)
-        changed = {name for name in graph.names if graph.changed(name)}
+        changed = graph.changed(graph.names)
         stages = graph.below(changed)
         if not stages:
             say("Data and pipelines are up to date.")
@@ -112,10 +112,10 @@ def run_graph(targets: list[str], jobs: int, dry: bool, path: Path | str = "para
             for name in graph.names:
                 if name in stages:
                     print(name if name in changed else f"{name} (if what it depends on changes)")
-        return dry or not stages or _run_stages(graph, stages, jobs, parameters)
+        return dry or not stages or _run_stages(graph, stages, changed, jobs, parameters)
 
 
-def _run_stages(graph: "StageGraph", stages: set[str], jobs: int, parameters: Parameters) -> bool:
+def _run_stages(graph: "StageGraph", stages: set[str], changed: set[str], jobs: int, parameters: Parameters) -> bool:
     # a process started in the background ignores Ctrl-C, and so would the stages that it starts
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -129,8 +129,9 @@ def _run_stages(graph: "StageGraph", stages: set[str], jobs: int, parameters: Pa
         on_gpu = gpus.visible() and params is not None and may_use_gpu(stage, params)
         return max(1, len(gpus.visible()) // parameters.execution.gpus_per_job) if on_gpu else jobs
 
+    reproducer = Reproducer(jobs, changed, lambda name: bool(graph.changed([name])))
     try:
-        outcomes = repro_flow.run(graph, stages, Reproducer(jobs, graph.changed), limit, address is not None)
+        outcomes = repro_flow.run(graph, stages, reproducer, limit, address is not None)
     except StageFailed:
         return False  # it was printed when it happened
     for outcome in outcomes:

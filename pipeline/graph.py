@@ -8,6 +8,7 @@ from dvc.exceptions import DvcException
 from dvc.lock import LockError
 from dvc.repo import Repo, lock_repo
 from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
+from dvc.stage import Stage
 
 from stages.errors import InputError
 
@@ -38,17 +39,15 @@ class StageGraph:
         self.upstream = {name: frozenset(below for above, below in edges if above == name) for name in self.names}
         self.downstream = {name: frozenset(above for above, below in edges if below == name) for name in self.names}
 
-    def changed(self, name: str) -> bool:
-        """Whether `dvc repro --single-item NAME` would run the stage. Waits for other DVC commands; thread-safe.
+    def changed(self, names: Iterable[str]) -> set[str]:
+        """Those of `names` that `dvc repro --single-item NAME` would run. Waits for other DVC commands; thread-safe.
 
         A stage that another DVC process is writing counts as changed.
         """
         with self._guard, lock_repo(self._repo):
-            (stage,) = self._repo.stage.collect(name)
-            try:
-                return stage.changed()
-            except LockError:
-                return True
+            wanted = set(names)
+            stages = [stage for stage in self._repo.index.stages if stage.addressing in wanted]
+            return {stage.addressing for stage in stages if _changed(stage)}
 
     def below(self, names: Iterable[str]) -> set[str]:
         """`names` and everything that depends on them, directly or not."""
@@ -60,3 +59,10 @@ class StageGraph:
     def depth(self, name: str) -> int:
         """Stages on the longest way from this one to the end: those with the most to wait for them start first."""
         return 1 + max((self.depth(other) for other in self.downstream[name]), default=0)
+
+
+def _changed(stage: Stage) -> bool:
+    try:
+        return stage.changed()
+    except LockError:
+        return True

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from pipeline.locks import locked, name_holder
@@ -65,11 +65,12 @@ class Reproducer:
 
     Args:
         jobs: how many may run at once; each gets its share of the processors for its threads.
-        changed: tells whether a stage must run (pipeline.graph.StageGraph.changed).
+        known: stages that are known to have changed; the others are looked at when their turn comes.
+        changed: tells whether a stage must run.
     """
 
-    def __init__(self, jobs: int, changed: Callable[[str], bool]) -> None:
-        self.jobs, self._changed = jobs, changed
+    def __init__(self, jobs: int, known: Collection[str], changed: Callable[[str], bool]) -> None:
+        self.jobs, self._known, self._changed = jobs, set(known), changed
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._guard = threading.Lock()
         self._stopped = False
@@ -83,12 +84,13 @@ class Reproducer:
         started = time.monotonic()
 
         def waiting(pid: str) -> None:
+            self._known.discard(name)
             say(f"{name}: process {pid} of an earlier run still works on it: waiting")
 
         with locked(CACHE / "locks" / f"dvc-{name}.lock", waiting) as lock:
             if self._stopped:
                 return Outcome(name, "not started")
-            if not self._changed(name):
+            if name not in self._known and not self._changed(name):
                 return Outcome(name, "unchanged", time.monotonic() - started)
             code, memory = self._wait(name, self._start(name, lock, variables))
             seconds = time.monotonic() - started
