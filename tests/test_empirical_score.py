@@ -100,6 +100,15 @@ def test_nearest_centres_are_the_whole_sum_over_a_list_of_them(points, block):
     torch.testing.assert_close(everything, closed.unconditioning(closed.make_centres(pixels), x, 5.0))
 
 
+def test_temperature_one_over_every_centre_is_the_unconditioning_score(points):
+    pixels, x = points
+    centres = closed.make_centres(pixels)
+    whole = closed.unconditioning(centres, x)
+    torch.testing.assert_close(closed.unconditioning(centres, x, torch.ones(9).double(), nearest=23), whole)
+    torch.testing.assert_close(closed.unconditioning(centres, x, 1.0, nearest=23), whole)
+    assert not torch.allclose(closed.unconditioning(centres, x, 1.001), whole, rtol=1e-6)
+
+
 def test_on_a_centre_the_score_is_zero_and_finite(points):
     pixels, _ = points
     got = closed.unconditioning(closed.make_centres(pixels), pixels[:3])

@@ -79,6 +79,20 @@ def test_conditioned_network_reads_sigma_and_a_blind_one_reads_the_amplitude():
         assert not torch.allclose(blind(x, None), blind(20 * x, None), atol=1e-3)
 
 
+def test_a_blind_networks_output_does_not_change_with_sigma():
+    """Its score is F(x)/sigma: times sigma it is the same numbers, whatever sigma is said to be."""
+    network = perturbed(NCSNpp(SMALL, 1, 8, False))
+    x, sigma = torch.randn(3, 1, 8, 8), torch.tensor([0.25, 0.25, 0.25])
+    with torch.no_grad():
+        out = network(x, None)
+        for factor in (1, 8, 1024):  # powers of two divide exactly
+            assert torch.equal(network_score(network, False)(x, factor * sigma) * 0.25 * factor, out)
+        reading = perturbed(NCSNpp(SMALL, 1, 8, True))
+        assert not torch.allclose(
+            network_score(reading, True)(x, sigma) * 0.25, network_score(reading, True)(x, 8 * sigma) * 2
+        )
+
+
 @pytest.mark.parametrize("embedding", ["positional", "fourier"])
 def test_embeddings_tell_neighbouring_levels_apart(embedding):
     network = perturbed(NCSNpp(SMALL.model_copy(update={"embedding": embedding}), 1, 8, True))

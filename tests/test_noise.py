@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from stages.diffusion.noise import integers, levels, normal, philox
+from stages.diffusion.noise import integers, levels, normal, philox, uniform
 from stages.diffusion.parameters import NoiseParams
 
 
@@ -65,3 +65,15 @@ def test_levels_are_log_uniform_and_descend():
 def test_levels_must_be_ordered():
     with pytest.raises(ValueError, match="sigma_min"):
         NoiseParams(sigma_min=1, sigma_max=0.5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_cpu_and_gpu_draw_the_same_noise():
+    """The same words, to the bit; normals to float32's rounding of the device's own log, cos and sin."""
+    indices = torch.arange(64) + 2**33
+    words, normals = (
+        [draw(5, indices.to(device), 9, size).cpu() for device in ("cpu", "cuda")]
+        for draw, size in ((uniform, 3072), (normal, (3, 32, 32)))
+    )
+    assert torch.equal(*words)
+    torch.testing.assert_close(normals[1], normals[0], rtol=1e-6, atol=1e-6)

@@ -79,6 +79,39 @@ def test_reverse_sde_finds_both_modes_of_a_mixture_in_proportion():
     assert float(x[x > 0].std()) == pytest.approx(0.2, rel=0.1)
 
 
+def mixture_score(weights, means, covariances):
+    """Score of a Gaussian mixture in d dimensions under noise sigma: covariances grow by sigma^2."""
+
+    def score(x, sigma):
+        flat = x.flatten(1)
+        noisy = covariances + float(sigma[0]) ** 2 * torch.eye(flat.shape[1], dtype=torch.float64)
+        precision = torch.linalg.inv(noisy)
+        difference = flat[:, None] - means
+        pull = -torch.einsum("kij,bkj->bki", precision, difference)
+        log_density = torch.log(weights) - 0.5 * torch.logdet(noisy) + 0.5 * (difference * pull).sum(2)
+        return torch.einsum("bk,bki->bi", torch.softmax(log_density, 1), pull).reshape(x.shape)
+
+    return score
+
+
+def test_reverse_sde_has_the_mean_and_covariance_of_a_correlated_mixture():
+    weights = torch.tensor([0.3, 0.7], dtype=torch.float64)
+    means = torch.tensor([[-1.0, 0.5], [1.0, 1.0]], dtype=torch.float64)
+    covariances = torch.tensor([[[0.3, 0.2], [0.2, 0.4]], [[0.5, -0.3], [-0.3, 0.3]]], dtype=torch.float64)
+    mean = weights @ means
+    centred = means - mean
+    covariance = torch.einsum("k,kij->ij", weights, covariances + centred[:, :, None] * centred[:, None])
+    sigmas = levels(NoiseParams(sigma_min=0.01, sigma_max=20), 500)
+    count = 4000
+    x = last(
+        samplers.reverse_diffusion(mixture_score(weights, means, covariances), draw_for(count, (1, 1, 2)), sigmas)
+    ).flatten(1)
+    assert ((x.mean(0) - mean).abs() < 5 * (covariance.diag() / count).sqrt()).all()
+    # an entry's standard error is sqrt((C_ii C_jj + C_ij^2)/n) for normal data; 1.5 % is one level's share of the noise
+    error = torch.sqrt((torch.outer(covariance.diag(), covariance.diag()) + covariance**2) / count)
+    assert ((torch.cov(x.T) - covariance).abs() < 5 * error + 0.015 * covariance.diag().max()).all()
+
+
 def test_langevin_step_is_its_formula_with_each_samples_own_norms():
     x, z = torch.randn(3, 1, 2, 2, dtype=torch.float64), torch.randn(3, 1, 2, 2, dtype=torch.float64)
     got = samplers.langevin(gaussian_score, x, 0.7, 0.16, z)

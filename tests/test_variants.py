@@ -91,6 +91,26 @@ def test_sample_i_is_the_same_for_any_batch(form):
     assert not np.array_equal(sample_batch(drawn, 6, torch.arange(7)), together)
 
 
+SAMPLER_SETTINGS = [
+    {"name": "reverse-sde", "levels": 9},
+    {"name": "reverse-sde", "levels": 9, "snr": 0.16},
+    {"name": "reverse-ode", "levels": 9, "snr": 0.16},
+    {"name": "euler", "levels": 9},
+    {"name": "heun", "levels": 9},
+    {"name": "actual-noise", "levels": 9, "step": 0.3, "exact_below": 1.0},
+    {"name": "gradient-ascent", "levels": 9, "step": 0.6, "stop_below": 0.3},
+]
+
+
+@pytest.mark.parametrize("sampler", SAMPLER_SETTINGS, ids=lambda settings: "-".join(map(str, settings.values())))
+def test_every_sampler_draws_sample_i_the_same_in_batches_of_1_7_and_64(sampler):
+    drawn, _ = model("unconditioning" if "step" in sampler else "conditioning", sampler)
+    together = sample_batch(drawn, 5, torch.arange(64))
+    assert together.std() > 0
+    for rows in (torch.arange(7), torch.arange(57, 64), torch.tensor([0]), torch.tensor([63])):
+        assert np.array_equal(sample_batch(drawn, 5, rows), together[rows.numpy()])
+
+
 @pytest.mark.parametrize("sampler", [{"name": "euler", "levels": 40}, {"name": "heun", "levels": 20}])
 def test_the_conditioning_score_ends_on_training_images(sampler):
     drawn, images = model("conditioning", sampler)

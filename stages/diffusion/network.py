@@ -55,7 +55,7 @@ class Resample(nn.Module):
         if self.direction == "down":
             weight = self.kernel.to(x.dtype).expand(x.shape[1], 1, 4, 4)
             return functional.conv2d(x, weight, stride=2, padding=1, groups=x.shape[1])
-        # inside a border of zeros bilinear interpolation is this filter; a transposed convolution goes channel by channel
+        # inside a border of zeros bilinear interpolation is this filter; a transposed convolution loops over channels
         padded = functional.pad(x, (1, 1, 1, 1))
         return functional.interpolate(padded, scale_factor=2, mode="bilinear")[..., 2:-2, 2:-2]
 
