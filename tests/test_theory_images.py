@@ -322,3 +322,14 @@ def test_one_image_is_too_few(tmp_path, monkeypatch):
     write_images(verify.TRAIN, image_table(pictures(1)))
     with pytest.raises(InputError, match="verify needs at least 2"):
         verify.load({"source": None, "resolution": None}, 10, 0)
+
+
+def test_an_eigenvalue_that_the_start_hardly_contains_is_found():
+    """d − 1 eigenvalues −λ̄ and one 1.5 λ̄: from a random start ‖J v‖ rests at λ̄ at first, which is no convergence."""
+    centres = np.zeros((2, 2000))
+    centres[:, 0] = -1, 1
+    found = jacobian.linearize(np.zeros((40, 2000)), centres, 1998 / 2.5)  # c²/T − c = 1.5 c, λ̄ = c = 1998
+    assert found.mean_precision == pytest.approx(np.full(40, 1998.0))
+    measured = jacobian.spectrum(found, 1e-4, 100, 0)
+    assert measured["rho"] == pytest.approx(np.full(40, 1.5 * 1998), rel=1e-3)
+    assert measured["dominant"] == pytest.approx(np.full(40, 1.5 * 1998), rel=1e-3)

@@ -134,8 +134,10 @@ class Eigenvalues:
         magnitude: ‖A v‖ at the last iteration (B,).
         residual: ‖A v − value·v‖ (B,): for symmetric A some eigenvalue lies within it of `value`.
         iterations: (B,).
+        vector: A v over its length, (B, d); 0 where A v is.
     """
 
+    vector: np.ndarray
     value: np.ndarray
     magnitude: np.ndarray
     residual: np.ndarray
@@ -165,30 +167,32 @@ def power_iteration(
         active = active[~settled & (norms > 0)]
         if not len(active):
             break
-    return Eigenvalues(value, magnitude, residual, iterations)
+    return Eigenvalues(vectors, value, magnitude, residual, iterations)
 
 
 def spectrum(jacobian: Linearization, tolerance: float, limit: int, seed: int) -> dict[str, np.ndarray]:
     """ρ, the largest eigenvalue and the signed dominant one at every point, each (B,).
 
-    The first iteration on J gives ρ. The second, on J + ρI, whose eigenvalues are not negative, gives the largest
-    eigenvalue λ_max; the dominant one is λ_max where it reaches ρ within the tolerance, else −ρ.
+    Most eigenvalues are −λ̄, so ‖J v‖ of a random v rests at λ̄ for a while even where another is larger. So the first
+    iteration is on J + λ̄I, a covariance: it gives the largest eigenvalue λ_max and its vector. The second, on J, starts
+    from that vector and a random one in equal parts and gives ρ. The dominant eigenvalue is λ_max where it reaches ρ
+    within the tolerance, else −ρ.
     """
     start = np.random.default_rng([seed, 2]).standard_normal(jacobian.points.shape)
-    first = power_iteration(lambda rows, v: jacobian.at(rows).apply(v), start, tolerance, limit)
-    radius = first.magnitude
+    start /= np.linalg.norm(start, axis=1, keepdims=True)
+    shift = jacobian.mean_precision
 
-    def shifted(rows: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-        return jacobian.at(rows).apply(vectors) + radius[rows, None] * vectors
+    def covariance(rows: np.ndarray, vectors: np.ndarray) -> np.ndarray:
+        return jacobian.at(rows).apply(vectors) + shift[rows, None] * vectors
 
-    second = power_iteration(shifted, start, tolerance, limit)
-    largest = second.magnitude - radius
-    dominant = np.where(largest >= (1 - 10 * tolerance) * radius, radius, -radius)
+    first = power_iteration(covariance, start, tolerance, limit)
+    second = power_iteration(lambda rows, v: jacobian.at(rows).apply(v), first.vector + start, tolerance, limit)
+    largest, radius = first.magnitude - shift, second.magnitude
     return {
         "rho": radius,
         "largest": largest,
-        "dominant": dominant,
-        "residual": first.residual,
+        "dominant": np.where(largest >= (1 - 10 * tolerance) * radius, radius, -radius),
+        "residual": second.residual,
         "iterations": first.iterations + second.iterations,
     }
 
@@ -271,7 +275,7 @@ def _small_claims(
     claims = [
         _eigenvalue_claim(f"Spectral radius by power iteration, {label(score)}", radius, found["rho"], radius, size),
         _eigenvalue_claim(
-            f"Largest eigenvalue by iteration on J + ρI, {label(score)}", exact[:, -1], found["largest"], radius, size
+            f"Largest eigenvalue by iteration on J + λ̄I, {label(score)}", exact[:, -1], found["largest"], radius, size
         ),
     ]
     kinds = (False,) if score == "conditioning" else (False, True)
