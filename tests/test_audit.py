@@ -12,8 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
-from stages.audit import COPIES_ABOVE_LIMIT, DONE, audit_params, run
+from pipeline.cli import app
+from stages.audit import COPIES_ABOVE_LIMIT, DONE, INTERRUPTED, audit_params, run
 from stages.auditing import matching, store
 from stages.auditing.judging import METRICS, copies, cross_fitted
 from stages.auditing.matching import match, reference_of
@@ -363,6 +365,15 @@ def test_the_command_ends_with_2_and_one_line_for_wrong_input(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: --train: image source: nowhere does not exist")
     assert len(done.stderr.splitlines()) == 1
+
+
+def test_an_interrupted_command_says_how_to_go_on(monkeypatch):
+    def interrupted(*_args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("stages.audit.run", interrupted)
+    done = CliRunner().invoke(app, ["audit", "--train", "a", "--samples", "b", "--out", "c"])
+    assert (done.exit_code, done.stderr) == (INTERRUPTED, "interrupted: the same command goes on where it stopped\n")
 
 
 def test_the_command_answers_and_needs_no_prefect(digits, tmp_path):

@@ -2,18 +2,23 @@
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy.stats import mannwhitneyu
 
 from stages.auditing import planting
+from stages.auditing.embedding import Embedder, encoder_params
 from stages.auditing.groups import find_duplicates, halves
 from stages.auditing.judging import copies, cross_fitted
+from stages.auditing.loading import common_shape, open_all
 from stages.auditing.matching import OUTSIDE, Reference, _moved, match, mirrored, outside, reduce, reference_of
-from stages.auditing.scores import CANDIDATE_CAP, COPY_CAP, Scores, calibrate, scores
+from stages.auditing.scores import CANDIDATE_CAP, COPY_CAP, Scores, Thresholds, calibrate, scores, verdicts
+from stages.auditing.second_stage import KnownFeatures, Questions, ask
 from stages.auditing.settings import audit_params
 from stages.auditing.store import Progress, Store
 from stages.errors import InputError
@@ -298,6 +303,16 @@ def test_near_duplicates_are_grouped_by_either_distance(store):
     assert (wide.groups, wide.images) == (1, 60)
 
 
+def test_neighbours_that_are_known_need_no_search(store):
+    images = pictures(70)
+    found = find_duplicates(image_table(images), None, 0.25, "a", store, BUDGET)
+    plain = reference_of(images, np.arange(70), found.group, "")
+    known = reference_of(images, np.arange(70), found.group, "", (found.index, found.squared))
+    rows = np.array([3, 50, 69])
+    for a, b in zip(plain.neighbors(rows, BUDGET), known.neighbors(rows, BUDGET)):
+        np.testing.assert_array_equal(a, b)
+
+
 def test_one_image_has_no_duplicates(store):
     found = find_duplicates(image_table(pictures(1)), None, 0.25, "a", store, BUDGET)
     assert (found.groups, found.images, found.near) == (0, 0, 0.0)
@@ -365,3 +380,80 @@ def test_a_memory_budget_is_an_amount_of_memory():
         audit_params(**base, fail_above=2.0)
     with pytest.raises(InputError, match="--out: Field required"):
         audit_params(train="a", samples="b")
+
+
+@pytest.mark.parametrize("known", [60, 7])
+def test_the_feature_spacing_is_the_least_over_the_compared_images(store, known):
+    """With the pixels as features: over all images where all are known, else over those and the nearest by pixels."""
+    images = pictures(60)
+    group = np.arange(60)
+    group[[4, 9]] = 4
+    images[9] = np.clip(images[4].astype(int) + 1, 0, 255)
+    reference = reference_of(images, np.arange(60), group, "")
+    embedder = Embedder(encoder_params("pixels", None, 8), "cpu", store)
+    ids = [str(row) for row in range(60)]
+    rows = np.arange(60)[:known]
+    questions = Questions(np.array([0, 1, 0]), np.array([False, True, False]), np.array([4, 30, 12]))
+    samples = pictures(2, seed=5)
+    found = ask(
+        questions, samples, ["a", "b"], reference, ids, KnownFeatures(rows, embedder(images[rows], ids[:known])),
+        embedder, BUDGET,
+    )  # fmt: skip
+    flat = images.reshape(60, -1) / 255
+    own = np.linalg.norm(flat[:, None] - flat, axis=2)
+    shown = [samples[0], samples[1][:, ::-1], samples[0]]
+    for place, row in enumerate(questions.row):
+        assert found.distance[place] == pytest.approx(
+            np.linalg.norm(shown[place].reshape(-1) / 255 - flat[row]), rel=1e-6
+        )
+        # the nearest by pixels are compared in any case, so with pixels as features the least is always found
+        assert found.spacing[place] == pytest.approx(np.delete(own[row], row).min(), rel=1e-6)
+        assert found.spacing_grouped[place] == pytest.approx(own[row][group != group[row]].min(), rel=1e-6)
+    assert found.spacing[0] < 0.1 < found.spacing_grouped[0]
+
+
+def test_a_group_of_everything_leaves_nothing_to_compare_with(store):
+    images = pictures(4)
+    reference = reference_of(images, np.arange(4), np.zeros(4, np.int64), "")
+    embedder = Embedder(encoder_params("pixels", None, 8), "cpu", store)
+    known = KnownFeatures(np.zeros(0, np.int64), np.zeros((0, 64), np.float32))
+    questions = Questions(np.array([0]), np.array([False]), np.array([2]))
+    found = ask(questions, images, list("abcd"), reference, list("abcd"), known, embedder, BUDGET)
+    assert np.isinf(found.spacing_grouped[0])
+    assert np.isfinite(found.spacing[0])
+
+
+def test_each_verdict_has_its_rule():
+    rho = np.array(
+        [[0, 0, 0], [0.9, 0, 0.1], [0.2, 0.9, 0.2], [0.45, 0.5, 0.5], [0.5, 0.9, 0.45], [0.8] * 3, [0.8] * 3, [0.9] * 3]
+    )
+    rho = np.concatenate([rho, np.full((1, 3), np.nan)])
+    matches = SimpleNamespace(squared=np.array([0, 9, 9, 9, 9, 9, 9, 9, 9])[:, None])
+    candidate = np.array([1, 1, 1, 1, 1, 1, 1, 0, 0], bool)
+    confirmed = np.array([0, 0, 0, 1, 0, 1, 0, 0, 0], bool)
+    found, reason = verdicts(matches, Scores(rho[:, 0], rho[:, 0], rho), Thresholds(0.3, 0.6), candidate, confirmed)
+    assert found == ["copy", "copy", "copy", "near_copy", "unsure", "same_content", "novel", "novel", "novel"]
+    assert reason[:5] == [
+        "equals a training image byte for byte",
+        "equals a training image byte for byte after mirroring",
+        "rho* 0.20 is below 0.30: so near no unseen image should come",
+        "rho* 0.45 is below 0.60, and the features agree",
+        "shifted, rho* 0.45 is below 0.60, but the features do not agree",
+    ]
+
+
+def test_the_common_size_is_the_smallest_of_the_usual_ones(tmp_path):
+    for role, sides in (("train", (30, 30, 12, 30)), ("samples", (24, 40, 24))):
+        (tmp_path / role).mkdir()
+        for row, side in enumerate(sides):
+            Image.new("RGB" if (role, row) == ("samples", 1) else "L", (side + 3, side)).save(
+                tmp_path / role / f"{row}.png"
+            )
+    sources = open_all({role: f"folder:{tmp_path / role}" for role in ("train", "samples")})
+    shape = common_shape(sources, None)
+    assert (shape.resolution, shape.channels) == (24, 3)
+    assert shape.native == {
+        "train": "33 × 30 and other sizes, grey",
+        "samples": "27 × 24 and other sizes, grey and colour",
+    }
+    assert common_shape(sources, 16).resolution == 16

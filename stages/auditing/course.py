@@ -102,7 +102,9 @@ class Course:
 
         train, group = self.sets["train"], self.duplicates["train"].group
         pixels = train.table.images
-        self.whole = self.reference = reference_of(pixels, np.arange(len(train)), group, train.digest)
+        known = self.duplicates["train"]
+        own = known.index, known.squared
+        self.whole = self.reference = reference_of(pixels, np.arange(len(train)), group, train.digest, own)
         if "holdout" in self.sets:
             held = self.sets["holdout"]
             self.control_images = held.table.images, held.table.ids, held.digest

@@ -21,13 +21,21 @@ BLOCK = 12_288  # images per stored piece
 
 @dataclasses.dataclass(frozen=True)
 class Duplicates:
-    """Attributes: group int64 (N,), equal for the images of one group; how many groups of two and more there are, and
-    how many images are in them; the absolute distance (pixels in [0, 1]) that was used."""
+    """The groups of N images.
+
+    Attributes:
+        group: int64 (N,), equal for the images of one group.
+        groups, images: how many groups of two and more there are, and how many images are in them.
+        near: the absolute distance (pixels in [0, 1]) that was used.
+        index, squared: int64 (N, k), every image's nearest other images and the squared distances to them.
+    """
 
     group: np.ndarray
     groups: int
     images: int
     near: float
+    index: np.ndarray
+    squared: np.ndarray
 
 
 def expected_seconds(count: int, dimension: int) -> float:
@@ -61,10 +69,12 @@ def find_duplicates(
     distance = pixel_distance(squared, table.dimension)
     if near is None:
         near = float(f"{share * np.median(distance[:, 0]):.3g}") if k else 0.0
-    return _grouped(table.ids, index, distance, near)
+    group = _groups(table.ids, index, distance, near)
+    sizes = np.bincount(group)
+    return Duplicates(group, int((sizes > 1).sum()), int(sizes[sizes > 1].sum()), near, index, squared)
 
 
-def _grouped(ids: list[str], index: np.ndarray, distance: np.ndarray, near: float) -> Duplicates:
+def _groups(ids: list[str], index: np.ndarray, distance: np.ndarray, near: float) -> np.ndarray:
     usual = distance.mean(axis=1) if distance.size else np.zeros(len(ids))
     limit = np.maximum(near, RELATIVE * np.minimum(usual[:, None], usual[index]))
     i, place = np.nonzero(distance <= limit)
@@ -75,7 +85,7 @@ def _grouped(ids: list[str], index: np.ndarray, distance: np.ndarray, near: floa
     groups = connected_groups(len(ids), {"near": edges})
     group = np.arange(len(ids))
     group[groups.row] = groups.representative
-    return Duplicates(group, len(np.unique(groups.group)), len(groups.row), near)
+    return group
 
 
 def halves(group: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -79,7 +79,7 @@ def common_shape(sources: dict[str, Source], resolution: int | None) -> Shape:
 
 def _words(sizes: Counter, grey: list[bool]) -> str:
     (width, height), _ = sizes.most_common(1)[0]
-    others = "" if len(sizes) == 1 else f" and {len(sizes) - 1} other sizes"
+    others = "" if len(sizes) == 1 else " and other sizes"
     colour = "grey" if all(grey) else "grey and colour" if any(grey) else "colour"
     return f"{width} × {height}{others}, {colour}"
 

@@ -33,12 +33,14 @@ class Reference:
         rows: int64 (M,), each one's row among the training images.
         group: int64 (M,); equal for images of one duplicate group.
         digest: of images and groups.
+        own: (index, squared), int64 (M, n): each one's nearest other images, where they are known already.
     """
 
     images: np.ndarray
     rows: np.ndarray
     group: np.ndarray
     digest: str
+    own: tuple[np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -47,6 +49,13 @@ class Reference:
     def flat(self) -> np.ndarray:
         """uint8 (M, d)."""
         return self.images.reshape(len(self), -1)
+
+    def neighbors(self, rows: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
+        """The NEIGHBORS nearest other images of distinct rows: index and squared distance, int64 (R, n)."""
+        if self.own is not None:
+            return self.own[0][rows], self.own[1][rows]
+        count = min(NEIGHBORS, len(self) - 1)
+        return nearest(self.flat[rows], self.flat, count, exclude=rows, memory_budget=budget)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +168,7 @@ def _own(nearest_rows: np.ndarray, reference: Reference, budget: int) -> Arrays:
     """The neighbours of every nearest image, each distinct one searched once."""
     rows, back = np.unique(nearest_rows, return_inverse=True)
     queries = reference.flat[rows]
-    count = min(NEIGHBORS, len(reference) - 1)
-    index, squared = nearest(queries, reference.flat, count, exclude=rows, memory_budget=budget)
+    index, squared = reference.neighbors(rows, budget)
     # itself leads the list, so that its own group is the one to leave
     with_self = np.concatenate([rows[:, None], index], axis=1), np.pad(squared, ((0, 0), (1, 0)))
     own_outside = outside(queries, *with_self, reference, 1, budget)[:, 0]
@@ -228,9 +236,15 @@ def _moved(images: np.ndarray, dy: int, dx: int) -> np.ndarray:
     return images[:, y][:, :, x]
 
 
-def reference_of(images: np.ndarray, rows: np.ndarray, group: np.ndarray, digest: str) -> Reference:
-    """The reference made of `rows` of the training images; digest: of all training images."""
+def reference_of(
+    images: np.ndarray,
+    rows: np.ndarray,
+    group: np.ndarray,
+    digest: str,
+    own: tuple[np.ndarray, np.ndarray] | None = None,
+) -> Reference:
+    """The reference made of `rows` of the training images; digest: of all training images; own: as in Reference."""
     rows = np.asarray(rows, np.int64)
-    whole = len(rows) == len(images)
-    own = images if whole else images[rows]
-    return Reference(own, rows, group[rows], sha256_json([digest, sha256_json(rows.tolist()), group[rows].tolist()]))
+    pixels = images if len(rows) == len(images) else images[rows]
+    group = group[rows]
+    return Reference(pixels, rows, group, sha256_json([digest, sha256_json(rows.tolist()), group.tolist()]), own)

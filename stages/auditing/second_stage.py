@@ -6,7 +6,6 @@ import numpy as np
 
 from stages.auditing.embedding import Embedder
 from stages.auditing.matching import Reference, mirrored
-from stages.search.nearest import nearest
 
 OWN = 5  # nearest training images, by pixels, that the match's own feature distance is taken to, besides the sample
 
@@ -93,13 +92,12 @@ def ask(
 
 def _own_neighbors(rows: np.ndarray, reference: Reference, budget: int) -> np.ndarray:
     """The OWN nearest rows, then the OWN nearest outside the group, of every row; −1 fills up; int64 (R, 2·OWN)."""
-    count = min(10 * OWN, len(reference) - 1)
-    index, _ = nearest(reference.flat[rows], reference.flat, count, exclude=rows, memory_budget=budget)
+    index, _ = reference.neighbors(rows, budget)
     foreign = reference.group[index] != reference.group[rows][:, None]
     order = np.argsort(~foreign, axis=1, kind="stable")
     outside = np.where(np.take_along_axis(foreign, order, 1), np.take_along_axis(index, order, 1), -1)
     chosen = np.full((len(rows), 2 * OWN), -1, np.int64)
-    width = min(OWN, count)
+    width = min(OWN, index.shape[1])
     chosen[:, :width], chosen[:, OWN : OWN + width] = index[:, :width], outside[:, :width]
     return chosen
 
