@@ -17,6 +17,7 @@ from stages.auditing.groups import find_duplicates, halves
 from stages.auditing.judging import copies, cross_fitted
 from stages.auditing.loading import common_shape, open_all
 from stages.auditing.matching import OUTSIDE, Reference, _moved, match, mirrored, outside, reduce, reference_of
+from stages.auditing.page import chosen
 from stages.auditing.scores import CANDIDATE_CAP, COPY_CAP, Scores, Thresholds, calibrate, scores, verdicts
 from stages.auditing.second_stage import KnownFeatures, Questions, ask
 from stages.auditing.settings import audit_params
@@ -440,6 +441,15 @@ def test_each_verdict_has_its_rule():
         "rho* 0.45 is below 0.60, and the features agree",
         "shifted, rho* 0.45 is below 0.60, but the features do not agree",
     ]
+
+
+def test_the_page_shows_some_of_every_verdict():
+    verdicts = ["copy"] * 50 + ["unsure"] * 3 + ["novel"] * 100
+    rows = chosen(verdicts, 30)
+    assert len(rows) == 30
+    assert [sum(verdicts[row] == name for row in rows) for name in ("copy", "unsure", "novel")] == [17, 3, 10]
+    assert rows.tolist() == [*range(17), 50, 51, 52, *range(53, 63)]
+    assert chosen(["novel"] * 4, 30).tolist() == [0, 1, 2, 3]
 
 
 def test_the_common_size_is_the_smallest_of_the_usual_ones(tmp_path):

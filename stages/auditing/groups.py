@@ -76,7 +76,7 @@ def find_duplicates(
 
 def _groups(ids: list[str], index: np.ndarray, distance: np.ndarray, near: float) -> np.ndarray:
     usual = distance.mean(axis=1) if distance.size else np.zeros(len(ids))
-    limit = np.maximum(near, RELATIVE * np.minimum(usual[:, None], usual[index]))
+    limit = np.maximum(near, RELATIVE * np.maximum(usual[:, None], usual[index]))
     i, place = np.nonzero(distance <= limit)
     first: dict[str, int] = {}
     equal = np.array([first.setdefault(name, row) for row, name in enumerate(ids)], np.int64)

@@ -14,7 +14,7 @@ from stages.memorization.verdicts import VERDICTS
 from stages.reporting.pictures import png_uri
 from stages.reporting.words import interval, number, percent
 
-SHOWN = 400  # samples with pictures: all that any rule names as far as there is room, then the nearest of the rest
+SHOWN = 400  # samples with pictures, see `chosen`
 AMPLIFIED = 4  # times the difference
 SIDE = 96  # pixels: larger pictures are reduced
 BINS = 60
@@ -83,12 +83,12 @@ def _answer(result: dict[str, Any]) -> str:
 
 
 def _cards(pairs: pa.Table, samples: Judged, train: ImageSet) -> list[dict[str, Any]]:
-    """What is shown of each of the first rows of pairs, pictures included."""
+    """What is shown of each chosen row of pairs, pictures included."""
     names = (
         "sample_index", "sample_where", "train_index", "train_where", "transform", "distance", "ratio",
         "ratio_grouped", "rho_star", "verdict", "reason", "tile_max_distance",
     )  # fmt: skip
-    rows = pairs.select(list(names)).slice(0, SHOWN).to_pylist()
+    rows = pairs.select(list(names)).take(pa.array(chosen(pairs["verdict"].to_pylist(), SHOWN))).to_pylist()
     after = following(samples)
     pictures, drawn = train.table.images, {}
 
@@ -105,6 +105,21 @@ def _cards(pairs: pa.Table, samples: Judged, train: ImageSet) -> list[dict[str, 
         card["next"] = [(int(row), picture(int(row))) for row in after[index] if row >= 0]
         card["order"] = np.inf if card["rho_star"] is None else card["rho_star"]
     return rows
+
+
+def chosen(verdicts: list[str], most: int) -> np.ndarray:
+    """Which rows of pairs (sorted by verdict) are shown, int64, ascending, at most `most`.
+
+    Every verdict gets an equal share of the room for its first rows; what one leaves over goes to the first rows of
+    the others, in the order of the verdicts.
+    """
+    verdict = np.array(verdicts)
+    names = list(dict.fromkeys(verdicts))
+    share = [np.flatnonzero(verdict == name)[: most // len(names)] for name in names]
+    taken = np.zeros(len(verdict), bool)
+    taken[np.concatenate(share)] = True
+    taken[np.flatnonzero(~taken)[: most - int(taken.sum())]] = True
+    return np.flatnonzero(taken)
 
 
 def _reduced(image: np.ndarray) -> np.ndarray:

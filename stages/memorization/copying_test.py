@@ -71,8 +71,7 @@ def cell_centres(images: np.ndarray, count: int, seed: int, rounds: int = 20) ->
     for _ in range(rounds):
         cell = assign(data, centres)
         sizes = np.bincount(cell, minlength=len(centres))
-        sums = np.zeros_like(centres)
-        np.add.at(sums, cell, data)
+        sums = (cell == np.arange(len(centres))[:, None]).astype(np.float64) @ data
         new = np.where(sizes[:, None] > 0, sums / np.maximum(sizes, 1)[:, None], centres)
         if np.array_equal(new, centres):
             break
