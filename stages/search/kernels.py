@@ -2,11 +2,39 @@
 
 import numba
 import numpy as np
+from llvmlite import ir
+from numba.core import cgutils, types
+from numba.extending import intrinsic
 
 from stages.search.tiled import GROUP, LANES, LOWEST
 
 EMPTY = np.int64(2**63 - 1)
+LINE = 64  # bytes of a cache line
+SEEDS = 2  # groups looked at for each neighbour that is asked for
 DEPTH = 16_384  # pixels whose squared differences fit an int32
+
+
+@intrinsic
+def _fetch(typing, address):
+    """Ask for the cache line at an address (int64) that is going to be read soon."""
+
+    def generate(context, builder, signature, arguments):
+        pointer = builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+        word = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer.type, word, word, word])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [pointer, *(ir.Constant(word, value) for value in (0, 3, 1))])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def fetch(row, start):
+    """Ask for a row, from the element `start` on, before it is needed: memory is slower than what is done with it."""
+    size = row.itemsize
+    for offset in range(start * size, row.shape[0] * size, LINE):
+        _fetch(np.int64(row.ctypes.data + offset))
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
@@ -59,6 +87,41 @@ def squared_lengths(images, out):
                 part = np.int32(part + np.int32(np.int32(difference) * np.int32(difference)))
             total += np.int64(part)
         out[row] = total
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def round_rows(exact, squared, scale, levels, directions, edges, rows, length, error):
+    """Fill `rows`, `length` and `error` of `projection.Coordinates` from the exact coordinates, float64 (N, p).
+
+    edges: int64 (L, most groups + 1), the edges of each level's groups, then −1.
+    """
+    for r in range(exact.shape[0]):
+        before = after = off = 0.0
+        for i in range(exact.shape[1]):
+            nearest = np.rint(exact[r, i])
+            before += exact[r, i] * exact[r, i]
+            after += nearest * nearest
+            off += (exact[r, i] - nearest) * (exact[r, i] - nearest)
+        length[r], error[r] = np.sqrt(max(before, after)), np.sqrt(off)
+        outside = np.sqrt(max(scale * scale * np.float64(squared[r]) - before, 0.0))
+        column = kept = many = 0
+        for level in range(levels.shape[0]):
+            for i in range(many):  # the lengths of the level before
+                rows[r, column + i] = rows[r, kept + i]
+            column += many
+            for i in range(directions[level - 1] if level else 0, directions[level]):
+                rows[r, column] = np.int16(np.rint(exact[r, i]))
+                column += 1
+            kept, many = column, 1
+            while many < edges.shape[1] and edges[level, many] >= 0:
+                inside = 0.0
+                for i in range(edges[level, many - 1], edges[level, many]):
+                    inside += exact[r, i] * exact[r, i]
+                rows[r, column] = np.int16(np.ceil(np.sqrt(inside) + 0.01))
+                column += 1
+                many += 1
+            rows[r, column] = np.int16(np.ceil(outside + 0.25))
+            column = levels[level]
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
@@ -133,38 +196,50 @@ def cut_of(keys, count, squared, scale, slack):
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
 def seeds(scores, maxima, x, y, levels, best, at):
-    """Good references, into `at`: the best by the fine score among the best of the groups by the coarse one."""
-    values, groups = np.empty(4 * best.shape[0], np.int32), np.empty(4 * best.shape[0], np.int64)
+    """Good references, into `at`: the best by the fine score of those that are their groups' best by the coarse one."""
+    values, places = np.empty(SEEDS * best.shape[0], np.int32), np.empty(SEEDS * best.shape[0], np.int64)
+    found = high_scores(maxima, values, places)
+    while values[found - 1] == LOWEST:
+        found -= 1
+    for i in range(found):
+        tile, lane = places[i] // LANES, places[i] % LANES
+        v = 0
+        while scores[tile, v, lane] < values[i]:
+            v += 1
+        places[i] = GROUP * places[i] + v
+        fetch(y[places[i]], levels[0])
     n = 0
-    for i in range(high_scores(maxima, values, groups)):
-        tile, lane = groups[i] // LANES, groups[i] % LANES
-        for v in range(GROUP):
-            j = GROUP * groups[i] + v
-            score = scores[tile, v, lane]
-            if j < y.shape[0] and (n < best.shape[0] or score > best[n - 1]):
-                n = keep_high(fine_score(score, x, y[j], levels, LOWEST), j, n, best, at)
+    for i in range(found):
+        if n < best.shape[0] or values[i] > best[n - 1]:
+            n = keep_high(fine_score(values[i], x, y[places[i]], levels, LOWEST), places[i], n, best, at)
     return n
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
 def survivors(scores, maxima, x, y, levels, first, cut, limit, kept, at):
-    """References from `first` on with a fine score ≥ `cut`, into `kept` and `at`; their number, limit + 1 if more."""
-    n = 0
+    """References from `first` on with a fine score ≥ `cut`, into `kept` and `at`; their number, limit + 1 if more.
+
+    `kept` and `at` are as long as y.
+    """
+    n = m = 0
     for group in range(first // GROUP, maxima.shape[0]):
         if maxima[group] < cut:
             continue
         tile, lane = group // LANES, group % LANES
         for v in range(GROUP):
             j = GROUP * group + v
-            if scores[tile, v, lane] < cut or j < first or j >= y.shape[0]:
-                continue
-            score = fine_score(scores[tile, v, lane], x, y[j], levels, cut)
-            if score >= cut:
-                if n == limit:
-                    return limit + 1
-                kept[n], at[n] = score, j
+            if scores[tile, v, lane] >= cut and j >= first and j < y.shape[0]:
+                kept[n], at[n] = scores[tile, v, lane], j
                 n += 1
-    return n
+                fetch(y[j], levels[0])
+    for i in range(n):
+        score = fine_score(kept[i], x, y[at[i]], levels, cut)
+        if score >= cut:
+            if m == limit:
+                return limit + 1
+            kept[m], at[m] = score, at[i]
+            m += 1
+    return m
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
@@ -182,7 +257,7 @@ def search_block(
     """
     k = keys.shape[1]
     best, first = np.empty(k, np.int32), np.empty(k, np.int64)
-    fine, at = np.empty(limit, np.int32), np.empty(limit, np.int64)
+    fine, at = np.empty(y.shape[0], np.int32), np.empty(y.shape[0], np.int64)
     measured = np.zeros(y.shape[0], np.bool_)
     for q in range(x.shape[0]):
         n_seeds = 0
@@ -190,6 +265,7 @@ def search_block(
             n_seeds = seeds(scores[q], maxima[q], x[q], y, levels, best, first)
         for i in range(n_seeds):
             measured[first[i]] = True
+            fetch(reference[order[first[min(i + 1, n_seeds - 1)]]], 0)
             row = order[first[i]]
             if row != exclude[q]:
                 insert(keys[q], squared_distance(queries[q], reference[row]) * count + row)
@@ -197,7 +273,10 @@ def search_block(
         n = survivors(scores[q], maxima[q], x[q], y, levels, 0, cut, limit, fine, at)
         hard[q] = n > limit
         if not hard[q]:
-            for i in np.argsort(-fine[:n]):
+            best_first = np.argsort(-fine[:n])
+            for rank in range(n):
+                i = best_first[rank]
+                fetch(reference[order[at[best_first[min(rank + 1, n - 1)]]]], 0)
                 row = order[at[i]]
                 if fine[i] < cut:
                     break
@@ -216,7 +295,7 @@ def join_block(scores, maxima, x, squared, slack, scale, y, levels, order, image
     Returns how many there are, or −1 if the references that the bound lets through, i < j, are more than `found`
     holds. The arrays are as in `search_block`; `order` ascends.
     """
-    fine, at = np.empty(found.shape[1], np.int32), np.empty(found.shape[1], np.int64)
+    fine, at = np.empty(y.shape[0], np.int32), np.empty(y.shape[0], np.int64)
     n = passed = 0
     for q in range(x.shape[0]):
         i = offset + q

@@ -105,7 +105,8 @@ class _Search:
             easy = np.flatnonzero(~hard)
             if projection is not None and len(easy):
                 hard[easy] = self.bounded(projection, easy, span)
-            self.dense(np.flatnonzero(hard), span)
+            if hard.any():
+                self.dense(np.flatnonzero(hard), span)
 
     def bounded(self, projection: Projection, rows: np.ndarray, span: range) -> np.ndarray:
         """Search the references of `span` for the queries `rows`; returns which of these it gave up on."""

@@ -15,10 +15,10 @@ import dataclasses
 
 import numpy as np
 
-from stages.search.products import centred, products, squared_norms
+from stages.search.products import centred, products, spread
 
 WIDTH = 32  # columns that the compiled products take at a time
-CUTS = (58, 110)  # directions that every pair gets, and that the first survivors get, before those that the last get
+CUTS = (122,)  # directions that every pair gets; all of them are for those that these leave
 GROUPS = 6  # lengths kept of the directions that a level leaves out
 LARGEST = 32_000  # of a coordinate: the products of two vectors of this length fit an int32 with room
 SAMPLE = 1_024  # rows that the directions are fitted to; any directions are correct, these are good
@@ -41,9 +41,14 @@ class Projection:
 
     def coordinates(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """P(x−m) and ‖x−m‖² of uint8 images (N, d): float64 (N, p), int64 (N,)."""
-        raw = products(centred(images), self.rows)
-        squared = squared_norms(images) - 2 * raw[:, -1].astype(np.int64) + self.origin[-1]
-        return (raw[:, :-1] - self.origin[:-1]).astype(np.float64) @ self.whiten.T, squared
+        from stages.search.kernels import squared_lengths
+
+        raw, squared = products(centred(images), self.rows), np.empty(len(images), np.int64)
+        spread(lambda a, b: squared_lengths(images[a:b], squared[a:b]), len(images))
+        squared += self.origin[-1] - 2 * raw[:, -1].astype(np.int64)
+        exact = raw[:, :-1].astype(np.float64)
+        exact -= self.origin[:-1]
+        return exact @ self.whiten.T, squared
 
 
 def fit_projection(reference: np.ndarray, size: int) -> Projection | None:
@@ -141,34 +146,27 @@ class Coordinates:
 
 def coordinates(projection: Projection, images: np.ndarray, shape: Layout) -> Coordinates:
     """The coordinates of uint8 images (N, d); a block at a time, so that float64 never holds them all."""
+    from stages.search.kernels import round_rows
+
     scale = LARGEST / (255 * np.sqrt(images.shape[1]))
     rows = np.zeros((len(images), shape.levels[-1]), np.int16)
     squared, length, error = np.empty(len(images), np.int64), np.empty(len(images)), np.empty(len(images))
+    edges = np.full((len(shape.groups), max(map(len, shape.groups))), -1)
+    for level, group in enumerate(shape.groups):
+        edges[level, : len(group)] = group
     step = max(1, min(4096, (1 << 24) // images.shape[1]))
     for start in range(0, len(images), step):
         part = slice(start, start + step)
         exact, squared[part] = projection.coordinates(images[part])
         exact *= scale
-        rounded = np.rint(exact)
-        length[part] = np.sqrt(np.maximum(_squares(exact), _squares(rounded)))
-        error[part] = np.sqrt(_squares(exact - rounded))
-        _fill(rows[part], rounded, exact, scale**2 * squared[part], shape)
+        out = exact, squared[part], rows[part], length[part], error[part]
+
+        def fill(a: int, b: int) -> None:
+            x, of, *filled = (array[a:b] for array in out)  # noqa: B023  (finished before the next block)
+            round_rows(x, of, scale, shape.levels, np.array(shape.directions), edges, *filled)
+
+        spread(fill, len(exact))
     return Coordinates(rows, squared, length, error, scale)
-
-
-def _squares(values: np.ndarray) -> np.ndarray:
-    return np.einsum("ij,ij->i", values, values)
-
-
-def _fill(rows: np.ndarray, rounded: np.ndarray, exact: np.ndarray, squared: np.ndarray, shape: Layout) -> None:
-    outside = np.sqrt(np.maximum(squared - _squares(exact), 0))
-    start, before, kept = 0, 0, np.zeros((len(rows), 0))
-    for stop, cut, edges in zip(shape.levels, shape.directions, shape.groups):
-        inside = [np.sqrt(_squares(exact[:, a:b])) + 0.01 for a, b in zip(edges, edges[1:])]
-        lengths = np.ceil(np.column_stack([*inside, outside + 0.25]))
-        level = np.concatenate([kept, rounded[:, before:cut], lengths], axis=1)
-        rows[:, start : start + level.shape[1]] = level
-        start, before, kept = stop, cut, lengths
 
 
 def slack(queries: Coordinates, reference: Coordinates) -> np.ndarray:
