@@ -8,6 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,91 +70,139 @@ def fill(folder: Path) -> Path:
     return filler
 
 
-def test_disk_full_while_a_shard_is_written(project):
-    project.params["sample"]["count"] = 4000  # shards of some 50 kB
-    project.write_params()
-    with mounted(project.folder / ".scoresmooth/shards/sample", "size=1m") as disk:
-        project.hold(2)
-        process = project.start(*SAMPLE)
-        until(lambda: logged(project, 2))
-        filler = fill(disk)
-        project.release()
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == 1
-        assert "No space left on device" in output
-        assert len(results(project, "sample")) == 2
-        assert not list(disk.glob(".*"))  # nothing half-written stays
-        filler.unlink()
-        project.log()
-        project.run(*SAMPLE)
-        assert project.log() == ["sample net 3/4", "sample net 4/4"]
-        resumed = samples(project)
-        assert undisturbed(project) == resumed
+DISPATCH = """
+import sys
+from pipeline import cache
+from pipeline.params import load_stage, stage_module
+from pipeline.runners import LocalRunner
+for address in sys.argv[1:]:
+    name, _, variant = address.partition("@")
+    params, execution = load_stage(name, variant or None)
+    shards = [cache.place(shard, "code") for shard in stage_module(name).plan(params)]
+    with LocalRunner(1, execution.processes) as runner:
+        for shard in shards:
+            cache.obtain(shard, runner.run, lambda text: print(text, flush=True))
+    stage_module(name).gather(params, [shard.path for shard in shards])
+"""
 
 
-@pytest.mark.long
-def test_disk_full_while_a_checkpoint_is_written(project):
-    project.params["train"]["steps"] = 14
-    project.write_params()
-    with mounted(project.folder / ".scoresmooth/shards/train", "size=1m") as disk:
-        project.hold(3)
-        process = project.start(*TRAIN)
-        until(lambda: logged(project, 3))
-        filler = fill(disk)
-        project.release()
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == 1
-        assert "No space left on device" in output
-        filler.unlink()
-        project.log()
-        project.run(*TRAIN)
-        assert project.log() == [f"train net step {n}" for n in range(3, 14)]
-        assert json.loads((project.folder / "data/train/net/score.json").read_text()) == ["ABCDEFGHIJKLMN"]
+class Dispatched(SmallProject):
+    """A project whose stages run through cache and runner, but without Prefect: what is tested here needs none."""
+
+    def start_stages(self, *addresses: str) -> subprocess.Popen[str]:
+        """Start stages ("sample@net"), one after the other, in a process."""
+        command = [sys.executable, "-c", DISPATCH, *addresses]
+        return subprocess.Popen(
+            command,
+            cwd=self.folder,
+            env=self.environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def stages(self, *addresses: str, code: int = 0) -> str:
+        """Run stages to their end, require the exit code, and return what they printed."""
+        process = self.start_stages(*addresses)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == code, output
+        return output
 
 
-@pytest.mark.long
-def test_read_only_folder_of_outs(project):
-    with mounted(project.folder / "data/sample", "ro"):
-        output = project.run(*SAMPLE, code=1)
-    assert "Read-only file system: " in output
-    assert len(project.log()) == 4
-    project.run(*SAMPLE)
-    assert project.log() == []
-    resumed = samples(project)
-    assert undisturbed(project) == resumed
-
-
-def test_an_empty_cached_shard_is_computed_again(project):
-    project.run(*SAMPLE)
-    expected = samples(project)
+@pytest.fixture
+def dispatched(tmp_path):
+    """Such a project with its network trained and nothing sampled."""
+    project = Dispatched(tmp_path)
+    project.stages("ingest", "train@net")
     project.log()
-    results(project, "sample")[1].write_bytes(b"")
-    output = project.run(*SAMPLE)
+    return project
+
+
+def test_disk_full_while_a_shard_is_written(dispatched):
+    dispatched.params["sample"]["count"] = 4000  # shards of some 50 kB
+    dispatched.write_params()
+    with mounted(dispatched.folder / ".scoresmooth/shards/sample", "size=1m") as disk:
+        dispatched.hold(2)
+        process = dispatched.start_stages("sample@net")
+        until(lambda: logged(dispatched, 2))
+        filler = fill(disk)
+        dispatched.release()
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "No space left on device" in output
+        assert 1 <= len(results(dispatched, "sample")) <= 2  # the second one may have met the full disk
+        assert not list(disk.glob(".*"))  # nothing half-written stays
+        done = len(list(disk.glob("*.manifest")))
+        filler.unlink()
+        dispatched.log()
+        dispatched.stages("sample@net")
+        assert dispatched.log() == [f"sample net {n}/4" for n in range(done + 1, 5)]
+        resumed = samples(dispatched)
+        assert undisturbed(dispatched) == resumed
+
+
+def test_disk_full_while_a_checkpoint_is_written(dispatched):
+    dispatched.params["train"]["steps"] = 14
+    dispatched.write_params()
+    with mounted(dispatched.folder / ".scoresmooth/shards/train", "size=1m") as disk:
+        dispatched.hold(3)
+        process = dispatched.start_stages("train@net")
+        until(lambda: logged(dispatched, 3))
+        filler = fill(disk)
+        dispatched.release()
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 1
+        assert "No space left on device" in output
+        filler.unlink()
+        dispatched.log()
+        dispatched.stages("train@net")
+        assert dispatched.log() == [f"train net step {n}" for n in range(3, 14)]
+        assert json.loads((dispatched.folder / "data/train/net/score.json").read_text()) == ["ABCDEFGHIJKLMN"]
+
+
+def test_read_only_folder_of_outs(dispatched):
+    with mounted(dispatched.folder / "data/sample", "ro"):
+        output = dispatched.stages("sample@net", code=1)
+    assert "Read-only file system: " in output
+    assert len(dispatched.log()) == 4
+    dispatched.stages("sample@net")
+    assert dispatched.log() == []
+    resumed = samples(dispatched)
+    assert undisturbed(dispatched) == resumed
+
+
+def test_an_empty_cached_shard_is_computed_again(dispatched):
+    dispatched.stages("sample@net")
+    expected = samples(dispatched)
+    dispatched.log()
+    results(dispatched, "sample")[1].write_bytes(b"")
+    output = dispatched.stages("sample@net")
     assert "the cached result is damaged (it has 0 bytes instead of" in output
-    assert len(project.log()) == 1
-    assert samples(project) == expected
+    assert len(dispatched.log()) == 1
+    assert samples(dispatched) == expected
 
 
-def test_a_killed_training_process_is_reported_and_goes_on_from_its_checkpoint(project):
-    project.params["train"]["steps"] = 13
-    project.write_params()
-    project.hold(4)
-    process = project.start(*TRAIN)
-    until(lambda: logged(project, 4))
-    (child,) = processes(project, "pipeline.child")
+def test_a_killed_training_process_goes_on_from_its_checkpoint_in_another_one(dispatched):
+    dispatched.params["train"]["steps"] = 13
+    dispatched.write_params()
+    dispatched.hold(4)
+    process = dispatched.start_stages("train@net")
+    until(lambda: logged(dispatched, 4))
+    (child,) = processes(dispatched, "pipeline.child")
     os.kill(child, signal.SIGKILL)  # as the kernel does when memory runs out
-    project.release()
+    dispatched.release()
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 0, output
     assert "train net: its process was killed (out of memory?): trying once more" in output
-    assert project.log() == [f"train net step {n}" for n in range(13)]
+    assert dispatched.log() == [f"train net step {n}" for n in range(13)]
 
 
-@pytest.mark.long
-def test_a_training_process_that_is_killed_twice_is_reported(project):
-    path = project.folder / "stages" / "train.py"
-    path.write_text(path.read_text().replace("pause()\n", "import os; os.kill(os.getpid(), 9)\n", 2))
-    output = project.run(*TRAIN, code=1)
+def test_a_training_process_that_is_killed_twice_is_reported(dispatched):
+    path = dispatched.folder / "stages" / "train.py"
+    path.write_text(path.read_text().replace("        pause()\n", "        import os; os.kill(os.getpid(), 9)\n"))
+    dispatched.params["train"]["steps"] = 12
+    dispatched.write_params()
+    output = dispatched.stages("train@net", code=1)
     assert output.count("trying once more") == 1
     assert "train net: its process ended with signal 9" in output
 
