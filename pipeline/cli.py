@@ -114,7 +114,7 @@ def audit(
     samples: Annotated[str, typer.Option(help="the generated images, any such source")],
     out: Annotated[str, typer.Option(help="the folder that the results are written to")],
     holdout: Annotated[str | None, typer.Option(help="real images that the model has not seen")] = None,
-    encoder: Annotated[str, typer.Option(help="whose features; timm:NAME for a model of timm")] = "efficientnet-lite0",
+    encoder: Annotated[str, typer.Option(help="whose features; or any model of timm")] = "efficientnet-lite0",
     weights: Annotated[str | None, typer.Option(help="a weights file of the encoder")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
     memory_budget: Annotated[str, typer.Option(help="of the whole process")] = "4GiB",

@@ -413,6 +413,17 @@ def test_the_feature_spacing_is_the_least_over_the_compared_images(store, known)
     assert found.spacing[0] < 0.1 < found.spacing_grouped[0]
 
 
+def test_an_encoder_is_ours_or_one_of_timm():
+    assert (encoder_params("resnet18", None, 32).name, encoder_params("resnet18", None, 32).resize) == ("resnet18", 112)
+    assert encoder_params("resnet18", None, 256).resize is None
+    assert encoder_params("vit_small_patch14_dinov2", None, 32).name == "timm:vit_small_patch14_dinov2"
+    assert encoder_params("timm:resnet18", None, 32).name == "timm:resnet18"
+    with pytest.raises(InputError, match="--encoder timm:no name: there is no encoder 'timm:no name': use eff"):
+        encoder_params("no name", None, 32)
+    with pytest.raises(InputError, match="--encoder pixels: encoder pixels takes the images as they are"):
+        encoder_params("pixels", "weights.pth", 32)
+
+
 def test_a_group_of_everything_leaves_nothing_to_compare_with(store):
     images = pictures(4)
     reference = reference_of(images, np.arange(4), np.zeros(4, np.int64), "")

@@ -1,10 +1,13 @@
 """Features for an audit: only of the images that need them, each block kept in the store."""
 
 import numpy as np
+from pydantic import ValidationError
 
 from stages.artifacts import sha256_json
 from stages.auditing.store import Store
+from stages.errors import InputError
 from stages.features.encoders import EncoderParams, load_encoder
+from stages.features.weights import ENCODERS, TIMM
 
 BLOCK = 256
 SECONDS_PER_IMAGE = 6e-3
@@ -42,8 +45,13 @@ def encoder_params(name: str, weights: str | None, resolution: int) -> EncoderPa
     """The parameters of an encoder by its name, for images of this resolution.
 
     efficientnet-lite0 and resnet18 read images of up to SMALL_IMAGE pixels a side at SMALL_INPUT: enlarging them
-    further costs time and adds nothing. Larger ones are read at the encoder's own size.
+    further costs time and adds nothing. Larger ones are read at the encoder's own size. A name that is none of ours is
+    one of timm's, with or without "timm:". InputError names the option that is wrong.
     """
+    name = name if name in ENCODERS or name.startswith(TIMM) else TIMM + name
     resizable = name in ("efficientnet-lite0", "resnet18")
     resize = SMALL_INPUT if resizable and resolution <= SMALL_IMAGE else None
-    return EncoderParams(name=name, weights=weights, sha256=None, resize=resize)
+    try:
+        return EncoderParams(name=name, weights=weights, sha256=None, resize=resize)
+    except ValidationError as error:
+        raise InputError(f"--encoder {name}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from error

@@ -20,7 +20,7 @@ class AuditParams(Section):
     samples: str = Field(description="the generated images, any such source")
     holdout: str | None = Field(None, description="real images that the model has not seen")
     out: Path = Field(description="the folder that the results are written to")
-    encoder: str = Field("efficientnet-lite0", description="whose features are compared; timm:NAME for a model of timm")
+    encoder: str = Field("efficientnet-lite0", description="whose features are compared; or any model of timm")
     weights: str | None = Field(None, description="a weights file of the encoder")
     device: str = Field("auto", pattern="^(auto|cpu|cuda)$", description="auto | cpu | cuda")
     memory_budget: str = Field("4GiB", description="of the whole process")
