@@ -4,14 +4,18 @@ Outs in data/report: report.html, metrics.json (`dvc metrics diff`), results.jso
 plots/*.tsv (`dvc plots`). Its one shard is the held-out images' r1/r2, which stands beside that of the samples.
 """
 
+import dataclasses
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from stages.artifacts import write_json, write_parquet, write_text, write_tsv
+from stages.artifacts import atomic_path, write_json, write_parquet, write_text, write_tsv
 from stages.images.store import read_images
 from stages.protocol import DATA, Section, Shard, StageParams, main
+
+if TYPE_CHECKING:
+    from stages.reporting.inputs import Inputs
 
 OUT = DATA / "report"
 TRAIN, HOLDOUT = (DATA / "deduplicate" / f"{split}.arrow" for split in ("train", "holdout"))
@@ -81,7 +85,7 @@ def gather(params: Params, parts: list[Path]) -> None:
     from stages.reporting.results import copy_rows, loss_rows, metrics, results
 
     variants = {name: variant.model_dump(mode="json") for name, variant in params.variants.items()}
-    inputs = read_inputs(DATA, variants, pq.read_table(parts[0])["ratio"].to_numpy())
+    inputs = _with_learned(read_inputs(DATA, variants, pq.read_table(parts[0])["ratio"].to_numpy()))
     broken = BrokenRule(params.broken.median_multiple, params.broken.fd_over_floor)
     found = checks(inputs.variants, broken)
     shown = Shown(params.pictures, params.duplicate_groups, params.rejected_images)
@@ -92,6 +96,26 @@ def gather(params: Params, parts: list[Path]) -> None:
     write_tsv(OUT / "plots" / "copy_rate.tsv", copy_rows(inputs.variants))
     if losses := loss_rows(inputs.variants):
         write_tsv(OUT / "plots" / "loss.tsv", losses)
+
+
+def _with_learned(inputs: "Inputs") -> "Inputs":
+    """The inputs with one block of theory more: the trained scores beside the empirical one."""
+    from stages.images.png import png_bytes
+    from stages.reporting.inputs import TheoryBlock
+    from stages.reporting.learned import CAPTION, NAME, TITLE, draw_interpolations, learned_tables
+    from stages.theory.learned import learned_claims
+
+    tables = learned_tables(inputs.variants)
+    if not tables["learned_levels"]:
+        return inputs
+    claims = [{"topic": NAME, **claim.row()} for claim in learned_claims(**tables)]
+    picture = OUT / "plots" / "interpolation.png"
+    with atomic_path(picture) as temporary:
+        temporary.write_bytes(png_bytes(draw_interpolations(inputs.variants)))
+    for name, rows in tables.items():
+        write_tsv(OUT / "plots" / f"{name}.tsv", rows)
+    block = TheoryBlock(NAME, TITLE, claims, tables, [(CAPTION, picture)])
+    return dataclasses.replace(inputs, claims=[*inputs.claims, *claims], theory=[*inputs.theory, block])
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Stage sample@variant: draw samples from a variant's score; sample i depends on (seed, i) and the model only.
 
-Outs in data/sample/VARIANT: samples.arrow (an image table) and sample.json.
+Outs in data/sample/VARIANT: samples.arrow (an image table) and sample.json; for a trained network also how its score
+compares with the empirical one: alignment.json, and the images of its interpolations, interpolation.arrow.
 """
 
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pydantic import Field
 from stages.artifacts import read_json, write_json
 from stages.diffusion.parameters import Variant
 from stages.protocol import DATA, Shard, StageParams, main, spans
+from stages.theory.alignment import Alignment
 
 TRAIN_IMAGES = DATA / "deduplicate" / "train.arrow"
 
@@ -35,10 +37,11 @@ class Params(StageParams):
     precision: Literal["float32", "bfloat16", "auto"] = Field(
         description="of a network's products; auto: bfloat16 where the device has instructions for it"
     )
+    alignment: Alignment
 
 
 def plan(params: Params) -> list[Shard]:
-    """Shards of whole batches."""
+    """Shards of whole batches, and one that compares a trained score with the empirical one."""
     folder = DATA / "train" / params.variant
     inputs = [str(folder / "score.json"), str(TRAIN_IMAGES)]
     if params.spec.score == "network":
@@ -51,7 +54,7 @@ def plan(params: Params) -> list[Shard]:
         "precision": params.precision,
     }
     cuts = spans(-(-params.count // params.batch), params.shards)
-    return [
+    shards = [
         Shard(
             "sample",
             f"{params.variant} {n}/{len(cuts)}",
@@ -60,10 +63,19 @@ def plan(params: Params) -> list[Shard]:
         )
         for n, (a, b) in enumerate(cuts, 1)
     ]
+    return [*shards, _alignment(params, inputs)] if params.spec.score == "network" else shards
+
+
+def _alignment(params: Params, inputs: list[str]) -> Shard:
+    settings = {"alignment": params.alignment.model_dump(mode="json"), "seed": params.seed, "device": params.device}
+    sampler = params.spec.sampler.model_dump(mode="json")
+    return Shard("sample", f"{params.variant} alignment", {**settings, "sampler": sampler}, tuple(inputs))
 
 
 def work(shard: Shard) -> Path:
-    """Draw samples start..stop of the run."""
+    """Draw samples start..stop of the run, or compare the scores."""
+    if "alignment" in shard.settings:
+        return _align(shard)
     import numpy as np
     import torch
     from tqdm import tqdm
@@ -87,6 +99,21 @@ def work(shard: Shard) -> Path:
     return write_images(shard.path, image_table(np.concatenate(images)))
 
 
+def _align(shard: Shard) -> Path:
+    """The images of the interpolations, with everything that was measured as the table's metadata."""
+    from stages.diffusion.sampling import load_model
+    from stages.images.store import image_table, read_images, write_images
+    from stages.theory.alignment import align
+
+    settings = shard.settings
+    score, images = read_json(shard.inputs[0]), read_images(shard.inputs[1]).images
+    model = load_model(score, settings["sampler"], images, shard.inputs[2], settings["device"])  # in float32
+    found = align(model, Alignment(**settings["alignment"]), settings["seed"])
+    measured = {"levels": found.levels, "paths": found.paths, "grid": list(found.images.shape[:3])}
+    table = image_table(found.images.reshape(-1, *found.images.shape[3:]), metadata={"measured": measured})
+    return write_images(shard.path, table)
+
+
 def _batches(start: int, stop: int, batch: int) -> Iterator[tuple[Any, int]]:
     """(indices, how many to keep): always `batch` indices, so that rounding does not depend on where a shard ends."""
     import numpy as np
@@ -96,11 +123,18 @@ def _batches(start: int, stop: int, batch: int) -> Iterator[tuple[Any, int]]:
 
 
 def gather(params: Params, parts: list[Path]) -> None:
-    """Join the shards into one image table, in order."""
+    """Join the shards into one image table, in order; write what was measured of a trained score beside it."""
     import numpy as np
 
-    from stages.images.store import ImageTable, read_images, write_images
+    from stages.images.store import ImageTable, image_table, read_images, write_images
 
+    out = DATA / "sample" / params.variant
+    if params.spec.score == "network":
+        *parts, last = parts
+        aligned = read_images(last)
+        write_images(out / "interpolation.arrow", image_table(aligned.images))
+        settings = params.alignment.model_dump(mode="json")
+        write_json(out / "alignment.json", {**aligned.metadata["measured"], "settings": settings})
     tables = [read_images(part) for part in parts]
     metadata = {"variant": params.variant, "seed": params.seed, "sampler": params.spec.sampler.model_dump(mode="json")}
     joined = ImageTable(
@@ -109,7 +143,6 @@ def gather(params: Params, parts: list[Path]) -> None:
         np.concatenate([table.labels for table in tables]),
         metadata,
     )
-    out = DATA / "sample" / params.variant
     write_images(out / "samples.arrow", joined)
     write_json(
         out / "sample.json",

@@ -115,9 +115,31 @@ def write_variant(
     write_json(data / "fid" / name / "fid.json", fid)
     write_json(data / "train" / name / "score.json", {"variant": name, "spec": spec})
     if spec["score"] == "network":
+        write_learned(data / "sample" / name, train[:4], seed)
         steps = np.arange(100, 4001, 100)
         loss = 0.06 + 0.4 / np.sqrt(steps) + generator.normal(0, 0.002, len(steps)) + 0.01 * seed
         write_tsv(data / "train" / name / "loss.tsv", [{"step": int(s), "loss": float(v)} for s, v in zip(steps, loss)])
+
+
+def write_learned(folder: Path, images: np.ndarray, seed: int) -> None:
+    """alignment.json and interpolation.arrow of one network: two levels, one path of two points."""
+    level = {
+        "sigma": 0.1, "cosine": 0.8, "cosine_low": 0.7, "cosine_high": 0.9, "angle": 36.0, "length_ratio": 0.9,
+        "expansion": None, "expansion_error": None, "expansion_empirical": None,
+        "expansion_closed_form": None, "expansion_pairs": 0,
+    }  # fmt: skip
+    some = {
+        "expansion": 2.0 - 0.1 * seed,
+        "expansion_error": 0.01,
+        "expansion_empirical": 3.0,
+        "expansion_closed_form": 3.1,
+    }
+    higher = {**level, **some, "sigma": 1.0, "cosine": 0.999, "expansion_pairs": 4}
+    path = {"path": 0, "length": 3.0, "longest_step": 0.9 - 0.1 * seed, "even_step": 1.0, "median_ratio": 0.2}
+    paths = [{"mixture": mixture, **path} for mixture in ("linear", "spherical")]
+    content = {"levels": [level, higher], "paths": paths, "grid": [2, 1, 2], "settings": {"level": 1.0}}
+    write_json(folder / "alignment.json", content)
+    write_images(folder / "interpolation.arrow", image_table(np.ascontiguousarray(images)))
 
 
 def write_shared(root: Path, images: np.ndarray, train: int) -> None:

@@ -32,6 +32,19 @@ class Rate:
 
 
 @dataclasses.dataclass(frozen=True)
+class Learned:
+    """What stage sample measured of a trained score: alignment.json, and the images of its interpolations."""
+
+    measured: dict[str, Any]
+    images: ImageTable
+
+    @property
+    def grid(self) -> np.ndarray:
+        """uint8 (kinds of mixture, paths, points, H, W, C)."""
+        return self.images.images.reshape(*self.measured["grid"], *self.images.images.shape[1:])
+
+
+@dataclasses.dataclass(frozen=True)
 class Variant:
     """Everything the report says about one variant.
 
@@ -43,6 +56,7 @@ class Variant:
         samples: the samples, in order.
         pairs_picture: the picture grid that filter drew.
         metric: the headline metric's name.
+        learned: its score beside the empirical one; None for a closed form.
     """
 
     name: str
@@ -56,6 +70,7 @@ class Variant:
     samples: ImageTable
     pairs_picture: Path
     metric: str
+    learned: Learned | None = None
 
     @property
     def network(self) -> bool:
@@ -259,6 +274,7 @@ def _variant(reader: Reader, name: str, spec: dict[str, Any]) -> Variant:
         samples=read_images(reader.path("sample", "samples.arrow", name)),
         pairs_picture=reader.path("filter", "pairs.png", name),
         metric=filtered["headline"],
+        learned=_learned(reader, name) if spec["score"] == "network" else None,
     )
     if filtered["distance"]["median_multiple"] is None or variant.fid["floor"]["distance"] <= 0:
         raise InputError(
@@ -271,6 +287,13 @@ def _variant(reader: Reader, name: str, spec: dict[str, Any]) -> Variant:
             f"it is stale, run dvc repro filter@{name}"
         )
     return variant
+
+
+def _learned(reader: Reader, name: str) -> Learned:
+    return Learned(
+        reader.json("sample", "alignment.json", name, "levels", "paths", "grid", "settings"),
+        read_images(reader.path("sample", "interpolation.arrow", name)),
+    )
 
 
 def read_loss(path: Path) -> dict[str, np.ndarray]:

@@ -49,16 +49,21 @@ def _relu_networks(tables: Tables) -> list[Figure]:
     if "relu_fit" in tables:
         figure, axes = panels(2, 3.3)
         rows = tables["relu_fit"]
-        for index, (score, own) in enumerate(groups(rows, "score").items()):
-            style = {**look(index), "marker": None, "linewidth": 2.6 if score == "weight decay" else 1.4}
-            axes[0].plot(column(own, "x"), column(own, "aim"), **style, label=score)
+        styles = {
+            "empirical score": {"color": CONTROL, "linewidth": 1.4},
+            "no weight decay": {"color": SERIES[0], "linestyle": DASHES[1], "linewidth": 1.4},
+            "weight decay": {"color": SERIES[1], "linewidth": 2.6},
+            "convex problem": {"color": SERIES[3], "linestyle": DASHES[3], "linewidth": 1.8},
+        }
+        for score, own in groups(rows, "score").items():
+            axes[0].plot(column(own, "x"), column(own, "aim"), **styles[score], label=score)
         axes[0].set(xlabel="x", ylabel="x + σ² · score: where the flow aims at", ylim=(-1.5, 1.5))
         axes[0].set_title(f"Two points, σ = {rows[0]['sigma']:.2g}")
         axes[0].legend(frameon=False, fontsize=8)
         _shares(axes[1], tables)
         caption = (
-            "Left: with weight decay a network learns the ramp of the convex problem, without it the jump between the "
-            "two data points. Right: samples farther than 0.2 half-gaps from every data point, ± 2 standard errors."
+            "Left: with weight decay a network learns the ramp of the convex problem, without it a steeper one; the "
+            "empirical score jumps. Right: samples over 0.2 half-gaps from all data points, ± 2 standard errors."
         )
         found.append(Figure(to_svg(figure, "relu-fit"), caption))
     return [*found, *_relu_points(tables)]
@@ -77,7 +82,7 @@ def _shares(axis, tables: Tables) -> None:
     axis.set_xlim(0, None)
     axis.grid(axis="x")
     axis.set_xlabel("samples between the data (%)")
-    axis.legend(frameon=False, loc="lower right", fontsize=8)
+    axis.legend(frameon=False, loc="upper right", fontsize=8)
 
 
 def _relu_points(tables: Tables) -> list[Figure]:
@@ -98,4 +103,57 @@ def _relu_points(tables: Tables) -> list[Figure]:
     return [Figure(to_svg(figure, "relu-points"), "Samples of the networks in the plane of the first two coordinates.")]
 
 
-FIGURES: dict[str, Callable[[Tables], list[Figure]]] = {"line": _line, "relu_networks": _relu_networks}
+def _learned_score(tables: Tables) -> list[Figure]:
+    from matplotlib.ticker import NullFormatter
+
+    figure, axes = panels(3, 3.5)
+    levels = groups(tables["learned_levels"], "variant")
+    for index, (name, rows) in enumerate(levels.items()):
+        sigma = column(rows, "sigma")
+        axes[0].plot(sigma, column(rows, "cosine"), **look(index), label=name)
+        some = [row for row in rows if row["expansion"] is not None]
+        axes[1].plot(column(some, "sigma"), column(some, "expansion"), **look(index))
+    axes[0].set(xscale="log", xlabel="noise level σ (pixels in [0, 1])", ylabel="cosine with the empirical score")
+    axes[0].axhline(1, color=CONTROL, linewidth=1.4, linestyle="--")
+    axes[0].set_title("Direction")
+    rows = [row for row in next(iter(levels.values())) if row["expansion_empirical"] is not None]
+    axes[1].plot(column(rows, "sigma"), column(rows, "expansion_empirical"), color=CONTROL, linestyle="--",
+                 linewidth=1.4, label="empirical score")  # fmt: skip
+    axes[1].set(xscale="log", yscale="log", xlabel="noise level σ (pixels in [0, 1])", ylabel="expansion factor γ_ex")
+    axes[1].set_title("How far one step pulls points apart")
+    axes[1].legend(frameon=False, fontsize=8)
+    axes[1].xaxis.set_minor_formatter(NullFormatter())
+    _longest_steps(axes[2], tables)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(levels)),
+                  frameon=False, handlelength=3)  # fmt: skip
+    caption = (
+        "Trained networks beside the empirical score of their training images. Left: mean cosine at noised training "
+        "images. Middle: mirrored pairs of points between two training images (none exist at low levels). Right: the "
+        "longest of the steps between neighbouring mixtures, after denoising; dashed: a path of even steps."
+    )
+    return [Figure(to_svg(figure, "learned-score"), caption)]
+
+
+def _longest_steps(axis, tables: Tables) -> None:
+    paths = groups(tables["learned_paths"], "variant")
+    for row, own in enumerate(paths.values()):
+        for index, (mixture, some) in enumerate(groups(own, "mixture").items()):
+            values = column(some, "longest_step")
+            place = [row + 0.16 * (2 * index - 1)] * len(values)
+            axis.plot(values, place, ("o", "D")[index % 2], color=SERIES[index], markersize=4, alpha=0.8,
+                      label=mixture if row == 0 else None)  # fmt: skip
+    axis.set_yticks(range(len(paths)), list(paths), fontsize=7.5)
+    axis.set_ylim(len(paths) - 0.5, -0.5)
+    axis.set_xlim(0, 1)
+    axis.grid(axis="x")
+    axis.axvline(next(iter(paths.values()))[0]["even_step"], color=CONTROL, linewidth=1.4, linestyle="--")
+    axis.set_xlabel("longest step / length of the path")
+    axis.set_title("Between two noised images")
+    axis.legend(frameon=False, fontsize=8, loc="lower right")
+
+
+FIGURES: dict[str, Callable[[Tables], list[Figure]]] = {
+    "line": _line,
+    "relu_networks": _relu_networks,
+    "learned_score": _learned_score,
+}

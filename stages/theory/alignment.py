@@ -58,13 +58,13 @@ def align(model: "Model", params: Alignment, seed: int) -> Aligned:
 
 
 def chosen(model: "Model", count: int, draw: int, seed: int) -> "Tensor":
-    """`count` training images float32 (count, C, H, W), a function of (seed, draw)."""
+    """`count` training images float64 (count, C, H, W), a function of (seed, draw)."""
     import torch
 
     from stages.diffusion.noise import integers
 
     rows = integers(seed, torch.arange(count, device=model.images.device), int(draw), len(model.images))
-    return model.images[rows].float() / 255
+    return model.images[rows].double() / 255
 
 
 def cosine_row(model: "Model", sigma: float, number: int, count: int, seed: int) -> dict[str, float]:
@@ -76,7 +76,7 @@ def cosine_row(model: "Model", sigma: float, number: int, count: int, seed: int)
     from stages.diffusion.noise import normal
 
     numbers = torch.arange(count, device=model.images.device) + number * count
-    x = chosen(model, count, IMAGE_DRAW, seed) + sigma * normal(seed, numbers, int(NOISE_DRAW), model.shape)
+    x = chosen(model, count, IMAGE_DRAW, seed).float() + sigma * normal(seed, numbers, int(NOISE_DRAW), model.shape)
     level = torch.full((count,), sigma, dtype=torch.float64, device=x.device)
     learned = _network(model, x, level).flatten(1).double()
     empirical = conditioning(model.centres, x.flatten(1).double(), level)
@@ -108,15 +108,15 @@ def expansion_row(model: "Model", sigma: float, number: int, count: int, seed: i
     """Mean expansion factor of the step x + σ² s(x) at r_1 = σ√d, C = 1 + 1/√d (METHODS §2): of the network, of the
     empirical score over all training images, and in closed form for the two centres alone.
 
-    Where σ√d is below half the distance of two images no such points exist; such pairs are left out, and a level
-    without any pair has None.
+    `expansion_error` is one standard error of the network's (None for a single pair). Where σ√d is below half the
+    distance of two images no such points exist; such pairs are left out, and a level without any pair has None.
     """
     import torch
 
     from stages.diffusion.empirical_score import conditioning
 
     found = _pairs(model, sigma, number, count, seed)
-    names = ("expansion", "expansion_empirical", "expansion_closed_form")
+    names = ("expansion", "expansion_error", "expansion_empirical", "expansion_closed_form")
     if not found:
         return {**dict.fromkeys(names), "expansion_pairs": 0}
     where = {"device": model.images.device}
@@ -129,8 +129,11 @@ def expansion_row(model: "Model", sigma: float, number: int, count: int, seed: i
     ratio, gap = found[0].ratio, np.array([pair.gap for pair in found])
     stretch = gap**2 / ((ratio**2 - 1) * np.array([pair.radius for pair in found]) ** 2)
     closed = [factor_conditioning(flat.shape[1], ratio, 1.0, float(one)) for one in stretch]
-    means = (spread(learned) / before).mean(), (spread(empirical) / before).mean(), np.mean(closed)
-    return {**dict(zip(names, map(float, means))), "expansion_pairs": len(found)}
+    factors = spread(learned) / before
+    error = factors.std(ddof=1) / math.sqrt(len(factors)) if len(factors) > 1 else math.inf
+    values = factors.mean(), error, (spread(empirical) / before).mean(), np.mean(closed)
+    found_values = [float(value) if math.isfinite(value) else None for value in values]
+    return {**dict(zip(names, found_values)), "expansion_pairs": len(found)}
 
 
 def spread(points: "Tensor") -> np.ndarray:
@@ -140,7 +143,7 @@ def spread(points: "Tensor") -> np.ndarray:
 
 def _pairs(model: "Model", sigma: float, number: int, count: int, seed: int) -> list:
     """The mirrored pairs of points that exist at this level, in the plane of two images and a random direction."""
-    centres = chosen(model, 2 * count, PAIR_DRAW, seed).flatten(1).double().cpu().numpy().reshape(count, 2, -1)
+    centres = chosen(model, 2 * count, PAIR_DRAW, seed).flatten(1).cpu().numpy().reshape(count, 2, -1)
     dimension = centres.shape[2]
     radius, ratio = sigma * math.sqrt(dimension), 1 + 1 / math.sqrt(dimension)
     generator = np.random.default_rng([seed, number])
@@ -181,9 +184,8 @@ def interpolate(model: "Model", params: Alignment, seed: int) -> tuple[list[dict
 
     count = params.paths
     numbers = torch.arange(2 * count, device=model.images.device)
-    noised = chosen(model, 2 * count, END_DRAW, seed) + params.level * normal(
-        seed, numbers, int(END_DRAW) + 1, model.shape
-    )
+    noise = normal(seed, numbers, int(END_DRAW) + 1, model.shape)
+    noised = chosen(model, 2 * count, END_DRAW, seed).float() + params.level * noise
     start = mixtures(noised[:count], noised[count:], np.linspace(0, 1, params.points))
     final = denoise(model, start.flatten(0, 2), params.level, params.steps).double()
     flat = final.flatten(1).reshape(2, count, params.points, -1).cpu().numpy()
@@ -193,7 +195,7 @@ def interpolate(model: "Model", params: Alignment, seed: int) -> tuple[list[dict
         for path in range(count):
             lengths = np.linalg.norm(np.diff(flat[kind, path], axis=0), axis=1)
             total = float(lengths.sum())
-            row = {"mixture": name, "path": path, "length": total}
+            row = {"mixture": name, "path": path, "length": total, "even_step": 1 / (params.points - 1)}
             longest = float(lengths.max()) / total if total > 0 else 0.0
             rows.append({**row, "longest_step": longest, "median_ratio": float(np.median(ratios[kind, path]))})
     pixels = (final.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
