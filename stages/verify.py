@@ -26,6 +26,7 @@ from stages.images.sources import open_source
 from stages.images.store import read_images
 from stages.images.subset import read_subset, subset_rows
 from stages.protocol import DATA, Shard, StageParams, main
+from stages.theory.bias_variance_claims import BiasVariance
 from stages.theory.claims import Block, Findings, ImageBlock, Picture, Table
 from stages.theory.collapse import Collapse
 from stages.theory.domination import ImageDomination, SigmaDomination
@@ -62,6 +63,7 @@ class Params(StageParams):
     mismatch_trajectory: MismatchTrajectory
     line: Line
     relu_networks: ReluNetworks
+    bias_variance: BiasVariance
 
     @classmethod
     def from_tree(cls, tree: dict[str, Any], variant: str | None = None) -> Self:

@@ -74,6 +74,15 @@ SMALL = {
         "batch": 64,
         "samples": 4000,
     },
+    "bias_variance": {
+        "time": 0.1,
+        "count": 500,
+        "sets": 400,
+        "level": 0.2,
+        "counts": [20, 80],
+        "repeats": 3,
+        "widths": [0, 0.1, 0.2, 0.5],
+    },
     "line": {"kappas": [1.0], "start": 0.16, "samples": 2000, "bins": 10, "dimension": 5},
 }
 

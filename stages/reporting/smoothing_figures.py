@@ -103,6 +103,38 @@ def _relu_points(tables: Tables) -> list[Figure]:
     return [Figure(to_svg(figure, "relu-points"), "Samples of the networks in the plane of the first two coordinates.")]
 
 
+def _bias_variance(tables: Tables) -> list[Figure]:
+    figure, axes = panels(3, 3.4)
+    curves = groups(tables["bias_variance"], "training_points")
+    for index, (count, rows) in enumerate(curves.items()):
+        h, style = column(rows, "h"), look(index)
+        axes[0].plot(h, column(rows, "error"), **style, label=f"M = {count:g}")
+        best = min(rows, key=lambda row: row["error"])
+        axes[0].plot(best["h"], best["error"], "o", markersize=11, markerfacecolor="none", color=style["color"])
+    axes[0].set(yscale="log", xlabel="kernel width h", ylabel="mean squared error of the score")
+    axes[0].set_title("Error against the true score, σ fixed")
+    axes[0].legend(frameon=False, fontsize=8)
+    count, rows = list(curves.items())[len(curves) // 2]
+    for index, name in enumerate(("error", "bias", "variance")):
+        axes[1].plot(column(rows, "h"), column(rows, name), **look(index), label=("error", "bias²", "variance")[index])
+    axes[1].set(xlabel="kernel width h", ylabel="mean square", ylim=(0, None))
+    axes[1].set_title(f"Its two parts, M = {count:g}")
+    axes[1].legend(frameon=False, fontsize=8)
+    rows = tables["led_density"]
+    for index, (name, label) in enumerate((("kde", "plain kernel density"), ("led", "LED-KDE"))):
+        style = {**look(index), "marker": None}
+        axes[2].plot(column(rows, "x"), column(rows, name), **style, label=label)
+    axes[2].set(xlabel="x", ylabel="density", xlim=(-2.5, 2.5), ylim=(0, None))
+    axes[2].set_title("Smoothing the log-density")
+    axes[2].legend(frameon=False, fontsize=8)
+    caption = (
+        "Left: the kernel-smoothed score has its least error at an h above 0 (ringed), the smaller the more training "
+        "points there are. Middle: variance is traded for bias. Right: 12 points, before and after the logarithm of "
+        "their kernel density is averaged over Gaussian shifts."
+    )
+    return [Figure(to_svg(figure, "bias-variance"), caption)]
+
+
 def _learned_score(tables: Tables) -> list[Figure]:
     from matplotlib.ticker import NullFormatter
 
@@ -155,5 +187,6 @@ def _longest_steps(axis, tables: Tables) -> None:
 FIGURES: dict[str, Callable[[Tables], list[Figure]]] = {
     "line": _line,
     "relu_networks": _relu_networks,
+    "bias_variance": _bias_variance,
     "learned_score": _learned_score,
 }
