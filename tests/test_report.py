@@ -204,7 +204,7 @@ def test_failed_claims_and_checks_are_shown(project):
     write_project(project, IMAGES, copied={**COPIED, "closed-conditioning": 0.9})
     run_plain("report")
     page = (FOLDER / "report.html").read_text()
-    assert "1 of 2 claims hold" in page
+    assert "5 of 6 claims hold" in page
     assert "a claim that fails" in page
     assert "quick mode, images: digits" in page.lower()
     assert page.count('id="shell-mass-axes_1"') == 1, "the block's figure"
