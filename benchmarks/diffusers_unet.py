@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,6 +120,7 @@ def compare(channels: int, batch: int, precision: str, rounds: int, device: torc
                 "diffusers, sampling": their_sampling,
             },
             rounds,
+            time.perf_counter if device.type == "cuda" else time.process_time,
         )
 
 
