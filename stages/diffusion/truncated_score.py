@@ -278,7 +278,7 @@ def _sum_all(centres: ManyCentres, points: Points, law: Law) -> np.ndarray:
     state[:, 0] = -np.inf
     for block in centres.blocks():
         images = centred(centres.images[block])
-        inner = np.stack([products(digit, images) for digit in points.digits])
+        inner = products(points.digits.reshape(-1, d), images).reshape(3, count, -1)  # at once: images are packed once
         weights = np.empty((3, count, len(images)), np.int8)
         factors = np.empty((count, 2))  # of a sample: what its moment shrinks by, the unit of its weights
 
@@ -291,6 +291,7 @@ def _sum_all(centres: ManyCentres, points: Points, law: Law) -> np.ndarray:
             )  # fmt: skip
 
         spread(work, count)
-        part = sum(float(256**k) * weighted_sums(digit, images) for k, digit in zip((2, 1, 0), weights))
+        sums = weighted_sums(weights.reshape(-1, len(images)), images).reshape(3, count, d)
+        part = 65536.0 * sums[0] + 256.0 * sums[1] + sums[2]
         moment = moment * factors[:, :1] + part * factors[:, 1:]
     return (moment + heavy - state[:, 2:] * points.values) / (state[:, 1:2] * GREY)
