@@ -1,6 +1,7 @@
 """Exact search against int64 brute force, on every path and under tiny memory budgets."""
 
 import functools
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from stages.errors import InputError
 from stages.search import nearest as nearest_module
+from stages.search import nearest_device
 from stages.search import products as products_module
 from stages.search import range_search as range_module
 from stages.search.nearest import nearest
@@ -21,6 +23,7 @@ from stages.search.range_search import pairs_within
 from stages.search.tile_scores import processor_features, tile_function
 from stages.search.tiled import LOWEST, pack
 
+FIXED_BYTES = 20 << 20  # what fitting the directions takes, whatever the budget
 DEPTHS = (1, 3, 17, 40, 200, 600)
 KINDS = ("noise", "extreme", "constant", "near", "duplicates", "low-rank")
 
@@ -103,6 +106,43 @@ def test_nearest_of_more_than_one_block_holds(path):
         np.testing.assert_array_equal(found[1], expected[1])
 
 
+@pytest.mark.parametrize("emulated", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_nearest_on_a_device_is_brute_force(kind, emulated, monkeypatch):
+    """The accelerator's way, on CPU tensors: odd shapes, blocks, excluded rows, and without exact int8 products."""
+    if emulated:
+        monkeypatch.setattr("stages.search.nearest_device.int8_is_exact", lambda: False)
+    rng = np.random.default_rng(KINDS.index(kind))
+    for d, count in zip(DEPTHS, (3, 40, 77, 120, 33, 64)):
+        reference = draw_images(kind, rng, count, d)
+        queries = np.concatenate([draw_images(kind, rng, 5, d), reference[:2]])
+        exclude, k = rng.integers(-1, count, len(queries)), int(rng.integers(1, count))
+        expected = brute_force(queries, reference, k, exclude)
+        for budget in (1 << 30, 30_000, 1):
+            found = nearest(queries, reference, k, exclude=exclude, memory_budget=budget, device="cpu:0")
+            np.testing.assert_array_equal(found[0], expected[0])
+            np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_the_device_sums_deep_products_in_int64():
+    deep = np.zeros((2, 140_000), np.uint8)  # 128² · 140000 > 2³¹
+    inner = nearest_device._inner(*[nearest_device._prepared(deep, torch.device("cpu"))[0]] * 2)
+    np.testing.assert_array_equal(inner[:2, :2], np.full((2, 2), 128 * 128 * 140_000))
+
+
+def test_nearest_keeps_to_its_memory_budget():
+    """The traced peak of a large search, less the inputs and the result, under budgets far below what it would take."""
+    rng = np.random.default_rng(0)
+    reference, queries = (draw_images("noise", rng, count, 1024) for count in (20_000, 500))
+    nearest(queries[:40], reference[:300], 5)
+    for budget in (16 << 20, 4 << 20):
+        tracemalloc.start()
+        nearest(queries, reference, 5, memory_budget=budget)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < budget + FIXED_BYTES
+
+
 def test_nearest_at_the_real_dimension(path):
     """d = 3072 with extremes: squared distances up to 2e8, where float32 cannot tell neighbours apart."""
     rng = np.random.default_rng(0)
@@ -135,7 +175,7 @@ def test_products_are_exact_on_both_paths(d):
     expected = a.astype(np.int64) @ a.T.astype(np.int64)
     np.testing.assert_array_equal(products_module._float_products(a, a), expected)
     np.testing.assert_array_equal(products(a, a), expected)
-    if products_module._int8_is_exact():
+    if products_module.int8_is_exact():
         np.testing.assert_array_equal(products_module._int8_products(a, a), expected)
 
 

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from stages.errors import InputError
-from stages.search.products import centred, check_images, products, spread, squared_norms
+from stages.search.products import centred, check_images, products, spread, squared_norms, threads
 from stages.search.projection import Coordinates, Projection, coordinates, fit_projection, slack
 from stages.search.tiled import TILE, Tiles
 
@@ -28,6 +28,7 @@ def nearest(
     *,
     exclude: np.ndarray | None = None,
     memory_budget: int = 1 << 30,
+    device: str = "cpu",
 ) -> tuple[np.ndarray, np.ndarray]:
     """The k nearest rows of `reference` for each row of `queries`, exactly.
 
@@ -36,7 +37,9 @@ def nearest(
         reference: uint8 (M, d).
         k: neighbours per query.
         exclude: int64 (Q,), one row of `reference` to leave out per query (-1: none).
-        memory_budget: bytes of working memory beyond the inputs and the result.
+        memory_budget: bytes of working memory beyond the inputs, the result and the fit of the directions, which
+            takes the float32 copy of 1,024 images a few times.
+        device: "cpu" for the compiled search on this processor, else the torch device that takes the int8 products.
 
     Returns:
         index int64 (Q, k) and squared int64 (Q, k): ‖a−b‖² on the 0..255 scale, nearest first, ties by index.
@@ -54,6 +57,13 @@ def nearest(
     if not 1 <= k <= available:
         raise InputError(f"{k} nearest neighbours were asked for, {available} reference images are available")
     exclude = np.full(len(queries), -1, np.int64) if exclude is None else np.asarray(exclude, np.int64)
+    if device != "cpu":
+        import torch
+
+        from stages.search.nearest_device import nearest_keys
+
+        keys = nearest_keys(queries, reference, k, exclude, torch.device(device), memory_budget)
+        return keys % count, keys // count
     search = _Search(queries, reference, exclude, np.full((len(queries), k), EMPTY, np.int64), memory_budget)
     if len(queries) * count * d <= SMALL:
         search.plain()
@@ -124,11 +134,12 @@ class _Search:
         margin, queries, exclude, kept = slack(x, y.rows), self.queries[at], self.exclude[at], self.keys[at]
         hard = np.zeros(len(at), bool)
         limit = min(len(y.order), int(HARD * len(y.order)))
+        step = max(1, min(QUERIES, self.budget // (16 * threads() * len(y.order))))
 
         def scan(a: int, b: int) -> None:
-            scratch = y.scratch(min(QUERIES, b - a))
-            for start in range(a, b, QUERIES):
-                part = slice(start, min(start + QUERIES, b))
+            scratch = y.scratch(min(step, b - a))
+            for start in range(a, b, step):
+                part = slice(start, min(start + step, b))
                 y.score(x.rows[part], scratch)
                 search_block(
                     scratch.scores, scratch.maxima, x.rows[part], x.squared[part], margin[part], x.scale, y.rows.rows,

@@ -66,7 +66,7 @@ def products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     if d > INT32_DEPTH:
         cuts = range(0, d, INT32_DEPTH)
         return sum(products(a[:, c : c + INT32_DEPTH], b[:, c : c + INT32_DEPTH]).astype(np.int64) for c in cuts)
-    if a.shape[0] * b.shape[0] * d < 1 << 28 or not _int8_is_exact():
+    if a.shape[0] * b.shape[0] * d < 1 << 28 or not int8_is_exact():
         return _float_products(a, b)
     return _int8_products(a, b)
 
@@ -75,7 +75,7 @@ def weighted_sums(weights: np.ndarray, images: np.ndarray) -> np.ndarray:
     """weights @ images, exactly. weights: int8 (n, m), m <= INT32_DEPTH; images: int8 (m, d); returns int32 (n, d)."""
     import torch
 
-    if weights.shape[0] * images.size < 1 << 28 or not _int8_is_exact():
+    if weights.shape[0] * images.size < 1 << 28 or not int8_is_exact():
         return _float_products(weights, images.T)
     return torch._int_mm(torch.from_numpy(weights), torch.from_numpy(images)).numpy()
 
@@ -97,7 +97,7 @@ def _int8_products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 @functools.cache
-def _int8_is_exact() -> bool:
+def int8_is_exact() -> bool:
     """Whether this machine's int8 product is exact on the values that break it.
 
     Processors without int8 dot products emulate them with saturating 16-bit sums in some libraries: an

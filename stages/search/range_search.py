@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from stages.search.products import centred, check_images, products, spread, squared_norms
+from stages.search.products import centred, check_images, products, spread, squared_norms, threads
 from stages.search.projection import Projection, coordinates, fit_projection, slack
 from stages.search.tiled import TILE, Tiles
 
@@ -85,7 +85,7 @@ class _Join:
         """The pairs of some rows with one span."""
         from stages.search.kernels import join_block
 
-        found, step = [], max(1, min(QUERIES, self.budget // (16 * len(span))))
+        found, step = [], max(1, min(QUERIES, self.budget // (16 * threads() * len(span))))
         x = coordinates(projection, self.images[rows.start : rows.stop], y.layout).as_queries(y.layout)
         margin = slack(x, y.rows)
 
