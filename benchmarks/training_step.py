@@ -68,6 +68,13 @@ def step(run: Trainer, target: Target, neighbors: torch.Tensor | None) -> None:
     run.state.step += 1
 
 
+def smoothing(run: Trainer, target: Target, neighbors: torch.Tensor) -> None:
+    """What a temperature step does more than a conditioning step, alone: neighbours' pixels, weights, target."""
+    rows = run.order.rows(run.state.step)
+    x0, sigma = run.data.pixels(rows), run.sigmas[torch.linspace(0, len(run.sigmas) - 1, len(rows)).long()]
+    target(x0, sigma, torch.randn_like(x0), run.data.pixels(neighbors[rows]))
+
+
 def finder(features: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
     """(batch in [0,1]) -> 30 nearest rows by the features of a ResNet-18 at 224 px (random weights: same work)."""
     from torchvision.models import resnet18
@@ -107,15 +114,21 @@ def main() -> None:
             find(run.data.pixels(run.order.rows(run.state.step)))
             step(run, smooth, lists["feature"][:, :30])
 
+        more: dict[str, Callable[[], None]] = {}
         candidates = {"conditioning": lambda: step(run, denoising_target, None)}
         for space in lists:
             for k in (30, 100):
                 candidates[f"{space} K={k}"] = lambda near=lists[space][:, :k]: step(run, smooth, near)
+                more[f"{space} K={k}"] = lambda near=lists[space][:, :k]: smoothing(run, smooth, near)
         times = in_turns({**candidates, "found in the step K=30": searching}, arguments.rounds)
+        alone = in_turns(more, 20)
     base = times["conditioning"]
     for name, seconds in times.items():
         print(f"{name:24} {seconds:8.3f} s per step, ratio to conditioning {seconds / base:.4f}")
+    for name, seconds in alone.items():
+        print(f"{name:24} {1e3 * seconds:8.2f} ms for the smoothed target alone, {1 + seconds / base:.4f} of a step")
     result = {name: round(seconds / base, 4) for name, seconds in times.items()}
+    result |= {f"{name}, 1 + target/step": round(1 + seconds / base, 4) for name, seconds in alone.items()}
     sizes = {"channels": arguments.channels, "batch": arguments.batch, "threads": torch.get_num_threads()}
     print(json.dumps({"benchmark": "training_step", **sizes, "cores": os.cpu_count(), "ratio": result}))
 

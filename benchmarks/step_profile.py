@@ -1,0 +1,112 @@
+"""Which share of the device's matrix rate a training step reaches, and where the rest goes.
+
+    python benchmarks/step_profile.py [--network default|cifar10] [--batch 32]
+
+The rate is that of a square matrix product in the step's precision (2048 wide, 8192 on a GPU); the step's operations
+are counted by torch's FlopCounterMode (products and convolutions, forward and backward). The table gives each kind of
+operator's own time within a step (torch.profiler). On a CPU times are processor seconds.
+"""
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from tools.turns import in_turns
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.flop_counter import FlopCounterMode
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import training_step  # noqa: E402
+
+from stages.device import uses_bfloat16  # noqa: E402
+from stages.diffusion.parameters import NetworkParams  # noqa: E402
+from stages.protocol import load_tree  # noqa: E402
+
+KINDS = {
+    "convolutions, backward": ("convolution_backward",),
+    "convolutions, forward": ("convolution", "mkldnn_convolution", "conv2d"),
+    "matrix products": ("mm", "addmm", "bmm", "linear", "scaled_dot"),
+    "GroupNorm and SiLU": ("group_norm", "silu"),
+    "optimizer, clip, average": ("_fused_adamw", "lerp", "linalg_vector_norm", "_foreach"),
+    "copies and casts": ("copy", "cat", "clone", "contiguous", "fill", "zero"),
+    "resampling": ("pool", "upsample", "pixel_"),
+    "additions and scaling": ("add", "mul", "div", "sub"),
+}
+
+
+def kind(name: str) -> str:
+    """The kind of an operator of the profile."""
+    short = name.removeprefix("aten::")
+    for title, prefixes in KINDS.items():
+        if any(prefix in short for prefix in prefixes):
+            return title
+    return "everything else (noise, launching, autograd)"
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations per second of a square product."""
+    size = 8192 if device.type == "cuda" else 2048
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+
+    def product() -> None:
+        a @ b
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    return 2 * size**3 / in_turns({"product": product}, 10, clock)["product"]
+
+
+def main() -> None:
+    """Rate, operations, step, table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=("default", "cifar10"), default="default")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--precision", choices=("float32", "bfloat16", "auto"), default="auto")
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    paper = {**training_step.PAPER, "channels": 128}
+    settings = load_tree(ROOT / "params.yaml")["train"]["network"] if arguments.network == "default" else paper
+    shape = (1, 16, 16) if arguments.network == "default" else training_step.SHAPE
+    training_step.SHAPE = shape
+    images = torch.randint(0, 256, (500, *shape), dtype=torch.uint8, device=device)
+    half = uses_bfloat16(arguments.precision, device)
+    with tempfile.TemporaryDirectory() as folder:
+        network = NetworkParams(**settings)
+        run = training_step.trainer(network, arguments.batch, images, Path(folder), arguments.precision)
+
+        def step() -> None:
+            training_step.step(run, run.target, None)
+            if device.type == "cuda":
+                torch.cuda.synchronize()
+
+        clock = time.perf_counter if device.type == "cuda" else time.process_time
+        seconds = in_turns({"step": step}, 8, clock)["step"]
+        with FlopCounterMode(display=False) as counter:
+            step()
+        activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
+        with profile(activities=activities) as table:
+            for _ in range(3):
+                step()
+    own = defaultdict(float)
+    for event in table.key_averages():
+        own[kind(event.key)] += event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
+    for title, spent in sorted(own.items(), key=lambda item: -item[1]):
+        print(f"{title:45} {spent / sum(own.values()):6.1%}")
+    rate = matrix_rate(device, torch.bfloat16 if half else torch.float32)
+    reached = counter.get_total_flops() / seconds
+    print(f"step {1e3 * seconds:.1f} ms, {reached / 1e9:.0f} GFLOP/s of {rate / 1e9:.0f} in square products")
+    result = {"network": arguments.network, "batch": arguments.batch, "bfloat16": half, "device": str(device)}
+    result |= {"threads": torch.get_num_threads(), "share_of_matrix_rate": round(reached / rate, 3)}
+    print(json.dumps({"benchmark": "step_profile", **result}))
+
+
+if __name__ == "__main__":
+    main()
