@@ -73,6 +73,27 @@ def params(params: Params = "params.yaml", quiet: bool = False) -> None:
 
 
 @app.command()
+def preset(
+    name: Annotated[str | None, typer.Argument(help="which one; left out: list them")] = None,
+    write: Annotated[bool, typer.Option("--write", help="change the parameter file")] = False,
+    params: Params = "params.yaml",
+) -> None:
+    """Show what a published set-up changes in params.yaml; with --write, change it (never over uncommitted edits)."""
+    from pipeline import preset as presets
+
+    if name is None:
+        for each in presets.names():
+            print(f"{each:12} {presets.about(each)}")
+        return
+    changed = presets.changes(name, params)
+    if write:
+        presets.apply(name, params)
+    for line in changed:
+        print(line)
+    print(f"{params} changed: {len(changed)} keys" if write else "nothing was written: add --write")
+
+
+@app.command()
 def results(
     theory: Annotated[bool, typer.Option("--theory", help="print every claim of the theory instead")] = False,
 ) -> None:

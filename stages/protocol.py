@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import importlib
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -171,6 +172,8 @@ def run_plain(name: str, variant: str | None = None, params_path: str = "params.
     key = sha256_json([[shard.to_json(), [sha256_file(path) for path in shard.inputs]] for shard in shards])
     folder = CACHE / "plain" / f"{name}-{variant or 'all'}-{key[:16]}"
     parts = [stage.work(shard.at(folder / f"{i:05d}{shard.suffix}")) for i, shard in enumerate(shards)]
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
+        return  # one of torchrun's processes: the first one gathers
     stage.gather(params, parts)
     shutil.rmtree(folder, ignore_errors=True)
 

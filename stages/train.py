@@ -1,23 +1,53 @@
 """Stage train@variant: train a variant's network; a closed-form variant has none and only states its score.
 
-Outs in data/train/VARIANT: score.json (what the score is), and for networks model.safetensors (the EMA weights) and
-loss.tsv (the loss curve).
+Outs in data/train/VARIANT: score.json (what the score is), and for networks model.safetensors (the EMA weights),
+loss.tsv (the loss curve, by noise level) and, where train.curve asks for it, curve.tsv (copies and Fréchet distance
+while the network learns).
 """
 
+import contextlib
 import csv
 import io
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from stages.artifacts import sha256_file, sha256_json, write_json, write_text
+from stages.artifacts import sha256_file, write_json, write_text
 from stages.device import pick_device
 from stages.diffusion.parameters import NetworkParams, NoiseParams, OptimizationParams, Variant
+from stages.embed import features_of
 from stages.errors import InputError
-from stages.protocol import DATA, Shard, StageParams, main
+from stages.features.encoders import EncoderParams, pinned
+from stages.protocol import DATA, Section, Shard, StageParams, main
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from stages.diffusion.network import NCSNpp
+    from stages.diffusion.training import Trainer
+    from stages.diffusion.world import World
 
 TRAIN_IMAGES = DATA / "deduplicate" / "train.arrow"
+LOSS, CURVE, ERROR = "loss.tsv", "curve.tsv", "error.txt"
+LOSS_COLUMNS = ["step", "loss", "loss_low_sigma", "loss_middle_sigma", "loss_high_sigma"]
+CURVE_COLUMNS = ["step", "samples", "copies", "ratio_below", "ratio_mean", "ratio_min", "fd_test"]
+
+
+class Curve(Section):
+    """Copies and quality while a network learns: samples drawn from the average of the weights at some steps."""
+
+    steps: list[int] = Field(min_length=1, description="after which optimizer steps")
+    samples: int = Field(ge=2, description="how many samples each time, with the variant's own sampler")
+    batch: int = Field(gt=0, description="samples computed together")
+    seed: int = Field(ge=0, description="sample i is drawn from (seed, i), the same at every step")
+    ratio_below: float = Field(gt=0, lt=1, description="a copy has r1/r2 below this")
+    encoder: EncoderParams = Field(description="of the Fréchet distance to the test images: embed's")
 
 
 class Params(StageParams):
@@ -33,6 +63,15 @@ class Params(StageParams):
     network: NetworkParams
     optimization: OptimizationParams
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto: a GPU when there is one")
+    processes: int = Field(gt=0, description="processes that share every batch: one per GPU, or on the CPU")
+    curve: Curve | None = Field(description="copies and quality while the networks learn; null: not measured")
+
+    @model_validator(mode="after")
+    def _curve_within_training(self) -> Self:
+        late = [step for step in (self.curve.steps if self.curve else []) if not 0 < step <= self.optimization.steps]
+        if late:
+            raise ValueError(f"curve.steps: {late[0]} is not a step of a training of {self.optimization.steps} steps")
+        return self
 
 
 def _score(params: Params) -> dict[str, Any]:
@@ -55,58 +94,130 @@ def plan(params: Params) -> list[Shard]:
     inputs = [str(TRAIN_IMAGES)]
     if params.spec.neighbors is not None:
         inputs.append(str(DATA / "index" / f"{params.spec.neighbors.space}_neighbors.arrow"))
-    settings = {**_score(params), "device": params.device}
+    settings = {**_score(params), "device": params.device, "processes": params.processes}
+    if params.curve is not None:
+        settings["curve"] = {
+            **params.curve.model_dump(mode="json"),
+            "encoder": pinned(params.curve.encoder).model_dump(),
+        }
+        settings["sampler"] = params.spec.sampler.model_dump(mode="json")
+        inputs.append(str(features_of("test")))
     del settings["variant"]  # two names for the same thing share their training
     return [Shard("train", params.variant, settings, tuple(inputs), ".safetensors")]
 
 
 def work(shard: Shard) -> Path:
-    """Train, resuming from a checkpoint in `shard.scratch` that belongs to the same settings and inputs."""
-    import torch
+    """Train, going on from the last checkpoint in `shard.scratch`; by torchrun's processes where there are several."""
+    from stages.diffusion.world import World, join, started_by_torchrun
+
+    processes = shard.settings["processes"]
+    World(0, processes).span(shard.settings["optimization"]["batch"])
+    if processes > 1 and not started_by_torchrun():
+        return _torchrun(shard, processes)
+    with join(processes, pick_device(shard.settings["device"])) as (world, device), _told(shard, world):
+        _train(shard, _trainer(shard, device, world), world)
+        world.wait()
+    return shard.path
+
+
+def _train(shard: Shard, trainer: "Trainer", world: "World") -> None:
     from tqdm import tqdm
 
     from stages.diffusion.checkpoint import save_tensors
+    from stages.diffusion.training import Snapshot
 
-    settings = shard.settings
-    optimization = OptimizationParams(**settings["optimization"])
-    trainer = _trainer(shard, optimization, torch.device(pick_device(settings["device"])))
-    start = trainer.resume()
-    curve = _load_curve(shard.scratch / "loss.tsv", start)
+    params, start = trainer.params, trainer.resume()
+    loss, curve = (_load_curve(shard.scratch / name, start) for name in (LOSS, CURVE))
+    steps = (shard.settings.get("curve") or {}).get("steps", [])
     with tqdm(
-        total=optimization.steps * optimization.batch,
-        initial=start * optimization.batch,
+        total=params.steps * params.batch,
+        initial=start * params.batch,
         unit="img",
         unit_scale=True,
         desc=f"train {shard.name}",
         mininterval=2,
+        disable=not world.leads,
     ) as bar:
-        for progress in trainer.run():
-            curve.append([progress.step, progress.loss, progress.low, progress.middle, progress.high])
-            write_text(shard.scratch / "loss.tsv", _format_curve(curve))
-            bar.update(progress.step * optimization.batch - bar.n)
-            bar.set_postfix(loss=f"{progress.loss:.4f}")
-    return save_tensors(shard.path, trainer.state.average.state_dict(), {"loss": _format_curve(curve)})
+        for found in trainer.run(steps):
+            if not world.leads:
+                continue
+            if isinstance(found, Snapshot):
+                curve.append(_measured(shard, found.step, trainer.state.average, trainer.device))
+                write_text(shard.scratch / CURVE, _format_curve(CURVE_COLUMNS, curve))
+                continue
+            loss.append([found.step, found.loss, found.low, found.middle, found.high])
+            write_text(shard.scratch / LOSS, _format_curve(LOSS_COLUMNS, loss))
+            bar.update(found.step * params.batch - bar.n)
+            bar.set_postfix(loss=f"{found.loss:.4f}")
+    if world.leads:
+        notes = {"loss": _format_curve(LOSS_COLUMNS, loss), "image_shape": list(trainer.data.shape)}
+        notes |= {"curve": _format_curve(CURVE_COLUMNS, curve)} if steps else {}
+        save_tensors(shard.path, trainer.state.average.state_dict(), notes)
 
 
 def gather(params: Params, parts: list[Path]) -> None:
-    """Write score.json and, for a network, its weights and loss curve."""
-    out = DATA / "train" / params.variant
+    """Write score.json and, for a network, its weights and its curves."""
+    out, score = DATA / "train" / params.variant, _score(params)
     if parts:
         from stages.diffusion.checkpoint import load_tensors, save_tensors
 
-        tensors, metadata = load_tensors(parts[0])
-        save_tensors(out / "model.safetensors", tensors, {})
-        write_text(out / "loss.tsv", metadata["loss"])
-    write_json(out / "score.json", _score(params))
+        tensors, notes = load_tensors(parts[0])
+        save_tensors(out / "model.safetensors", tensors, {"score": score, "image_shape": notes["image_shape"]})
+        write_text(out / LOSS, notes["loss"])
+        (out / CURVE).unlink(missing_ok=True)  # of an earlier run that measured one
+        if "curve" in notes:
+            write_text(out / CURVE, notes["curve"])
+    write_json(out / "score.json", score)
 
 
-def _trainer(shard: Shard, optimization: OptimizationParams, device: Any) -> Any:
-    import torch
+@contextlib.contextmanager
+def _told(shard: Shard, world: "World") -> Iterator[None]:
+    """Wrong input that one of torchrun's processes finds reaches the process that started torchrun."""
+    try:
+        yield
+    except InputError as error:
+        if world.size > 1 and world.leads:
+            write_text(shard.scratch / ERROR, str(error))
+        raise
 
+
+def _torchrun(shard: Shard, processes: int) -> Path:
+    """Have `processes` processes of this machine do the work; SIGTERM is passed on to them."""
+    (shard.scratch / ERROR).unlink(missing_ok=True)
+    description = write_text(shard.scratch / "shard.json", shard.to_json())
+    command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    child = subprocess.Popen([sys.executable, *command, "-m", "stages.train", "--shard", str(description)])
+    handler, asked = None, []
+
+    def stop(number: int, _: object) -> None:
+        asked.append(number)
+        child.terminate()
+
+    if threading.current_thread() is threading.main_thread():
+        handler = signal.signal(signal.SIGTERM, stop)
+    try:
+        code = child.wait()
+    finally:
+        if child.poll() is None:
+            child.terminate()
+            child.wait()
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)
+    if (shard.scratch / ERROR).exists():
+        raise InputError((shard.scratch / ERROR).read_text(encoding="utf-8"))
+    if asked:
+        raise SystemExit(128 + asked[0])
+    if code:
+        raise RuntimeError(f"train {shard.name}: torchrun ended with exit code {code}")
+    return shard.path
+
+
+def _trainer(shard: Shard, device: Any, world: "World") -> "Trainer":
     from stages.diffusion.empirical_score import shell_power
     from stages.diffusion.losses import denoising_target, temperature_target
     from stages.diffusion.network import NCSNpp
-    from stages.diffusion.training import Trainer, TrainingSet
+    from stages.diffusion.training import Trainer
+    from stages.diffusion.training_set import open_training_set
     from stages.diffusion.variants import temperature_rule
     from stages.images.store import read_images
 
@@ -114,8 +225,6 @@ def _trainer(shard: Shard, optimization: OptimizationParams, device: Any) -> Any
     spec = Variant(**settings["spec"], sampler={"name": "euler", "levels": 2})  # the sampler plays no part here
     noise, network = NoiseParams(**settings["noise"]), NetworkParams(**settings["network"])
     table = read_images(shard.inputs[0])
-    images = torch.from_numpy(table.images.copy()).permute(0, 3, 1, 2).contiguous().to(device)
-    neighbors = _neighbors(spec, shard.inputs, len(table))
     target = denoising_target
     if spec.temperature is not None:
         target = temperature_target(
@@ -125,16 +234,45 @@ def _trainer(shard: Shard, optimization: OptimizationParams, device: Any) -> Any
             spec.precision,
             spec.neighbors.radius,
         )
-    data = TrainingSet(images, None if neighbors is None else torch.from_numpy(neighbors).to(device))
-    key = sha256_json([settings, [sha256_file(path) for path in shard.inputs]])
+    data = open_training_set(table.images, _neighbors(spec, shard.inputs, len(table)), device)
+    identity = {**settings, "inputs": {path: sha256_file(path) for path in shard.inputs}}
 
-    def build() -> NCSNpp:
-        return NCSNpp(network, images.shape[1], images.shape[2], spec.conditioned, noise.sigma_min, noise.sigma_max)
+    def build() -> "NCSNpp":
+        channels, height, _ = data.shape
+        return NCSNpp(network, channels, height, spec.conditioned, noise.sigma_min, noise.sigma_max)
 
-    return Trainer(optimization, noise, build, data, target, spec.conditioned, shard.scratch, key)
+    optimization = OptimizationParams(**settings["optimization"])
+    return Trainer(optimization, noise, build, data, target, spec.conditioned, shard.scratch, identity, world)
 
 
-def _neighbors(spec: Variant, inputs: tuple[str, ...], count: int) -> Any:
+def _measured(shard: Shard, step: int, network: "NCSNpp", device: Any) -> list[float]:
+    """One row of the copy curve: samples drawn from `network`, compared with training and test images."""
+    from stages.diffusion.sampling import draw_samples, make_model
+    from stages.features.encoders import load_encoder
+    from stages.features.frechet import frechet_from_features
+    from stages.features.table import FeatureTable, read_features, require_same_encoder
+    from stages.images.store import read_images
+    from stages.memorization.ratios import nn_ratio
+    from stages.search.nearest import nearest
+
+    settings, curve = shard.settings, Curve(**shard.settings["curve"])
+    train = read_images(shard.inputs[0])
+    variant = Variant(**settings["spec"], sampler=settings["sampler"])
+    model = make_model(
+        variant, NoiseParams(**settings["noise"]), train.images, network, device, settings["optimization"]["precision"]
+    )
+    samples = draw_samples(model, curve.seed, curve.samples, curve.batch)
+    ratio = nn_ratio(nearest(samples.reshape(len(samples), -1), train.flat, 2)[1])
+    encoder = load_encoder(curve.encoder, device.type)
+    own = FeatureTable(encoder(samples), [str(n) for n in range(len(samples))], encoder.metadata)
+    reference = read_features(shard.inputs[-1])
+    require_same_encoder(own, reference, f"train.curve.encoder and {shard.inputs[-1]}")
+    distance = frechet_from_features(own.features, reference.features)
+    copies = int((ratio < curve.ratio_below).sum())
+    return [step, len(samples), copies, curve.ratio_below, ratio.mean(), ratio.min(), distance]
+
+
+def _neighbors(spec: Variant, inputs: tuple[str, ...], count: int) -> "np.ndarray | None":
     """int64 (M, K) rows of the K nearest centres, the image itself first; None without neighbours."""
     if spec.neighbors is None:
         return None
@@ -151,11 +289,11 @@ def _neighbors(spec: Variant, inputs: tuple[str, ...], count: int) -> Any:
     return np.concatenate([np.arange(count)[:, None], lists[:, : k - 1]], axis=1).astype(np.int64)
 
 
-def _format_curve(curve: list[list[float]]) -> str:
+def _format_curve(columns: list[str], rows: list[list[float]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, delimiter="\t", lineterminator="\n")
-    writer.writerow(["step", "loss", "loss_low_sigma", "loss_middle_sigma", "loss_high_sigma"])
-    writer.writerows([[step, *(f"{value:.6g}" for value in values)] for step, *values in curve])
+    writer.writerow(columns)
+    writer.writerows([[step, *(f"{value:.6g}" for value in values)] for step, *values in rows])
     return text.getvalue()
 
 

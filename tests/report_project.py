@@ -118,7 +118,12 @@ def write_variant(
         write_learned(data / "sample" / name, train[:4], seed)
         steps = np.arange(100, 4001, 100)
         loss = 0.06 + 0.4 / np.sqrt(steps) + generator.normal(0, 0.002, len(steps)) + 0.01 * seed
-        write_tsv(data / "train" / name / "loss.tsv", [{"step": int(s), "loss": float(v)} for s, v in zip(steps, loss)])
+        thirds = {"loss_low_sigma": 1.5, "loss_middle_sigma": 1.0, "loss_high_sigma": 0.5}
+        rows = [
+            {"step": int(s), "loss": float(v), **{third: share * float(v) for third, share in thirds.items()}}
+            for s, v in zip(steps, loss)
+        ]
+        write_tsv(data / "train" / name / "loss.tsv", rows)
 
 
 def write_learned(folder: Path, images: np.ndarray, seed: int) -> None:

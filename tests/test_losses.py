@@ -112,3 +112,35 @@ def test_minimiser_of_the_denoising_loss_is_the_conditioning_score():
     centres = closed.make_centres(pixels[:, None])
     exact = sigma * float(closed.conditioning(centres, torch.tensor([[at]]).double(), torch.tensor([sigma]).double()))
     assert abs(measured - exact) < 5 * error + 0.005
+
+
+@pytest.mark.parametrize("rule", [None, 1.0, 7.0, "2/sigma", "sqrt_d", "d"])
+def test_minimiser_of_the_loss_on_two_points_is_the_closed_form_score(rule):
+    """A free table F(x) in place of a network, x reached from both points with their posterior weights.
+
+    The expected loss is quadratic in the table, so one Newton step from anywhere lands on the minimiser: sigma times
+    the conditioning score without a rule, sigma s_T of the two points with one, whichever point x came from.
+    """
+    generator = torch.Generator().manual_seed(4)
+    points, count = torch.rand(2, 3, generator=generator), 40
+    sigma = torch.rand(count, generator=generator) + 0.05
+    x = points[torch.arange(count) % 2] + sigma[:, None] * torch.randn(count, 3, generator=generator)
+    centres, level = closed.make_centres(points), sigma.double()
+    if rule is None:
+        target, wanted = denoising_target, closed.conditioning(centres, x.double(), level)
+    else:
+        temperature = temperature_rule(rule, 3)
+        target = temperature_target(temperature, 100.0, closed.shell_power(3))
+        wanted = closed.unconditioning(centres, x.double(), temperature(level))
+    weight = torch.softmax(-((x[:, None] - points) ** 2).sum(2) / (2 * sigma[:, None] ** 2), dim=1)
+    table = torch.randn(count, 1, 1, 3, generator=generator, requires_grad=True)
+    expected = torch.zeros(())
+    for source, point in enumerate(points):
+        x0, z = point.expand(count, 3), (x - point) / sigma[:, None]
+        near = torch.stack([point, points[1 - source]]).expand(count, 2, 3)
+        x0, z = x0.reshape(table.shape), z.reshape(table.shape)
+        loss = denoising_loss(lambda *_: table, target, x0, sigma, z, near.reshape(count, 2, 1, 1, 3), True)
+        expected = expected + (weight[:, source] * loss).sum()
+    expected.backward()
+    minimiser = (table - table.grad).detach().reshape(count, 3)  # the weights of each x sum to 1: unit curvature
+    torch.testing.assert_close(minimiser.double(), sigma[:, None].double() * wanted, rtol=1e-3, atol=1e-4)

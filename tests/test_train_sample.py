@@ -143,7 +143,7 @@ def test_killed_training_resumes_and_ends_with_identical_weights(project):
     command = [sys.executable, "-m", "stages.train", "--variant", "net-conditioning"]
     child = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
     plain = Path(".scoresmooth/plain")
-    while not list(plain.glob("train-*/*.scratch/checkpoint.safetensors")):
+    while not list(plain.glob("train-*/*.scratch/checkpoint-*.safetensors")):
         assert child.poll() is None, "training ended before it could be killed"
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)

@@ -2,23 +2,26 @@
 
 import signal
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import chisquare
 
-from stages.diffusion.checkpoint import load_tensors
-from stages.diffusion.losses import denoising_target
+from stages.diffusion.checkpoint import load_tensors, newest
+from stages.diffusion.losses import denoising_target, temperature_target
 from stages.diffusion.network import NCSNpp
 from stages.diffusion.noise import uniform
 from stages.diffusion.parameters import NetworkParams, NoiseParams, OptimizationParams
 from stages.diffusion.training import (
     DivergedError,
-    EpochOrder,
+    Snapshot,
     Trainer,
-    TrainingSet,
     learning_rate,
     stratified,
 )
+from stages.diffusion.training_set import EpochOrder, MappedTrainingSet, TrainingSet
+from stages.diffusion.variants import temperature_rule
+from stages.errors import InputError
 
 NETWORK = NetworkParams(
     channels=8,
@@ -36,6 +39,7 @@ LEVELS = NoiseParams(sigma_min=0.01, sigma_max=5)
 OPTIMIZATION = OptimizationParams(
     steps=12,
     batch=8,
+    microbatch=None,
     learning_rate=1e-3,
     betas=(0.9, 0.999),
     weight_decay=0.0,
@@ -49,6 +53,7 @@ OPTIMIZATION = OptimizationParams(
     compile=False,
     seed=1,
     checkpoint_every=4,
+    keep=2,
     log_every=3,
     max_seconds=None,
 )
@@ -58,17 +63,17 @@ def images(count=10):
     return torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def trainer(scratch, key="run", **changes):
+def trainer(scratch, data=None, target=denoising_target, network=NETWORK, **changes):
     params = OPTIMIZATION.model_copy(update=changes)
     return Trainer(
         params,
         LEVELS,
-        lambda: NCSNpp(NETWORK, 1, 8, True, 0.01, 5.0),
-        TrainingSet(images(), None),
-        denoising_target,
+        lambda: NCSNpp(network, 1, 8, True, 0.01, 5.0),
+        TrainingSet(images(), None) if data is None else data,
+        target,
         True,
         scratch,
-        key,
+        {"optimization": params.model_dump(), "inputs": {"train.arrow": "abc"}},
     )
 
 
@@ -113,11 +118,44 @@ def test_sigterm_saves_a_checkpoint_at_once_and_the_rest_is_identical(tmp_path):
     assert_identical(weights(whole), weights(resumed))
 
 
-def test_a_checkpoint_of_another_run_is_not_used(tmp_path):
-    first = trainer(tmp_path, key="first")
-    list(first.run())
-    assert trainer(tmp_path, key="second").resume() == 0
-    assert trainer(tmp_path, key="first").resume() == 12
+def test_a_resume_with_other_parameters_is_refused_with_the_keys_that_differ(tmp_path):
+    list(trainer(tmp_path).run())
+    assert trainer(tmp_path).resume() == 12
+    words = (
+        r"checkpoint-0000000012\.safetensors belongs to a training with other parameters: "
+        r"optimization\.learning_rate 0\.001 there, 0\.002 here; optimization\.ema 0\.9 there, 0\.8 here: restore them"
+    )
+    with pytest.raises(InputError, match=words):
+        trainer(tmp_path, learning_rate=2e-3, ema=0.8).resume()
+
+
+def test_a_resume_on_other_images_is_refused(tmp_path):
+    list(trainer(tmp_path).run())
+    other = trainer(tmp_path)
+    other.identity["inputs"] = {"train.arrow": "def", "neighbors.arrow": "ghi"}
+    words = r'inputs\.train\.arrow "abc" there, "def" here; inputs\.neighbors\.arrow "nothing" there'
+    with pytest.raises(InputError, match=words):
+        other.resume()
+
+
+def test_checkpoints_rotate_and_a_damaged_one_gives_way_to_the_one_before(tmp_path):
+    whole = trainer(tmp_path / "a")
+    list(whole.run())
+    assert [path.name for path in sorted((tmp_path / "a").iterdir())] == [
+        "checkpoint-0000000008.safetensors",
+        "checkpoint-0000000012.safetensors",
+    ]
+    last = tmp_path / "a" / "checkpoint-0000000012.safetensors"
+    last.write_bytes(last.read_bytes()[:-100])
+    with pytest.raises(InputError, match=r"checkpoint-0000000012\.safetensors is damaged .*: delete it"):
+        trainer(tmp_path / "a").resume()
+    last.unlink()
+    again = trainer(tmp_path / "a")
+    assert again.resume() == 8
+    list(again.run())
+    assert_identical(weights(whole), weights(again))
+    list(trainer(tmp_path / "b", keep=1).run())
+    assert len(list((tmp_path / "b").iterdir())) == 1
 
 
 def test_training_lowers_the_loss(tmp_path):
@@ -140,13 +178,108 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_sigma_and_saves_nothing(t
     run.target = broken
     with pytest.raises(DivergedError, match=r"nan at step 2, sigma [0-9.]+.*learning_rate"):
         list(run.run())
-    assert not run.path.exists()
+    assert not list(tmp_path.iterdir())
 
 
-def test_time_limit_ends_with_a_usable_model(tmp_path):
+def test_time_limit_ends_with_a_usable_model_and_a_checkpoint(tmp_path):
     run = trainer(tmp_path, max_seconds=1e-6)
-    list(run.run())
+    curve = list(run.run())
     assert run.state.step == 1
+    assert [progress.step for progress in curve] == [1]
+    again = trainer(tmp_path, max_seconds=1e-6)
+    assert again.resume() == 1
+    assert_identical(weights(run), weights(again))
+
+
+def test_a_loss_that_is_not_finite_is_found_at_the_time_limit_too(tmp_path):
+    run = trainer(tmp_path, max_seconds=1e-6)
+    run.target = lambda x0, sigma, z, neighbors: z * float("nan")
+    with pytest.raises(DivergedError, match="nan at step 0"):
+        list(run.run())
+    assert not list(tmp_path.iterdir())
+
+
+def largest_difference(a, b):
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+@pytest.mark.parametrize("microbatch", [1, 3, 4])
+def test_accumulated_passes_equal_one_batch(tmp_path, microbatch):
+    """Levels, noise and flips follow the place in the batch, so only the order of summation differs.
+
+    AdamW's step is the learning rate times a ratio near 1 whatever the gradient's size, so a gradient at the size of
+    its rounding may turn its sign: the weights may differ by up to 2 x learning rate x steps there. Averaged weights
+    therefore get the bound 12 steps x 1e-3 x 2; the gradient itself is compared tightly.
+    """
+    still = NETWORK.model_copy(update={"dropout": 0.0})
+    whole, cut = (trainer(tmp_path / str(m), network=still, microbatch=m) for m in (None, microbatch))
+    gradients = []
+    for run in (whole, cut):
+        for start in range(0, 8, run.params.microbatch or 8):
+            run._pass(start, min(start + (run.params.microbatch or 8), 8))
+        gradients.append(torch.cat([p.grad.flatten() for p in run.state.network.parameters()]))
+        run.state.optimizer.zero_grad()
+    scale = float(gradients[0].abs().max())
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=0, atol=1e-5 * scale)
+    curves = [list(run.run()) for run in (whole, cut)]
+    assert [p.loss for p in curves[0]] == pytest.approx([p.loss for p in curves[1]], rel=1e-3)
+    assert largest_difference(weights(whole), weights(cut)) < 2 * 12 * 1e-3
+
+
+def test_dropout_of_later_passes_is_their_own(tmp_path):
+    """The second half of a batch must not repeat the masks of the first."""
+    run = trainer(tmp_path, microbatch=4)
+    seeds = []
+    run.forward = lambda x, sigma: (seeds.append(torch.initial_seed()), run.state.network(x, sigma))[1]
+    run._step()
+    assert len(set(seeds)) == 2
+    assert seeds[0] == (1 << 32)
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_memory_mapped_images_and_neighbours_give_the_same_weights(tmp_path, flip):
+    """uint8 (M, H, W, C) from a file, gathered row by row, against the whole set as a tensor: bit for bit."""
+    pixels = images()
+    lists = torch.cdist(*2 * (pixels.flatten(1).float(),)).argsort(1)[:, :4]
+    mapped = np.memmap(tmp_path / "pixels", np.uint8, "w+", shape=(10, 8, 8, 1))
+    mapped[:] = pixels.permute(0, 2, 3, 1).numpy()
+    target = temperature_target(temperature_rule(9.0, 64), 1.0, 62)
+    sets = TrainingSet(pixels, lists), MappedTrainingSet(mapped, lists.numpy(), torch.device("cpu"))
+    runs = [trainer(tmp_path / str(n), data, target, steps=4, flip=flip) for n, data in enumerate(sets)]
+    for run in runs:
+        list(run.run())
+    assert_identical(*(weights(run) for run in runs))
+    x0, near = sets[1].take(torch.tensor([3, 7]))
+    assert torch.equal(near[:, 0], x0)
+    assert torch.equal(near[1, 2, 0], pixels[lists[7, 2], 0].float() / 255)
+
+
+def test_a_target_in_bfloat16_would_lose_its_digits_so_only_the_network_is_cast(tmp_path):
+    """The sum over neighbours is a matrix product, which autocast would round to 8 bits."""
+    pixels = images()
+    lists = torch.cdist(*2 * (pixels.flatten(1).float(),)).argsort(1)[:, :4]
+    target, seen = temperature_target(temperature_rule(9.0, 64), 10.0, 62), {}
+    for precision in ("float32", "bfloat16"):
+        seen[precision] = []
+
+        def watched(x0, sigma, z, near, into=seen[precision]):
+            into.append(target(x0, sigma, z, near))
+            return into[-1]
+
+        run = trainer(tmp_path / precision, TrainingSet(pixels, lists), watched, precision=precision)
+        types = set()
+        run.state.network.head.register_forward_hook(lambda module, inputs, out, into=types: into.add(out.dtype))
+        run._step()
+        assert types == {getattr(torch, precision)}
+    assert torch.equal(seen["float32"][0], seen["bfloat16"][0])
+
+
+def test_snapshots_come_at_their_steps_and_change_nothing(tmp_path):
+    plain, watched = trainer(tmp_path / "a"), trainer(tmp_path / "b")
+    curve, found = list(plain.run()), list(watched.run((1, 7, 12)))
+    assert [each.step for each in found if isinstance(each, Snapshot)] == [1, 7, 12]
+    assert [each for each in found if not isinstance(each, Snapshot)] == curve
+    assert_identical(weights(plain), weights(watched))
 
 
 @pytest.mark.parametrize(("count", "batch"), [(10, 8), (5, 8), (3, 10), (10, 5)])
@@ -160,6 +293,9 @@ def test_every_epoch_shows_every_image_once(count, batch):
 
 
 def test_levels_are_uniform_over_batches_and_spread_within_one():
+    whole = stratified(uniform(0, torch.arange(8), 0, 1)[:, 0], 100)
+    parts = [stratified(uniform(0, torch.arange(a, a + 4), 0, 1)[:, 0], 100, a, 8) for a in (0, 4)]
+    assert torch.equal(torch.cat(parts), whole)
     draws = torch.stack([stratified(uniform(0, torch.arange(8) + 8 * n, 0, 1)[:, 0], 100) for n in range(4000)])
     assert (draws * 8 // 100 == torch.arange(8)).all(0).sum() >= 4  # strata of 12.5 levels share their border levels
     assert chisquare(torch.bincount(draws.flatten(), minlength=100).numpy()).pvalue > 1e-3
@@ -177,6 +313,7 @@ def test_learning_rate_warms_up_and_decays():
 def test_damaged_checkpoint_is_named(tmp_path):
     run = trainer(tmp_path)
     list(run.run())
-    run.path.write_bytes(run.path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"checkpoint\.safetensors is damaged"):
-        load_tensors(run.path)
+    path = newest(tmp_path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ValueError, match=r"checkpoint-0000000012\.safetensors is damaged"):
+        load_tensors(path)

@@ -64,3 +64,32 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor],
 def select(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors under `prefix`, without it."""
     return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
+
+
+def newest(folder: Path) -> Path | None:
+    """The checkpoint of the last step in a folder, or None."""
+    return max(folder.glob("checkpoint-*.safetensors"), default=None)
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of a step lies; the names sort by step."""
+    return folder / f"checkpoint-{step:010d}.safetensors"
+
+
+def rotate(folder: Path, keep: int) -> None:
+    """Remove all but the last `keep` checkpoints."""
+    for path in sorted(folder.glob("checkpoint-*.safetensors"))[:-keep]:
+        path.unlink()
+
+
+def differing(saved: Any, wanted: Any, prefix: str = "") -> list[str]:
+    """What differs between two trees of JSON values: "KEY SAVED there, WANTED here" for every dotted key."""
+    if isinstance(saved, dict) and isinstance(wanted, dict):
+        keys = [*wanted, *(key for key in saved if key not in wanted)]
+        absent = "nothing"
+        return [
+            line
+            for key in keys
+            for line in differing(saved.get(key, absent), wanted.get(key, absent), f"{prefix}.{key}" if prefix else key)
+        ]
+    return [] if saved == wanted else [f"{prefix} {json.dumps(saved)} there, {json.dumps(wanted)} here"]

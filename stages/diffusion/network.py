@@ -156,6 +156,7 @@ class NCSNpp(nn.Module):
         super().__init__()
         self._check(params, resolution)
         self.params, self.noise_conditioning = params, noise_conditioning
+        self.image_channels, self.resolution = image_channels, resolution
         image_channels, resolution = image_channels * params.patch**2, resolution // params.patch
         self.embed = LevelEmbedding(params, sigma_min, sigma_max) if noise_conditioning else None
         self._width = 4 * params.channels if noise_conditioning else None

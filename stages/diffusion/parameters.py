@@ -45,6 +45,7 @@ class OptimizationParams(Section):
 
     steps: int = Field(gt=0, description="optimizer steps")
     batch: int = Field(gt=0, description="images per step")
+    microbatch: int | None = Field(gt=0, description="images per pass, gradients accumulate; null: all at once")
     learning_rate: float = Field(gt=0)
     betas: tuple[float, float] = Field(description="AdamW's betas")
     weight_decay: float = Field(ge=0)
@@ -60,6 +61,7 @@ class OptimizationParams(Section):
     compile: bool = Field(description="torch.compile, worth it on a GPU")
     seed: int = Field(ge=0)
     checkpoint_every: int = Field(gt=0, description="steps between checkpoints")
+    keep: int = Field(gt=0, description="how many checkpoints are kept while training")
     log_every: int = Field(gt=0, description="steps averaged into one row of the loss curve")
     max_seconds: float | None = Field(gt=0, description="stop here with a usable model; not reproducible")
 

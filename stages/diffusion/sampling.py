@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,15 @@ from torch import Tensor
 
 from stages.device import memory_format, pick_device, uses_bfloat16
 from stages.diffusion import noise, samplers
-from stages.diffusion.checkpoint import load_tensors
+from stages.diffusion.checkpoint import differing, load_tensors
 from stages.diffusion.empirical_score import Centres, cfdm_velocity, make_centres
 from stages.diffusion.network import NCSNpp
 from stages.diffusion.parameters import NetworkParams, NoiseParams, Variant
 from stages.diffusion.variants import Batch, closed_form_score, kernel_draws, network_score
 from stages.errors import InputError
 from stages.search.nearest_float import Reference, min_distance, prepare
+
+_NO_SAMPLER = {"name": "euler", "levels": 2}  # a network is the same whatever samples it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,29 +78,62 @@ def load_model(
     """A model from score.json's content, the sampler's parameters, the training images uint8 (M, H, W, C) and, for a
     network, the path of its weights and the precision of its products (float32, bfloat16 or auto).
 
-    Raises InputError when the weights do not fit the described network."""
-    variant = Variant(**score["spec"], sampler=sampler)
-    levels = NoiseParams(**score["noise"])
-    where = torch.device(pick_device(device))
-    pixels = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))
+    Raises InputError when the weights are not those of the described network.
+    """
     network = None
     if weights is not None:
-        network = NCSNpp(
-            NetworkParams(**score["network"]),
-            pixels.shape[1],
-            pixels.shape[2],
-            variant.conditioned,
-            levels.sigma_min,
-            levels.sigma_max,
-        )
-        tensors, _ = load_tensors(weights)
-        try:
-            network.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise InputError(f"{weights} does not fit its score.json: rerun train ({error})") from error
-        network = network.to(where, memory_format=memory_format(where)).eval()
+        height, width, channels = images.shape[1:]
+        network = load_network(score, Path(weights), (channels, height, width))
+    variant, where = Variant(**score["spec"], sampler=sampler), torch.device(pick_device(device))
+    return make_model(variant, NoiseParams(**score["noise"]), images, network, where, precision)
+
+
+def make_model(
+    variant: Variant,
+    levels: NoiseParams,
+    images: np.ndarray,
+    network: NCSNpp | None,
+    device: torch.device,
+    precision: str = "float32",
+) -> Model:
+    """A model on `device`, network included; images: uint8 (M, H, W, C); precision: as in `load_model`."""
+    pixels = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C")).to(device)
+    if network is not None:
+        network = network.to(device, memory_format=memory_format(device)).eval()
     sigmas = noise.levels(levels, variant.sampler.levels)
-    return Model(variant, sigmas, pixels.to(where), network, uses_bfloat16(precision, where))
+    return Model(variant, sigmas, pixels, network, uses_bfloat16(precision, device))
+
+
+def load_network(score: dict[str, Any], weights: Path, image_shape: tuple[int, int, int] | None = None) -> NCSNpp:
+    """The network that score.json describes, with the weights of a file that train wrote, on the CPU.
+
+    Raises InputError naming the file where it is missing or damaged, belongs to another score (which keys differ), to
+    images of another shape than `image_shape` (C, H, W), or is no file of train's.
+    """
+    tensors, metadata = load_tensors(weights)
+    if not {"score", "image_shape"} <= set(metadata):
+        raise InputError(f"{weights} does not say which score it holds: rerun its train stage")
+    own, wanted = ({k: v for k, v in each.items() if k != "variant"} for each in (metadata["score"], score))
+    if lines := differing(own, wanted):
+        name = metadata["score"].get("variant")
+        raise InputError(f"{weights} holds the weights of another score ({name}): {'; '.join(lines)}: rerun train")
+    channels, height, width = metadata["image_shape"]
+    if image_shape is not None and (channels, height, width) != image_shape:
+        raise InputError(
+            f"{weights} was trained on images of {height} x {width} x {channels}, these are "
+            f"{image_shape[1]} x {image_shape[2]} x {image_shape[0]}: rerun train"
+        )
+    levels = NoiseParams(**score["noise"])
+    conditioned = Variant(**score["spec"], sampler=_NO_SAMPLER).conditioned
+    params = NetworkParams(**score["network"])
+    network = NCSNpp(params, channels, height, conditioned, levels.sigma_min, levels.sigma_max)
+    try:
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(
+            f"{weights} does not fit its score.json: rerun train ({' '.join(str(error).split())})"
+        ) from error
+    return network.eval()
 
 
 @torch.inference_mode()
@@ -121,6 +157,15 @@ def sample_batch(model: Model, seed: int, indices: Tensor) -> np.ndarray:
         wrong = indices[~torch.isfinite(x).flatten(1).all(1).cpu()][:5].tolist()
         raise FloatingPointError(f"samples {wrong} of variant form {model.variant.form} are not finite")
     return (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+
+
+def draw_samples(model: Model, seed: int, count: int, batch: int) -> np.ndarray:
+    """Samples 0..count-1 as uint8 (count, H, W, C), `batch` at a time."""
+    drawn = []
+    for first in range(0, count, batch):  # the last batch is filled up, so that rounding is the same in all
+        indices = torch.arange(first, first + batch)
+        drawn.append(sample_batch(model, seed, indices)[: count - first])
+    return np.concatenate(drawn)
 
 
 def _reverse(ode: bool) -> Callable[[Model, Batch, samplers.Draw], Iterator[Tensor]]:

@@ -1,16 +1,21 @@
 """Training a score network (METHODS §4): deterministic, resumable to the bit on the CPU.
 
-Everything random is a function of (seed, step): which images, which levels, which noise. A checkpoint therefore holds
-weights, EMA and optimizer state, and no generator state.
+Everything random is a function of (seed, step, place in the batch): which images, which levels, which noise. A
+checkpoint therefore holds weights, EMA and optimizer state, and no generator state; and a batch may be cut into passes
+(microbatch) or over processes (World): the weights change by rounding only, where no dropout is drawn.
 """
 
+import contextlib
 import dataclasses
+import hashlib
+import json
 import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,39 +23,29 @@ from torch import Tensor, nn
 from stages.device import memory_format, uses_bfloat16
 from stages.diffusion import noise
 from stages.diffusion.checkpoint import (
+    checkpoint_path,
+    differing,
     load_optimizer,
     load_tensors,
     module_tensors,
+    newest,
     optimizer_tensors,
+    rotate,
     save_tensors,
     select,
 )
 from stages.diffusion.losses import Target, denoising_loss
 from stages.diffusion.optimizer import AdamW
 from stages.diffusion.parameters import NoiseParams, OptimizationParams
+from stages.diffusion.training_set import EpochOrder, MappedTrainingSet, TrainingSet
+from stages.diffusion.world import World
+from stages.errors import InputError
 
 _LEVEL_DRAW, _NOISE_DRAW, _FLIP_DRAW = 0, 1, 2
 
 
 class DivergedError(RuntimeError):
     """The loss became NaN or infinite; the message names the step and sigma."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingSet:
-    """Images and their neighbour lists on the device that trains.
-
-    Attributes:
-        images: uint8 (M, C, H, W).
-        neighbors: int64 (M, K), the image itself first, or None.
-    """
-
-    images: Tensor
-    neighbors: Tensor | None
-
-    def pixels(self, rows: Tensor) -> Tensor:
-        """float32 in [0,1], shape rows.shape + (C, H, W)."""
-        return self.images[rows].float() / 255
 
 
 @dataclasses.dataclass
@@ -74,27 +69,20 @@ class Progress:
     high: float
 
 
-class EpochOrder:
-    """Image rows of any step: epochs are permutations seeded by (seed, epoch), laid end to end."""
+@dataclasses.dataclass(frozen=True)
+class Snapshot:
+    """Step `step` is done, and `Trainer.state.average` is the network at it."""
 
-    def __init__(self, count: int, batch: int, seed: int) -> None:
-        self.count, self.batch, self.seed = count, batch, seed
-        self._epochs: dict[int, Tensor] = {}
+    step: int
 
-    def _epoch(self, number: int) -> Tensor:
-        if number not in self._epochs:
-            generator = torch.Generator().manual_seed((self.seed << 32) + number)
-            self._epochs = {k: v for k, v in self._epochs.items() if k >= number - 1}
-            self._epochs[number] = torch.randperm(self.count, generator=generator)
-        return self._epochs[number]
 
-    def rows(self, step: int) -> Tensor:
-        """int64 (batch,) rows of step `step`."""
-        start, stop = step * self.batch, (step + 1) * self.batch
-        epochs = range(start // self.count, (stop - 1) // self.count + 1)
-        joined = torch.cat([self._epoch(number) for number in epochs])
-        offset = start - epochs[0] * self.count
-        return joined[offset : offset + self.batch]
+@dataclasses.dataclass(frozen=True)
+class Losses:
+    """One step's losses per pixel, float32 (b,), and the indices of their levels, int64 (b,)."""
+
+    step: int
+    losses: Tensor
+    levels: Tensor
 
 
 def learning_rate(params: OptimizationParams, step: int) -> float:
@@ -111,7 +99,9 @@ class Trainer:
     Args:
         build: makes a fresh network; called twice under the run's seed (weights and their average).
         conditioned: does sigma enter the network?
-        scratch: folder of the checkpoints; a matching one is resumed. `key` tells which run a checkpoint belongs to.
+        scratch: folder of the checkpoints, from which `resume` goes on.
+        identity: JSON values (settings, digests of inputs) that tell which run a checkpoint belongs to.
+        world: the processes that share every batch; each works on its own part of it.
     """
 
     def __init__(
@@ -119,18 +109,20 @@ class Trainer:
         params: OptimizationParams,
         levels: NoiseParams,
         build: Callable[[], nn.Module],
-        data: TrainingSet,
+        data: TrainingSet | MappedTrainingSet,
         target: Target,
         conditioned: bool,
         scratch: Path,
-        key: str,
+        identity: dict[str, Any],
+        world: World = World(),  # noqa: B008 (frozen)
     ) -> None:
         self.params, self.data, self.target, self.conditioned = params, data, target, conditioned
-        self.device = data.images.device
+        self.device, self.world = data.device, world
         self.half = uses_bfloat16(params.precision, self.device)
         self.sigmas = noise.levels(levels, params.levels).float().to(self.device)
-        self.path, self.key = Path(scratch) / "checkpoint.safetensors", key
-        self.order = EpochOrder(len(data.images), params.batch, params.seed)
+        self.scratch, self.identity = Path(scratch), json.loads(json.dumps(identity))
+        self.order = EpochOrder(len(data), params.batch, params.seed)
+        self.span = world.span(params.batch)
         torch.manual_seed(params.seed)
         network, average = build().to(self.device), build().to(self.device)
         average.load_state_dict(network.state_dict())
@@ -142,46 +134,70 @@ class Trainer:
             weight_decay=params.weight_decay,
         )
         self.state = State(network, average.requires_grad_(False).eval(), optimizer)
-        self.forward = torch.compile(network) if params.compile else network
+        self.forward = world.wrap(torch.compile(network) if params.compile else network, self.device)
         self._stop = False
 
     def resume(self) -> int:
-        """Load this run's checkpoint if there is one; returns the step reached."""
-        if self.path.exists():
-            tensors, metadata = load_tensors(self.path)
-            if metadata.get("key") == self.key:
-                self.state.network.load_state_dict(select(tensors, "network"))
-                self.state.average.load_state_dict(select(tensors, "average"))
-                load_optimizer(self.state.optimizer, tensors, "optimizer")
-                self.state.step = metadata["step"]
+        """Load the newest checkpoint if there is one; returns the step reached.
+
+        Raises InputError for a damaged file, and for one of a run with other parameters, naming what differs.
+        """
+        path = newest(self.scratch)
+        if path is not None:
+            tensors, metadata = load_tensors(path)
+            self._recognise(path, metadata)
+            self.state.network.load_state_dict(select(tensors, "network"))
+            self.state.average.load_state_dict(select(tensors, "average"))
+            load_optimizer(self.state.optimizer, tensors, "optimizer")
+            self.state.step = metadata["step"]
         return self.state.step
 
+    def _recognise(self, path: Path, metadata: dict[str, Any]) -> None:
+        if "identity" not in metadata or "step" not in metadata:
+            raise InputError(f"{path} is no checkpoint of a training: remove it")
+        if lines := differing(metadata["identity"], self.identity):
+            raise InputError(
+                f"{path} belongs to a training with other parameters: {'; '.join(lines)}: "
+                f"restore them, or remove {self.scratch} to begin anew"
+            )
+
     def save(self) -> None:
-        """Write a checkpoint."""
+        """Write a checkpoint and remove all but the last ones; the first process does it for all."""
+        if not self.world.leads:
+            return
         state = self.state
         tensors = module_tensors(state.network, "network") | module_tensors(state.average, "average")
         tensors |= optimizer_tensors(state.optimizer, "optimizer")
-        save_tensors(self.path, tensors, {"key": self.key, "step": state.step})
+        metadata = {"identity": self.identity, "step": state.step}
+        save_tensors(checkpoint_path(self.scratch, state.step), tensors, metadata)
+        rotate(self.scratch, self.params.keep)
 
-    def run(self) -> Iterator[Progress]:
-        """Train to the last step, yielding the loss curve. SIGTERM saves a checkpoint and raises SystemExit(143)."""
+    def run(self, snapshots: Collection[int] = ()) -> Iterator[Progress | Snapshot]:
+        """Train to the last step, yielding the loss curve, and a Snapshot when a step of `snapshots` is done.
+
+        SIGTERM saves a checkpoint and raises SystemExit(143); so does every process when one of them gets it.
+        At the time limit a checkpoint is saved and the run ends as it ends after the last step.
+        """
         started, window = time.monotonic(), []
         previous = signal.signal(signal.SIGTERM, self._request_stop) if _in_main_thread() else None
         try:
             while self.state.step < self.params.steps:
                 window.append(self._step())
                 self.state.step += 1
-                if self.state.step % self.params.log_every == 0 or self.state.step == self.params.steps:
+                late = self.params.max_seconds is not None and time.monotonic() - started > self.params.max_seconds
+                late = self.world.any(late)
+                if self.state.step % self.params.log_every == 0 or self.state.step == self.params.steps or late:
                     yield self._summary(window)
                     window = []
-                if self._stop:
+                if self.state.step in snapshots:
+                    yield Snapshot(self.state.step)  # before the checkpoint: what is not measured yet comes again
+                stop = self.world.any(self._stop)  # now, for a signal may have come while the caller had the row
+                if stop or late or self.state.step % self.params.checkpoint_every == 0:
                     self._check(window)
                     self.save()
+                if stop:
                     raise SystemExit(143)
-                if self.state.step % self.params.checkpoint_every == 0:
-                    self._check(window)
-                    self.save()
-                if self.params.max_seconds and time.monotonic() - started > self.params.max_seconds:
+                if late:
                     break
         finally:
             if previous is not None:
@@ -190,28 +206,48 @@ class Trainer:
     def _request_stop(self, *_: object) -> None:
         self._stop = True
 
-    def _step(self) -> tuple[Tensor, Tensor, int]:
-        """One optimizer step; returns every image's loss per pixel, its level's index, and the step."""
-        params, step = self.params, self.state.step
-        rows = self.order.rows(step).to(self.device)
-        numbers = torch.arange(len(rows), device=self.device) + step * params.batch
-        x0 = self.data.pixels(rows)
-        level = stratified(noise.uniform(params.seed, numbers, _LEVEL_DRAW, 1)[:, 0], params.levels)
-        z = noise.normal(params.seed, numbers, _NOISE_DRAW, tuple(x0.shape[1:]))
-        near = self.data.pixels(self.data.neighbors[rows]) if self.data.neighbors is not None else None
+    def _step(self) -> Losses:
+        """One optimizer step, in as many passes as the microbatch asks for."""
+        start, stop = self.span
+        size = self.params.microbatch or stop - start
+        parts = [(first, min(first + size, stop)) for first in range(start, stop, size)]
+        found = []
+        for part in parts:
+            alone = part != parts[-1] and self.world.size > 1
+            with self.forward.no_sync() if alone else contextlib.nullcontext():
+                found.append(self._pass(*part))
+        self._update(self.state.step)
+        return Losses(self.state.step, torch.cat([part[0] for part in found]), torch.cat([part[1] for part in found]))
+
+    def _pass(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Add the gradient of images start..stop of the batch: every image's loss per pixel, its level's index.
+
+        Which images, levels and noise are functions of the place in the whole batch; so is dropout for a whole batch
+        in one pass, while a cut batch draws other masks for its later parts.
+        """
+        params, step, device = self.params, self.state.step, self.device
+        numbers = torch.arange(start, stop, device=device) + step * params.batch
+        x0, near = self.data.take(self.order.rows(step)[start:stop])
+        u = noise.uniform(params.seed, numbers, _LEVEL_DRAW, 1)[:, 0]
+        level = stratified(u, params.levels, start, params.batch)
+        z = noise.normal(params.seed, numbers, _NOISE_DRAW, self.data.shape)
         if params.flip:
             mirror = noise.integers(params.seed, numbers, _FLIP_DRAW, 2).bool()
             x0 = torch.where(mirror[:, None, None, None], x0.flip(-1), x0)
             near = None if near is None else torch.where(mirror[:, None, None, None, None], near.flip(-1), near)
-        torch.manual_seed((params.seed << 32) + step)  # dropout's draws are a function of the step, too
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
-            losses = denoising_loss(self.forward, self.target, x0, self.sigmas[level], z, near, self.conditioned)
+        torch.manual_seed(_dropout_seed(params.seed, step, start))
+        losses = denoising_loss(self._network, self.target, x0, self.sigmas[level], z, near, self.conditioned)
         # On a CPU the backward pass runs in this thread: a thread of autograd's own would bring a second OpenMP pool,
         # whose spinning workers take the cores from the first (1.2 to 1.3 times the throughput on 2 cores).
-        with torch.autograd.set_multithreading_enabled(self.device.type != "cpu"):
-            losses.mean().backward()
-        self._update(step)
-        return losses.detach() / x0[0].numel(), level, step
+        with torch.autograd.set_multithreading_enabled(device.type != "cpu"):
+            # the sum over passes and the mean over processes make this the mean over the whole batch
+            (losses.sum() / (params.batch / self.world.size)).backward()
+        return losses.detach() / x0[0].numel(), level
+
+    def _network(self, x: Tensor, sigma: Tensor | None) -> Tensor:
+        """F in the run's precision. The target is always computed in float32: only the network is cast."""
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self.half):
+            return self.forward(x, sigma)
 
     def _update(self, step: int) -> None:
         params, state = self.params, self.state
@@ -224,32 +260,49 @@ class Trainer:
         pairs = list(state.average.parameters()), [p.detach() for p in state.network.parameters()]
         torch._foreach_lerp_(pairs[0], pairs[1], 1 - decay)
 
-    def _check(self, window: list[tuple[Tensor, Tensor, int]]) -> None:
-        """Raise DivergedError for the first loss that is not finite; nothing is saved after it."""
-        for losses, level, step in window:
-            wrong = ~torch.isfinite(losses)
-            if wrong.any():
-                sigma = float(self.sigmas[level[wrong][0]])
-                raise DivergedError(
-                    f"the loss is {float(losses[wrong][0])} at step {step}, sigma {sigma:.4g}: "
-                    "lower train.optimization.learning_rate, or use precision float32"
-                )
+    def _check(self, window: list[Losses]) -> tuple[Tensor, Tensor] | None:
+        """All processes' losses and levels of the steps since the last look, float32 and int64 (n,).
 
-    def _summary(self, window: list[tuple[Tensor, Tensor, int]]) -> Progress:
-        self._check(window)
-        losses, level = torch.cat([entry[0] for entry in window]), torch.cat([entry[1] for entry in window])
+        Raises DivergedError, in every process, for the first that is not finite; nothing is saved after it.
+        """
+        if not window:
+            return None
+        steps = torch.cat([torch.full_like(part.levels, part.step) for part in window])
+        mine = torch.stack([torch.cat([part.losses for part in window]).double(),
+                            torch.cat([part.levels for part in window]).double(), steps.double()], dim=1)  # fmt: skip
+        losses, levels, steps = self.world.together(mine).unbind(1)
+        wrong = ~torch.isfinite(losses)
+        if wrong.any():
+            first = int(torch.where(wrong, steps, torch.inf).argmin())
+            raise DivergedError(
+                f"the loss is {float(losses[first])} at step {int(steps[first])}, "
+                f"sigma {float(self.sigmas[int(levels[first])]):.4g}: "
+                "lower train.optimization.learning_rate, or use precision float32"
+            )
+        return losses.float(), levels.long()
+
+    def _summary(self, window: list[Losses]) -> Progress:
+        losses, level = self._check(window)
         third = level * 3 // self.params.levels  # level 0 is sigma_max
         parts = [float(losses[third == n].mean()) if (third == n).any() else math.nan for n in (2, 1, 0)]
         return Progress(self.state.step, float(losses.mean()), *parts)
 
 
-def stratified(u: Tensor, levels: int) -> Tensor:
+def _dropout_seed(seed: int, step: int, start: int) -> int:
+    """Of the masks of the pass that begins at place `start` of a step's batch."""
+    if start == 0:
+        return (seed << 32) + step
+    return int.from_bytes(hashlib.sha256(f"{seed} {step} {start}".encode()).digest()[:8], "little")
+
+
+def stratified(u: Tensor, levels: int, first: int = 0, batch: int | None = None) -> Tensor:
     """Levels of a batch, int64 (B,), from uniform numbers u (B,): image b draws from the b-th of B equal strata.
 
-    The batch as a whole is uniform over the levels, as METHODS §4 asks, and its gradient varies less than with
-    independent draws. Which image falls into which stratum is random, since the order of an epoch is.
+    u may be a part of a batch of `batch` images, beginning with image `first`. The batch as a whole is uniform over the
+    levels, as METHODS §4 asks, and its gradient varies less than with independent draws. Which image falls into which
+    stratum is random, since the order of an epoch is.
     """
-    strata = (torch.arange(len(u), device=u.device) + u) / len(u)
+    strata = (torch.arange(first, first + len(u), device=u.device) + u) / (batch or len(u))
     return (strata * levels).long().clamp_max(levels - 1)
 
 

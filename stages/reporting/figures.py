@@ -190,37 +190,69 @@ def cumulative(values: np.ndarray, points: int = 400) -> tuple[np.ndarray, np.nd
     return np.concatenate([[0], ordered, [1]]), np.concatenate([[0], share, [100]])
 
 
+LOSS_PANELS = {
+    "loss": "all noise levels",
+    "loss_low_sigma": "lowest third of the levels",
+    "loss_middle_sigma": "middle third",
+    "loss_high_sigma": "highest third",
+}
+
+
 def loss_figure(variants: Sequence[Variant]) -> str | None:
-    """Loss curves of the networks; None where no variant is a network. SVG text."""
+    """Loss curves of the networks, over all levels and by thirds; None where no variant is a network. SVG text."""
+    networks = [variant for variant in variants if variant.loss is not None]
+    curves = {title: [(v, v.loss["step"], v.loss[name]) for v in networks] for name, title in LOSS_PANELS.items()}
+    return _curves_figure(curves, "training loss per pixel", "loss") if networks else None
+
+
+def copy_curve_figure(variants: Sequence[Variant]) -> str | None:
+    """Copies (%) and Fréchet distance of samples drawn while the networks learnt; None where none were. SVG text."""
+    networks = [variant for variant in variants if variant.curve is not None]
+    if not networks:
+        return None
+    curves = {
+        "samples that copy a training image (%)": [
+            (v, v.curve["step"], 100 * v.curve["copies"] / v.curve["samples"]) for v in networks
+        ],
+        f"{networks[0].fid['name']} to test": [(v, v.curve["step"], v.curve["fd_test"]) for v in networks],
+    }
+    return _curves_figure(curves, None, "curve", marker=".")
+
+
+def _curves_figure(
+    panels: dict[str, list[tuple[Variant, np.ndarray, np.ndarray]]], label: str | None, name: str, **style: Any
+) -> str:
+    """Panels beside each other, each with one line (x, y) per variant over the training step. SVG text."""
     import matplotlib
     from matplotlib.figure import Figure
 
-    networks = [variant for variant in variants if variant.loss is not None]
-    if not networks:
-        return None
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(10, 3.4), layout="constrained")
-        axis = figure.subplots()
-        for i, variant in enumerate(networks):
-            axis.plot(
-                variant.loss["step"], variant.loss["loss"], color=SERIES[i % len(SERIES)],
-                linestyle=DASHES[i % len(DASHES)], linewidth=1.5, label=variant.name,
-            )  # fmt: skip
-        _loss_scale(axis, np.concatenate([variant.loss["loss"] for variant in networks]))
-        axis.grid(axis="y")
-        axis.set_xlabel("training step")
-        axis.set_ylabel("training loss per pixel")
-        axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5), handlelength=3)
-        return to_svg(figure, "loss")
+        rows = 1 + (len(next(iter(panels.values()))) - 1) // 4
+        figure = Figure(figsize=(10, 2.7 + 0.25 * rows), layout="constrained")
+        axes = figure.subplots(1, len(panels))
+        for axis, (title, curves) in zip(axes, panels.items()):
+            for i, (variant, x, y) in enumerate(curves):
+                axis.plot(x, y, color=SERIES[i % len(SERIES)], linestyle=DASHES[i % len(DASHES)], linewidth=1.5,
+                          label=variant.name, **style)  # fmt: skip
+            _loss_scale(axis, np.concatenate([y for _, _, y in curves]))
+            axis.grid(axis="y")
+            axis.set_title(title)
+        figure.supxlabel("training step", fontsize=9)
+        if label:
+            axes[0].set_ylabel(label)
+        figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4,
+                      handlelength=3)  # fmt: skip
+        return to_svg(figure, name)
 
 
 def _loss_scale(axis: Any, losses: np.ndarray) -> None:
     """Logarithmic where the losses span more than a factor of five; from zero otherwise."""
-    low, high = float(losses.min()), float(losses.max())
+    losses = losses[np.isfinite(losses)]  # a third without a level among the logged steps has no mean
+    low, high = (float(losses.min()), float(losses.max())) if len(losses) else (0.0, 1.0)
     if low > 0 and high > 5 * low:
         _log_ticks(axis, low, high, "y")
     else:
-        axis.set_ylim(min(0.0, low), 1.05 * high)
+        axis.set_ylim(min(0.0, low), 1.05 * high or 1.0)
 
 
 def to_svg(figure: Any, name: str) -> str:

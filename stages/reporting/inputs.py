@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +13,9 @@ import pyarrow.parquet as pq
 from stages.artifacts import read_json
 from stages.errors import InputError
 from stages.images.store import ImageTable, read_images
+
+LOSS = ("step", "loss", "loss_low_sigma", "loss_middle_sigma", "loss_high_sigma")
+CURVE = ("step", "samples", "copies", "ratio_below", "ratio_mean", "ratio_min", "fd_test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +56,7 @@ class Variant:
         name, spec: the key and the value under `variants` in params.yaml.
         score, sample, filter, fid: the stages' JSON files.
         loss: columns of loss.tsv, None for a closed form.
+        curve: columns of curve.tsv, None where train.curve did not ask for it.
         pairs: one row per sample, in the order of pairs.parquet.
         samples: the samples, in order.
         pairs_picture: the picture grid that filter drew.
@@ -66,6 +71,7 @@ class Variant:
     filter: dict[str, Any]
     fid: dict[str, Any]
     loss: dict[str, np.ndarray] | None
+    curve: dict[str, np.ndarray] | None
     pairs: pa.Table
     samples: ImageTable
     pairs_picture: Path
@@ -269,7 +275,8 @@ def _variant(reader: Reader, name: str, spec: dict[str, Any]) -> Variant:
         sample=reader.json("sample", "sample.json", name, "count", "nfe", "sampler", "seed"),
         filter=filtered,
         fid=reader.json("fid", "fid.json", name, "name", "encoder", "samples", "train", "test", "floor"),
-        loss=read_loss(reader.path("train", "loss.tsv", name)) if spec["score"] == "network" else None,
+        loss=read_columns(reader.path("train", "loss.tsv", name), LOSS) if spec["score"] == "network" else None,
+        curve=_curve(reader, name),
         pairs=pq.read_table(reader.path("filter", "pairs.parquet", name)),
         samples=read_images(reader.path("sample", "samples.arrow", name)),
         pairs_picture=reader.path("filter", "pairs.png", name),
@@ -296,10 +303,16 @@ def _learned(reader: Reader, name: str) -> Learned:
     )
 
 
-def read_loss(path: Path) -> dict[str, np.ndarray]:
-    """Columns of a loss curve, float64, one entry per logged step. Needs the columns step and loss."""
+def _curve(reader: Reader, name: str) -> dict[str, np.ndarray] | None:
+    if not (reader.data / "train" / name / "curve.tsv").exists():
+        return None
+    return read_columns(reader.path("train", "curve.tsv", name), CURVE)
+
+
+def read_columns(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
+    """Columns of a curve over the training steps, float64, one entry per row. InputError where one is missing."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
-    if not rows or not {"step", "loss"} <= set(rows[0]):
-        raise InputError(f"{path} has no rows with the columns step and loss: rerun stage train")
+    if not rows or not set(needed) <= set(rows[0]):
+        raise InputError(f"{path} has no rows with the columns {', '.join(needed)}: rerun stage train")
     return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}

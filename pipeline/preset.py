@@ -1,0 +1,110 @@
+"""Presets: what makes params.yaml the published set-up of a data set. One file each in pipeline/presets.
+
+A preset holds the keys that differ, so it cannot fall behind params.yaml: applied, it gives a complete, valid file.
+"""
+
+import copy
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from ruamel.yaml import YAML
+
+from pipeline.params import load_params
+from stages.artifacts import atomic_path
+from stages.errors import InputError
+from stages.protocol import load_tree
+
+FOLDER = Path(__file__).parent / "presets"
+WHOLE = ("variants",)
+"""Sections that a preset replaces and does not merge: its models, not ours besides."""
+
+
+def names() -> list[str]:
+    """The presets there are."""
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
+
+
+def about(name: str) -> str:
+    """A preset's first line, without the comment sign."""
+    return _file(name).read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+
+
+def changes(name: str, path: Path | str = "params.yaml") -> list[str]:
+    """What the preset would change in a parameter file: "KEY: OLD -> NEW", a line each."""
+    before, after = load_tree(path), _plain(_applied(name, path))
+    return list(_differences(before, after, ""))
+
+
+def apply(name: str, path: Path | str = "params.yaml") -> None:
+    """Write the preset into a parameter file, comments kept. The result is validated before it takes the file's place.
+
+    Raises InputError where the file has changes that git does not hold: they would be lost.
+    """
+    _require_committed(Path(path))
+    with atomic_path(path) as temporary:
+        with temporary.open("w", encoding="utf-8") as file:
+            _yaml().dump(_applied(name, path), file)
+        load_params(temporary)
+
+
+def _file(name: str) -> Path:
+    if name not in names():
+        raise InputError(f"there is no preset {name}: choose one of {', '.join(names())}")
+    return FOLDER / f"{name}.yaml"
+
+
+def _yaml() -> YAML:
+    yaml = YAML()
+    yaml.width = 4096
+    return yaml
+
+
+def _plain(document: Any) -> Any:
+    if isinstance(document, dict):
+        return {str(key): _plain(value) for key, value in document.items()}
+    return [_plain(value) for value in document] if isinstance(document, list) else document
+
+
+def _applied(name: str, path: Path | str) -> Any:
+    """The parameter file with the preset's keys, as a round-trip document. Unknown keys raise InputError."""
+    load_tree(path)  # one clear line where it is missing or malformed
+    document = _yaml().load(Path(path).read_text(encoding="utf-8"))
+    preset = _yaml().load(_file(name).read_text(encoding="utf-8"))
+    _merge(document, preset, name, "")
+    return document
+
+
+def _merge(document: Any, preset: Any, name: str, prefix: str) -> None:
+    for key, value in preset.items():
+        dotted = f"{prefix}{key}"
+        if key not in document:
+            raise InputError(f"preset {name}: params.yaml has no key {dotted}: restore it, or correct the preset")
+        if dotted in WHOLE or not (isinstance(value, dict) and isinstance(document[key], dict)):
+            document[key] = copy.deepcopy(value)
+        else:
+            _merge(document[key], value, name, f"{dotted}.")
+
+
+def _differences(before: Any, after: Any, prefix: str) -> list[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [*after, *(key for key in before if key not in after)]
+        parts = (
+            _differences(before.get(key), after.get(key), f"{prefix}.{key}" if prefix else key)
+            for key in keys
+            if before.get(key) != after.get(key)
+        )
+        return [line for part in parts for line in part]
+    return [f"{prefix}: {before} -> {after}"]
+
+
+def _require_committed(path: Path) -> None:
+    remedy = "commit it (git commit), or move it away and restore the committed one, and run this again"
+    if shutil.which("git") is None:
+        raise InputError(f"git is not here to tell whether {path} has changes that would be lost: install it")
+    listed = subprocess.run(["git", "ls-files", "--error-unmatch", str(path)], capture_output=True)
+    if listed.returncode:
+        raise InputError(f"{path} is not in git, so its content would be lost: {remedy}")
+    if subprocess.run(["git", "diff", "--quiet", "HEAD", "--", str(path)], capture_output=True).returncode:
+        raise InputError(f"{path} has changes that are not committed and would be lost: {remedy}")

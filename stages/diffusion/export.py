@@ -1,0 +1,197 @@
+"""A trained network as a diffusers pipeline folder, where diffusers has the same blocks.
+
+    python -m stages.diffusion.export data/train/VARIANT FOLDER
+
+diffusers' UNet2DModel holds NCSN++'s BigGAN blocks, FIR resampling, attention and Fourier features (SkipDownBlock2D
+and its kin), so such a network is copied weight by weight and gives the same scores (tests/test_export.py). It lacks:
+
+- the residual progressive input of the published CIFAR-10 network (its own skip path adds a 1x1 convolution of the
+  image to the features instead of merging a pyramid that goes on), and the plain nearest/average resampling;
+- patches, the division by the amplitude, grey images (its skip convolutions have 3 channels) and the level's index
+  as positional embedding (its pipeline passes sigma);
+- other group sizes than min(C/4, 32), and than 32 in the attention outside the middle.
+
+A network with one of these is refused with the key that stands in the way. A noise-blind network is exported with
+embedding projections of zero: F ignores sigma, and UNet2DModel divides F by sigma as the score asks (METHODS §4).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from stages.artifacts import read_json
+from stages.diffusion.network import Attention, NCSNpp, ResidualBlock
+from stages.diffusion.parameters import NoiseParams
+from stages.diffusion.sampling import load_network
+from stages.errors import InputError
+
+if TYPE_CHECKING:
+    from diffusers import ScoreSdeVePipeline, UNet2DModel
+
+
+def obstacles(network: NCSNpp) -> list[str]:
+    """The settings of a network that UNet2DModel cannot express, as they stand in params.yaml; empty if it can."""
+    p = network.params
+    found = [
+        (network.image_channels != 3, f"ingest.channels {network.image_channels} (3 needed)"),
+        (p.patch != 1, f"train.network.patch {p.patch} (1 needed)"),
+        (not p.fir, "train.network.fir false (true needed)"),
+        (p.progressive_input, "train.network.progressive_input true (false needed)"),
+        (p.amplitude != "raw", f"train.network.amplitude {p.amplitude} (raw needed)"),
+        (network.noise_conditioning and p.embedding != "fourier", f"train.network.embedding {p.embedding}"),
+        (_other_groups(network), f"train.network.channels {p.channels} (its norms need groups that diffusers lacks)"),
+    ]
+    return [words for wrong, words in found if wrong]
+
+
+def _other_groups(network: NCSNpp) -> bool:
+    norms = [module for module in network.modules() if isinstance(module, nn.GroupNorm)]
+    if any(norm.num_groups != min(norm.num_channels // 4, 32) for norm in norms):
+        return True
+    levels = [*(pair[1] for level in network.down for pair in level), *(level[-1] for level in network.up)]
+    beside = any(isinstance(module, Attention) and module.norm.num_groups != 32 for module in levels)
+    return beside or any(
+        isinstance(level[-1], Attention) and block.norm_in.num_groups != 32
+        for level in network.up
+        for block in level[:-1]
+    )
+
+
+def to_diffusers(network: NCSNpp) -> "UNet2DModel":
+    """A UNet2DModel whose output at (x, sigma) is the score F/sigma. Raises InputError where it cannot be one."""
+    wrong = obstacles(network)
+    if wrong:
+        raise InputError(f"diffusers' UNet2DModel cannot hold this network: {'; '.join(wrong)}")
+    unet = _empty(network)
+    with torch.no_grad():
+        _copy_all(network, unet)
+    return unet.eval()
+
+
+def _empty(network: NCSNpp) -> "UNet2DModel":
+    try:
+        from diffusers import UNet2DModel
+    except ImportError as error:
+        raise InputError("the export needs the package diffusers: pip install diffusers") from error
+    p = network.params
+    attends = [network.resolution // 2**stage in p.attention for stage in range(len(p.multipliers))]
+    down = ["AttnSkipDownBlock2D" if attend else "SkipDownBlock2D" for attend in attends]
+    up = ["AttnSkipUpBlock2D" if attend else "SkipUpBlock2D" for attend in reversed(attends)]
+    return UNet2DModel(
+        sample_size=network.resolution,
+        center_input_sample=True,  # 2x - 1
+        time_embedding_type="fourier",
+        down_block_types=tuple(down),
+        up_block_types=tuple(up),
+        block_out_channels=tuple(p.channels * multiplier for multiplier in p.multipliers),
+        layers_per_block=p.blocks,
+        mid_block_scale_factor=2**0.5,
+        dropout=p.dropout,
+        attention_head_dim=None,
+        norm_num_groups=None,
+        norm_eps=1e-6,
+    )
+
+
+def _copy_all(network: NCSNpp, unet: "UNet2DModel") -> None:
+    for parameter in unet.parameters():
+        parameter.zero_()  # what has no counterpart (skip path, a blind network's projections) adds nothing
+    if network.embed is not None:
+        first, _, second = network.embed.layers
+        unet.time_proj.weight.copy_(network.embed.frequencies)
+        _copy(first, unet.time_embedding.linear_1)
+        _copy(second, unet.time_embedding.linear_2)
+    _copy(network.stem, unet.conv_in)
+    for stage, level in enumerate(network.down):
+        theirs = unet.down_blocks[stage]
+        for n, (block, attention) in enumerate(level):
+            _copy_block(block, theirs.resnets[n])
+            if isinstance(attention, Attention):
+                _copy_attention(attention, theirs.attentions[n])
+        if stage < len(network.reduce):
+            _copy_block(network.reduce[stage], theirs.resnet_down)
+    _copy_block(network.middle[0], unet.mid_block.resnets[0])
+    _copy_attention(network.middle[1], unet.mid_block.attentions[0])
+    _copy_block(network.middle[2], unet.mid_block.resnets[1])
+    for stage, level in enumerate(network.up):
+        theirs = unet.up_blocks[stage]
+        for n, block in enumerate(level[:-1]):
+            _copy_block(block, theirs.resnets[n])
+        if isinstance(level[-1], Attention):
+            _copy_attention(level[-1], theirs.attentions[0])
+        if stage < len(network.enlarge):
+            _copy_block(network.enlarge[stage], theirs.resnet_up)
+            theirs.skip_norm.weight.fill_(1.0)
+    _copy(network.norm, unet.conv_norm_out)
+    _copy(network.head, unet.conv_out)
+
+
+def _set(theirs: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    theirs.weight.copy_(weight)
+    theirs.bias.copy_(bias)
+
+
+def _copy(ours: nn.Module, theirs: nn.Module) -> None:
+    _set(theirs, ours.weight, ours.bias)
+
+
+def _copy_block(ours: ResidualBlock, theirs: nn.Module) -> None:
+    pairs = [("norm_in", "norm1"), ("conv_in", "conv1"), ("norm_out", "norm2"), ("conv_out", "conv2")]
+    pairs += [("project", "time_emb_proj")] if ours.project is not None else []
+    pairs += [("skip", "conv_shortcut")] if ours.skip is not None else []
+    for mine, other in pairs:
+        _copy(getattr(ours, mine), getattr(theirs, other))
+
+
+def _copy_attention(ours: Attention, theirs: nn.Module) -> None:
+    _copy(ours.norm, theirs.group_norm)
+    layers = (
+        (ours.query, theirs.to_q),
+        (ours.key, theirs.to_k),
+        (ours.value, theirs.to_v),
+        (ours.out, theirs.to_out[0]),
+    )
+    for mine, other in layers:
+        _set(other, mine.weight.flatten(1), mine.bias)
+
+
+def to_pipeline(network: NCSNpp, noise: NoiseParams, snr: float = 0.16) -> "ScoreSdeVePipeline":
+    """The network with diffusers' predictor-corrector sampler of the VE-SDE at the same noise levels."""
+    unet = to_diffusers(network)
+    from diffusers import ScoreSdeVePipeline, ScoreSdeVeScheduler
+
+    return ScoreSdeVePipeline(
+        unet=unet, scheduler=ScoreSdeVeScheduler(snr=snr, sigma_min=noise.sigma_min, sigma_max=noise.sigma_max)
+    )
+
+
+def export(trained: Path, folder: Path) -> None:
+    """Write the pipeline folder of data/train/VARIANT; a folder that is there already is refused."""
+    if folder.exists():
+        raise InputError(f"{folder} is there already: name another folder, or remove it")
+    description = read_json(trained / "score.json")
+    if description["spec"]["score"] != "network":
+        raise InputError(f"{trained} is a closed-form score and has no network: name a trained variant")
+    network = load_network(description, trained / "model.safetensors")
+    to_pipeline(network, NoiseParams(**description["noise"])).save_pretrained(folder)
+
+
+def main() -> None:
+    """The command line; wrong input is one line and exit code 2."""
+    parser = argparse.ArgumentParser(prog="python -m stages.diffusion.export", description=__doc__.splitlines()[0])
+    parser.add_argument("trained", type=Path, help="data/train/VARIANT")
+    parser.add_argument("folder", type=Path, help="the new pipeline folder")
+    arguments = parser.parse_args()
+    try:
+        export(arguments.trained, arguments.folder)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

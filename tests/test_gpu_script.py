@@ -1,0 +1,66 @@
+"""benchmarks/gpu.py in its small form on a CPU: all parts, without the dispatch's packages, parts merged over runs."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+WITHOUT = ("prefect", "dvc", "faiss", "diffusers", "torchvision", "matplotlib")
+START = """
+import runpy, sys
+for name in {without!r}: sys.modules[name] = None
+sys.argv = ["gpu.py", *sys.argv[1:]]
+runpy.run_path({script!r}, run_name="__main__")
+"""
+
+
+def run(folder, *arguments):
+    start = START.format(without=WITHOUT, script=str(ROOT / "benchmarks" / "gpu.py"))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", start, "images.npz", "--scale", "small", "--out", "out", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    place = tmp_path_factory.mktemp("gpu")
+    images = np.random.default_rng(0).integers(0, 256, (80, 32, 32, 3), dtype=np.uint8)
+    np.savez(place / "images.npz", images=images, labels=np.array([3] * 60 + [5] * 20))
+    return place
+
+
+def test_small_form_measures_every_part_and_merges_them(folder):
+    first = run(folder, "--only", "copies", "--minutes", "0.02")
+    assert first.returncode == 0, first.stderr[-2000:]
+    second = run(folder, "--only", "cost", "samplers")
+    assert second.returncode == 0, second.stderr[-2000:]
+    found = json.loads(second.stdout.splitlines()[-1])
+    assert found == json.loads((folder / "out" / "gpu.json").read_text())
+    rows = found["copies"]["rows"]
+    temperatures = [f"temperature {c}/sigma" for c in (1, 7, 10)]
+    assert list(rows) == ["held-out images", "conditioning", "unconditioning", *temperatures]
+    for name, row in rows.items():
+        assert row["images"] == 30
+        assert 0 <= row["mem"] <= 30
+        assert 0 < row["min"] <= row["mean"] <= 1
+        assert name == "held-out images" or row["steps"] > 0
+    assert list(found["cost"]["rows"]) == ["conditioning", "unconditioning", "pixel neighbours", "feature neighbours"]
+    assert all(row["seconds_per_step"] > 0 for row in found["cost"]["rows"].values())
+    assert len(found["samplers"]["rows"]) == 7
+
+
+def test_training_goes_on_from_its_checkpoint_and_other_images_are_refused(folder):
+    before = json.loads((folder / "out" / "gpu.json").read_text())["copies"]["rows"]["conditioning"]["steps"]
+    again = run(folder, "--only", "copies", "--minutes", "0.02")
+    rows = json.loads(again.stdout.splitlines()[-1])["copies"]["rows"]
+    assert rows["conditioning"]["steps"] > before
+    with np.load(folder / "images.npz") as file:
+        np.savez(folder / "images.npz", images=255 - file["images"], labels=file["labels"])
+    other = run(folder, "--only", "copies", "--minutes", "0.02")
+    assert other.returncode != 0
+    assert "belongs to a training with other parameters: images" in other.stderr
