@@ -52,7 +52,7 @@ def tasks(folder: Path) -> dict[str, Callable[[], int]]:
     def build() -> NCSNpp:
         return NCSNpp(network, 1, size, True, noise.sigma_min, noise.sigma_max)
 
-    trainer = Trainer(optimization, noise, build, TrainingSet(images, None), denoising_target, True, folder, "key")
+    trainer = Trainer(optimization, noise, build, TrainingSet(images, None), denoising_target, True, folder, {})
     weights = save_tensors(folder / "model.safetensors", build().state_dict(), {})
 
     def train() -> int:

@@ -58,7 +58,7 @@ def trainer(
         return NCSNpp(network, SHAPE[0], SHAPE[1], conditioned, noise.sigma_min, noise.sigma_max)
 
     data = TrainingSet(images, None)
-    return Trainer(optimization, noise, build, data, denoising_target, conditioned, folder, "benchmark")
+    return Trainer(optimization, noise, build, data, denoising_target, conditioned, folder, {})
 
 
 def step(run: Trainer, target: Target, neighbors: torch.Tensor | None) -> None:

@@ -143,7 +143,6 @@ def test_kernel_draws_come_in_opposite_pairs_and_belong_to_the_sample():
 def test_weights_that_do_not_fit_are_named(tmp_path):
     from stages.diffusion.checkpoint import save_tensors
 
-    path = save_tensors(tmp_path / "model.safetensors", {"a": torch.zeros(1)}, {})
     network = {
         "channels": 8,
         "multipliers": [1],
@@ -161,5 +160,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
         "noise": {"sigma_min": 0.01, "sigma_max": 5.0},
         "network": network,
     }
+    notes = {"score": score, "image_shape": [1, 4, 4]}
+    path = save_tensors(tmp_path / "model.safetensors", {"a": torch.zeros(1)}, notes)
     with pytest.raises(ValueError, match="does not fit its score.json"):
         load_model(score, EULER, np.zeros((2, 4, 4, 1), np.uint8), str(path), "cpu")

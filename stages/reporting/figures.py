@@ -190,6 +190,7 @@ def cumulative(values: np.ndarray, points: int = 400) -> tuple[np.ndarray, np.nd
     return np.concatenate([[0], ordered, [1]]), np.concatenate([[0], share, [100]])
 
 
+SHARE = "samples that copy a training image (%)"
 LOSS_PANELS = {
     "loss": "all noise levels",
     "loss_low_sigma": "lowest third of the levels",
@@ -211,9 +212,7 @@ def copy_curve_figure(variants: Sequence[Variant]) -> str | None:
     if not networks:
         return None
     curves = {
-        "samples that copy a training image (%)": [
-            (v, v.curve["step"], 100 * v.curve["copies"] / v.curve["samples"]) for v in networks
-        ],
+        SHARE: [(v, v.curve["step"], 100 * v.curve["copies"] / v.curve["samples"]) for v in networks],
         f"{networks[0].fid['name']} to test": [(v, v.curve["step"], v.curve["fd_test"]) for v in networks],
     }
     return _curves_figure(curves, None, "curve", marker=".")
@@ -234,10 +233,13 @@ def _curves_figure(
             for i, (variant, x, y) in enumerate(curves):
                 axis.plot(x, y, color=SERIES[i % len(SERIES)], linestyle=DASHES[i % len(DASHES)], linewidth=1.5,
                           label=variant.name, **style)  # fmt: skip
-            _loss_scale(axis, np.concatenate([y for _, _, y in curves]))
+            if title == SHARE:
+                axis.set_ylim(0, 102)
+            else:
+                _loss_scale(axis, np.concatenate([y for _, _, y in curves]))
             axis.grid(axis="y")
             axis.set_title(title)
-        figure.supxlabel("training step", fontsize=9)
+            axis.set_xlabel("training step")
         if label:
             axes[0].set_ylabel(label)
         figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4,
