@@ -104,11 +104,11 @@ def test_wrong_input_in_the_processes_is_left_for_the_one_that_started_them(proj
 
 
 def test_the_number_of_processes_is_the_one_asked_for(project, environment, monkeypatch):
-    with_processes(3)
+    with_processes(4)
     (shard,) = train.plan(train.Params.from_tree(load_tree(), VARIANT))
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "x")
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(InputError, match=r"train\.processes is 3 and torchrun started 2: make them equal"):
+    with pytest.raises(InputError, match=r"train\.processes is 4 and torchrun started 2: make them equal"):
         train.work(shard.at(project / "out.safetensors"))
 
 
