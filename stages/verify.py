@@ -36,6 +36,7 @@ from stages.theory.line_claims import Line
 from stages.theory.mismatch import Mismatch, MismatchTrajectory
 from stages.theory.relu_claims import ReluNetworks
 from stages.theory.shell import ShellMass, ShellTouch
+from stages.theory.smoothed_samples import SmoothedCircle, SmoothedSamples
 
 OUT = DATA / "verify"
 TRAIN = DATA / "deduplicate" / "train.arrow"
@@ -64,6 +65,8 @@ class Params(StageParams):
     line: Line
     relu_networks: ReluNetworks
     bias_variance: BiasVariance
+    smoothed_circle: SmoothedCircle
+    smoothed_images: SmoothedSamples
 
     @classmethod
     def from_tree(cls, tree: dict[str, Any], variant: str | None = None) -> Self:

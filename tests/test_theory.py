@@ -83,6 +83,26 @@ SMALL = {
         "repeats": 3,
         "widths": [0, 0.1, 0.2, 0.5],
     },
+    "smoothed_circle": {
+        "points": 6,
+        "samples": 300,
+        "levels": 15,
+        "lowest": 0.02,
+        "draws": 8,
+        "widths": [0.2, 0.4],
+        "bandwidths": [0.1, 0.2, 0.4],
+    },
+    "smoothed_images": {
+        "images": 40,
+        "held_out": 10,
+        "samples": 20,
+        "levels": 12,
+        "lowest": 0.05,
+        "highest": 3.0,
+        "draws": 4,
+        "widths": [0.4, 1.5],
+        "bandwidths": [0.1, 3.0],
+    },
     "line": {"kappas": [1.0], "start": 0.16, "samples": 2000, "bins": 10, "dimension": 5},
 }
 

@@ -135,6 +135,42 @@ def _bias_variance(tables: Tables) -> list[Figure]:
     return [Figure(to_svg(figure, "bias-variance"), caption)]
 
 
+def _smoothed_circle(tables: Tables) -> list[Figure]:
+    figure, (axis,) = panels(1, 3.2)
+    for index, (method, rows) in enumerate(groups(tables["smoothed_circle"], "method").items()):
+        axis.plot(column(rows, "share_between"), column(rows, "rms_off"), **look(index), label=method)
+    axis.set(xlabel="share of samples between the points, along the circle", ylabel="rms distance off (spacings)")
+    axis.set_ylim(0, 0.5)
+    axis.legend(frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    caption = "Points on a circle: how far samples leave it against how far they spread along it; one marker per width."
+    return [Figure(to_svg(figure, "smoothed-circle"), caption)]
+
+
+def _smoothed_images(tables: Tables) -> list[Figure]:
+    figure, axes = panels(4, 3.0)
+    methods = groups(tables["smoothed_images"], "method")
+    (control,) = methods.pop("held-out images")
+    shown = {
+        "copies": "share of copies, r₁/r₂ < 0.7",
+        "vendi": "Vendi score (pixels)",
+        "energy_distance": "energy distance to held-out",
+        "median_distance": "median distance to train",
+    }
+    for axis, (name, label) in zip(axes, shown.items()):
+        for index, (method, rows) in enumerate(methods.items()):
+            axis.plot(column(rows, "width"), column(rows, name), **look(index), label=method)
+        axis.axhline(control[name], color=CONTROL, linewidth=1.4, linestyle="--", label="held-out images")
+        axis.set(xlabel="width of the kernel")
+        axis.set_title(label, fontsize=8.5)
+        axis.set_ylim(0, None)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
+    caption = (
+        "Closed-form samples by kind and width of smoothing. Fewer copies by added noise (kernel density) are noisy "
+        "images; by smoothing the score they are averages: their diversity falls."
+    )
+    return [Figure(to_svg(figure, "smoothed-images"), caption)]
+
+
 def _learned_score(tables: Tables) -> list[Figure]:
     from matplotlib.ticker import NullFormatter
 
@@ -188,5 +224,7 @@ FIGURES: dict[str, Callable[[Tables], list[Figure]]] = {
     "line": _line,
     "relu_networks": _relu_networks,
     "bias_variance": _bias_variance,
+    "smoothed_circle": _smoothed_circle,
+    "smoothed_images": _smoothed_images,
     "learned_score": _learned_score,
 }
