@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from pathlib import Path
 from typing import Annotated
 
@@ -270,11 +271,34 @@ def cache_prune(
 
 def main() -> None:
     """Run the command; wrong input is one line and exit code 2."""
+    code: int | str | None = 0
     try:
         app()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        code = 2
+    except SystemExit as end:
+        code = end.code
+    except Exception:
+        if not _server_gone():
+            raise
+        traceback.print_exc()
+        print("error: the Prefect server has ended; what is finished stays cached: run again", file=sys.stderr)
+        code = 1
+    if _server_gone():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code if isinstance(code, int) else 1)
+    sys.exit(code)
+
+
+def _server_gone() -> bool:
+    """Whether Prefect is in use and the project's server was killed: at exit it would wait for it without end."""
+    if "prefect" not in sys.modules or "PREFECT_API_URL" not in os.environ:
+        return False
+    from pipeline import server
+
+    return server.gone(os.environ["PREFECT_API_URL"])
 
 
 if __name__ == "__main__":

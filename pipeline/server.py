@@ -150,6 +150,15 @@ def running() -> Server | None:
         return None
 
 
+def gone(url: str) -> bool:
+    """Whether `url` is the API of this project's own server and that server is not alive."""
+    try:
+        ours = f"http://{HOST}:{read_json(HOME / 'server.json')['port']}/api"
+    except (InputError, KeyError, TypeError):
+        return False
+    return url == ours and not _alive()
+
+
 def stop(grace: float = 20.0) -> bool:
     """End the project's server; False if none was running."""
     HOME.mkdir(parents=True, exist_ok=True)
