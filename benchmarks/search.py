@@ -30,7 +30,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, default=Path("../shared/data/cifar10-jpeg"))
     parser.add_argument("--reference", type=int, default=50_000)
     parser.add_argument("--queries", type=int, default=10_000)
-    parser.add_argument("--noise-queries", type=int, default=1_000)
+    parser.add_argument("--noise-queries", type=int, default=5_000)
     parser.add_argument("--faiss-queries", type=int, default=1_000)
     parser.add_argument("--k", type=int, default=50)
     parser.add_argument("--large", type=int, default=8_000, help="references of the 64×64 slice; 0 leaves it out")

@@ -10,6 +10,7 @@ from stages.search.tiled import GROUP, LANES, LOWEST
 
 EMPTY = np.int64(2**63 - 1)
 LINE = 64  # bytes of a cache line
+AHEAD = 8  # rows asked for before they are read
 SEEDS = 2  # groups looked at for each neighbour that is asked for
 DEPTH = 16_384  # pixels whose squared differences fit an int32
 
@@ -216,27 +217,32 @@ def seeds(scores, maxima, x, y, levels, best, at):
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
-def survivors(scores, maxima, x, y, levels, first, cut, limit, kept, at):
-    """References from `first` on with a fine score ≥ `cut`, into `kept` and `at`; their number, limit + 1 if more.
-
-    `kept` and `at` are as long as y.
-    """
-    n = m = 0
+def coarse_survivors(scores, maxima, size, first, cut, kept, at):
+    """References in [first, size) with a coarse score ≥ `cut`, into `kept` and `at`; their number."""
+    n = 0
     for group in range(first // GROUP, maxima.shape[0]):
         if maxima[group] < cut:
             continue
         tile, lane = group // LANES, group % LANES
         for v in range(GROUP):
             j = GROUP * group + v
-            if scores[tile, v, lane] >= cut and j >= first and j < y.shape[0]:
+            if scores[tile, v, lane] >= cut and j >= first and j < size:
                 kept[n], at[n] = scores[tile, v, lane], j
                 n += 1
-                fetch(y[j], levels[0])
+    return n
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def fine_survivors(n, x, y, levels, cut, kept, at):
+    """Those of the n references in `kept` and `at` whose fine score is ≥ `cut` too, in the same place; their number."""
+    for i in range(min(n, AHEAD)):
+        fetch(y[at[i]], levels[0])
+    m = 0
     for i in range(n):
+        if i + AHEAD < n:
+            fetch(y[at[i + AHEAD]], levels[0])
         score = fine_score(kept[i], x, y[at[i]], levels, cut)
         if score >= cut:
-            if m == limit:
-                return limit + 1
             kept[m], at[m] = score, at[i]
             m += 1
     return m
@@ -244,12 +250,29 @@ def survivors(scores, maxima, x, y, levels, first, cut, limit, kept, at):
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
 def search_block(
-    scores, maxima, x, squared, slack, scale, y, levels, order, queries, reference, count, exclude, keys, hard, limit
+    scores,
+    maxima,
+    x,
+    squared,
+    slack,
+    scale,
+    y,
+    levels,
+    order,
+    queries,
+    reference,
+    count,
+    exclude,
+    keys,
+    hard,
+    limit,
+    wanted,
 ):
     """Finish some queries over one span of the reference, given their coarse scores.
 
     Every reference that the bound lets through is measured in integers, the most promising first, and offered to
-    `keys`. A query with more than `limit` of them is marked in `hard` and left to the dense search.
+    `keys`. A query with more than `limit` coarse survivors is marked in `hard`, and they in `wanted`, bool (M,): the
+    dense search finishes it.
 
     scores: int32 (Q, T, 8, 16) and maxima: int32 (Q, 16 T) from `score_tiles`; x: int16 (Q, W); squared: int64, slack:
     float64 (Q,), of the queries; y: int16 (M, W), the span's references in the order in which they are grouped;
@@ -270,9 +293,13 @@ def search_block(
             if row != exclude[q]:
                 insert(keys[q], squared_distance(queries[q], reference[row]) * count + row)
         cut = cut_of(keys[q], count, squared[q], scale, slack[q])
-        n = survivors(scores[q], maxima[q], x[q], y, levels, 0, cut, limit, fine, at)
+        n = coarse_survivors(scores[q], maxima[q], y.shape[0], 0, cut, fine, at)
         hard[q] = n > limit
-        if not hard[q]:
+        if hard[q]:
+            for i in range(n):
+                wanted[at[i]] = True
+        else:
+            n = fine_survivors(n, x[q], y, levels, cut, fine, at)
             best_first = np.argsort(-fine[:n])
             for rank in range(n):
                 i = best_first[rank]
@@ -292,18 +319,17 @@ def search_block(
 def join_block(scores, maxima, x, squared, slack, scale, y, levels, order, images, offset, radius, found):
     """Pairs i < j within `radius`, of the queries i = offset, offset + 1 ... and one span: into `found`, int64 (3, n).
 
-    Returns how many there are, or −1 if the references that the bound lets through, i < j, are more than `found`
-    holds. The arrays are as in `search_block`; `order` ascends.
+    Returns how many there are, or −1 if `found` might not hold them. Arrays as in `search_block`; `order` ascends.
     """
     fine, at = np.empty(y.shape[0], np.int32), np.empty(y.shape[0], np.int64)
-    n = passed = 0
+    n = 0
     for q in range(x.shape[0]):
         i = offset + q
         cut = lowest_score(radius, squared[q], scale, slack[q])
         first = max(0, i + 1 - order[0])
-        m = survivors(scores[q], maxima[q], x[q], y, levels, first, cut, found.shape[1] - passed, fine, at)
-        passed += m
-        if passed > found.shape[1]:
+        m = coarse_survivors(scores[q], maxima[q], y.shape[0], first, cut, fine, at)
+        m = fine_survivors(m, x[q], y, levels, cut, fine, at)
+        if n + m > found.shape[1]:
             return -1
         for s in range(m):
             j = order[at[s]]
@@ -315,8 +341,8 @@ def join_block(scores, maxima, x, squared, slack, scale, y, levels, order, image
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
-def dense_block(inner, norms_x, norms_y, offset, count, exclude, keys):
-    """Offer every candidate of exact inner products `inner` (Q, C) to `keys`."""
+def dense_block(inner, norms_x, norms_y, rows, count, exclude, keys):
+    """Offer the references `rows` (C,) to `keys`, given their exact inner products `inner` (Q, C)."""
     k = keys.shape[1]
     found = np.empty(inner.shape[1] + 1, np.int64)
     for q in range(inner.shape[0]):
@@ -327,6 +353,6 @@ def dense_block(inner, norms_x, norms_y, offset, count, exclude, keys):
             n += norms_x[q] + norms_y[j] - 2 * np.int64(inner[q, j]) <= worst
         for i in range(n):
             j = found[i]
-            key = (norms_x[q] + norms_y[j] - 2 * np.int64(inner[q, j])) * count + j + offset
-            if key < keys[q, k - 1] and j + offset != exclude[q]:
+            key = (norms_x[q] + norms_y[j] - 2 * np.int64(inner[q, j])) * count + rows[j]
+            if key < keys[q, k - 1] and rows[j] != exclude[q]:
                 insert(keys[q], key)

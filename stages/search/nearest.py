@@ -11,14 +11,15 @@ import numpy as np
 
 from stages.errors import InputError
 from stages.search.products import centred, check_images, products, spread, squared_norms, threads
-from stages.search.projection import Coordinates, Projection, coordinates, fit_projection, slack
+from stages.search.projection import Coordinates, coordinates, fit_projection, slack
 from stages.search.tiled import TILE, Tiles
 
 EMPTY = 2**63 - 1
 SMALL = 1 << 33  # multiplications up to which one plain product is faster than starting the compiled scans
 DIRECTIONS = 256  # of the bound
 QUERIES = 24  # whose scores are in the cache at once
-HARD = 0.15  # share of the candidates above which the dense search is faster
+CHUNK = 4096  # queries whose coordinates are in memory at once
+HARD = 0.08  # share of the references that may survive before the dense search is faster
 
 
 def nearest(
@@ -105,35 +106,27 @@ class _Search:
                 self.keys[r : r + rows] = np.sort(np.partition(kept, k - 1, axis=1)[:, :k], axis=1)
 
     def pruned(self) -> None:
-        """The bound for every pair, integers for the survivors; queries that it does not help go to `dense`."""
+        """The bound for every pair, integers for what it leaves; queries that it does not help go to `dense`."""
         d = self.reference.shape[1]
         projection = fit_projection(self.reference, min(DIRECTIONS, d // 2)) if d >= 16 else None
-        hard = np.full(len(self.queries), projection is None)
+        if projection is None:
+            return self.dense(np.arange(len(self.queries)), np.arange(self.count))
         columns = max(TILE, min(self.count, self.budget // (8 * DIRECTIONS)))
         for c in range(0, self.count, columns):
-            span = range(c, min(c + columns, self.count))
-            easy = np.flatnonzero(~hard)
-            if projection is not None and len(easy):
-                hard[easy] = self.bounded(projection, easy, span)
-            if hard.any():
-                self.dense(np.flatnonzero(hard), span)
+            reference = Tiles.of(projection, self.reference[c : c + columns], c)
+            for start in range(0, len(self.queries), CHUNK):
+                at = np.arange(start, min(start + CHUNK, len(self.queries)))
+                queries = coordinates(projection, self.queries[at], reference.layout).as_queries(reference.layout)
+                self.dense(*self.bounded(at, queries, reference))
 
-    def bounded(self, projection: Projection, rows: np.ndarray, span: range) -> np.ndarray:
-        """Search the references of `span` for the queries `rows`; returns which of these it gave up on."""
-        reference = Tiles.of(projection, self.reference[span.start : span.stop], span.start)
-        hard = np.zeros(len(rows), bool)
-        for start in range(0, len(rows), 4096):
-            at = rows[start : start + 4096]
-            queries = coordinates(projection, self.queries[at], reference.layout).as_queries(reference.layout)
-            hard[start : start + 4096] = self._survivors(at, queries, reference)
-        return hard
-
-    def _survivors(self, at: np.ndarray, x: Coordinates, y: Tiles) -> np.ndarray:
+    def bounded(self, at: np.ndarray, x: Coordinates, y: Tiles) -> tuple[np.ndarray, np.ndarray]:
+        """Search the references of y for the queries `at`; returns the queries that it gave up on, and the references
+        that the bound leaves for any of these."""
         from stages.search.kernels import search_block
 
         margin, queries, exclude, kept = slack(x, y.rows), self.queries[at], self.exclude[at], self.keys[at]
-        hard = np.zeros(len(at), bool)
-        limit = min(len(y.order), int(HARD * len(y.order)))
+        hard, wanted = np.zeros(len(at), bool), np.zeros(len(y.order), bool)
+        limit = int(HARD * len(y.order))
         step = max(1, min(QUERIES, self.budget // (16 * threads() * len(y.order))))
 
         def scan(a: int, b: int) -> None:
@@ -144,32 +137,33 @@ class _Search:
                 search_block(
                     scratch.scores, scratch.maxima, x.rows[part], x.squared[part], margin[part], x.scale, y.rows.rows,
                     y.layout.levels, y.order, queries[part], self.reference, self.count, exclude[part], kept[part],
-                    hard[part], limit,
+                    hard[part], limit, wanted,
                 )  # fmt: skip
 
         spread(scan, len(at))
         self.keys[at] = kept
-        return hard
+        return at[hard], y.order[wanted]
 
-    def dense(self, rows: np.ndarray, span: range) -> None:
-        """Exact int8 products of the queries `rows` with the references of `span`."""
+    def dense(self, at: np.ndarray, rows: np.ndarray) -> None:
+        """Exact int8 products of the queries `at` with the references `rows`."""
         d = self.reference.shape[1]
         columns = max(1, min(8192, self.budget // (8 * d)))
         step = max(1, min(1024, self.budget // (8 * d), self.budget // (16 * columns)))
-        for c in range(span.start, span.stop, columns):
-            block = self.reference[c : min(c + columns, span.stop)]
+        for c in range(0, len(rows) if len(at) else 0, columns):
+            some = rows[c : c + columns]
+            block = self.reference[some]
             right, norms = centred(block), squared_norms(block)
-            for r in range(0, len(rows), step):
-                self._dense_block(rows[r : r + step], right, norms, c)
+            for r in range(0, len(at), step):
+                self._dense_block(at[r : r + step], right, norms, some)
 
-    def _dense_block(self, at: np.ndarray, right: np.ndarray, norms_y: np.ndarray, offset: int) -> None:
+    def _dense_block(self, at: np.ndarray, right: np.ndarray, norms_y: np.ndarray, rows: np.ndarray) -> None:
         from stages.search.kernels import dense_block
 
         queries, exclude, kept = self.queries[at], self.exclude[at], self.keys[at]
         inner, norms_x = products(centred(queries), right), squared_norms(queries)
 
         def scan(a: int, b: int) -> None:
-            dense_block(inner[a:b], norms_x[a:b], norms_y, offset, self.count, exclude[a:b], kept[a:b])
+            dense_block(inner[a:b], norms_x[a:b], norms_y, rows, self.count, exclude[a:b], kept[a:b])
 
         spread(scan, len(at))
         self.keys[at] = kept

@@ -154,7 +154,7 @@ def coordinates(projection: Projection, images: np.ndarray, shape: Layout) -> Co
     edges = np.full((len(shape.groups), max(map(len, shape.groups))), -1)
     for level, group in enumerate(shape.groups):
         edges[level, : len(group)] = group
-    step = max(1, min(4096, (1 << 24) // images.shape[1]))
+    step = max(1, min(1024, (1 << 22) // images.shape[1]))
     for start in range(0, len(images), step):
         part = slice(start, start + step)
         exact, squared[part] = projection.coordinates(images[part])
