@@ -71,8 +71,9 @@ def step(run: Trainer, target: Target, neighbors: torch.Tensor | None) -> None:
 def smoothing(run: Trainer, target: Target, neighbors: torch.Tensor) -> None:
     """What a temperature step does more than a conditioning step, alone: neighbours' pixels, weights, target."""
     rows = run.order.rows(run.state.step)
-    x0, sigma = run.data.pixels(rows), run.sigmas[torch.linspace(0, len(run.sigmas) - 1, len(rows)).long()]
-    target(x0, sigma, torch.randn_like(x0), run.data.pixels(neighbors[rows]))
+    sigma = run.sigmas[torch.linspace(0, len(run.sigmas) - 1, len(rows)).long()]
+    x0, near = TrainingSet(run.data.images, neighbors).take(rows)
+    target(x0, sigma, torch.randn_like(x0), near)
 
 
 def finder(features: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
@@ -111,7 +112,7 @@ def main() -> None:
         run = trainer(network, arguments.batch, images, Path(folder))
 
         def searching() -> None:
-            find(run.data.pixels(run.order.rows(run.state.step)))
+            find(run.data.take(run.order.rows(run.state.step))[0])
             step(run, smooth, lists["feature"][:, :30])
 
         more: dict[str, Callable[[], None]] = {}
