@@ -14,7 +14,8 @@ def _line(tables: Tables) -> list[Figure]:
         axes[1].plot(column(rows, "step"), column(rows, "error"), **look(index), label=method)
     axes[1].set(xscale="log", yscale="log", xlabel="step in ln t", ylabel="largest error of x at the end")
     axes[1].set_title(f"Integrating the flow, κ = {kappa:g}")
-    axes[1].legend(frameon=False, loc="lower right")
+    axes[1].set_ylim(bottom=1e-14)
+    axes[1].legend(frameon=False, loc="lower left")
     for index, (score, rows) in enumerate(groups(tables["line_in_space"], "score").items()):
         axes[2].plot(column(rows, "t"), column(rows, "distance_to_line"), **look(index), label=score)
     rows = tables["line_in_space"]

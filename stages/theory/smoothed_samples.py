@@ -45,9 +45,9 @@ class SmoothedSamples(ImageBlock):
         drawn |= {(CFDM, h): self._cfdm(train, h, seed) for h in (0.0, *self.widths)}
         rows = [measure(method, h, x, train, rest) for (method, h), x in drawn.items()]
         control = measure("held-out images", 0.0, rest, train, rest)
-        strips = np.stack([_pixels(x[:12], images.shape[1:]) for x in drawn.values()])
+        strips = np.stack([_pixels(x[:20], images.shape[1:]) for x in drawn.values()])
         order = "; ".join(f"{method} {h:g}" for method, h in drawn)
-        picture = Picture(f"Twelve samples per row, from the top: {order}", strips)
+        picture = Picture(f"Twenty samples per row, from the top: {order}", strips)
         return Findings(claims(rows, control), {"smoothed_images": [*rows, control]}, {"smoothed_images": picture})
 
     def _led(self, train: np.ndarray, h: float, seed: int) -> np.ndarray:
