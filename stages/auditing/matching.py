@@ -21,7 +21,6 @@ COARSE = 8  # cells per side of a reduced image
 COARSE_NEIGHBORS = 12
 PIXEL_CANDIDATES = 8
 BLOCK = 4_096  # images per stored piece
-ORIENTATIONS = ("plain", "mirrored")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,25 +142,22 @@ def match(images: np.ndarray, digest: str, reference: Reference, store: Store, b
 
 
 def _match(block: np.ndarray, reference: Reference, reduced: np.ndarray, budget: int) -> Arrays:
-    found: Arrays = {}
-    k, best = min(NEIGHBORS, len(reference)), None
-    for orientation, images in zip(ORIENTATIONS, (block, mirrored(block))):
-        flat = images.reshape(len(images), -1)
-        index, squared = nearest(flat, reference.flat, k, memory_budget=budget)
-        prefix = "" if orientation == "plain" else "mirrored_"
-        found |= {f"{prefix}index": index, f"{prefix}squared": squared}
-        found[f"{prefix}outside"] = outside(flat, index, squared, reference, OUTSIDE, budget)
-        candidates = shortlist(images, index, reduced, budget)
-        shifted = best_shift(images, reference.images, candidates, min(REACH, (min(images.shape[1:3]) - 1) // 2))
-        distance = shifted.distance
-        better = np.ones(len(images), bool) if best is None else distance < best
-        best = distance if best is None else np.minimum(best, distance)
-        for name, values in (("shift_row", shifted.row), ("shift", shifted.shift)):
-            found[name] = np.where(better if values.ndim == 1 else better[:, None], values, found.get(name, values))
-        found["shift_mirrored"] = better & (orientation == "mirrored")
-    found["shift_distance"] = best
-    found["tile"] = tile_distance(block, reference.images, found["index"])
-    return found | _own(found["index"][:, 0], reference, budget)
+    count, k = len(block), min(NEIGHBORS, len(reference))
+    images = np.concatenate([block, mirrored(block)])  # one search prepares the reference once
+    flat = images.reshape(len(images), -1)
+    index, squared = nearest(flat, reference.flat, k, memory_budget=budget)
+    beyond = outside(flat, index, squared, reference, OUTSIDE, budget)
+    candidates = shortlist(images, index, reduced, budget)
+    shifted = best_shift(images, reference.images, candidates, min(REACH, (min(images.shape[1:3]) - 1) // 2))
+    turned = shifted.distance[count:] < shifted.distance[:count]
+    best = np.arange(count) + count * turned
+    found = {"index": index, "squared": squared, "outside": beyond}
+    halves = {name: values[:count] for name, values in found.items()}
+    halves |= {f"mirrored_{name}": values[count:] for name, values in found.items()}
+    halves |= {"shift_row": shifted.row[best], "shift": shifted.shift[best], "shift_mirrored": turned}
+    halves["shift_distance"] = shifted.distance[best]
+    halves["tile"] = tile_distance(block, reference.images, halves["index"])
+    return halves | _own(halves["index"][:, 0], reference, budget)
 
 
 def _own(nearest_rows: np.ndarray, reference: Reference, budget: int) -> Arrays:
@@ -224,9 +220,9 @@ def shortlist(images: np.ndarray, index: np.ndarray, reduced: np.ndarray, budget
     steps = (0,) if cell >= 4 * REACH else (-1, 1) if cell >= 4 else range(-REACH, REACH + 1)
     shifts = [(y, x) for y in steps for x in steps]
     count = min(COARSE_NEIGHBORS, len(reduced))
-    found = [index[:, :PIXEL_CANDIDATES]]
-    found += [nearest(reduce(_moved(images, *shift)), reduced, count, memory_budget=budget)[0] for shift in shifts]
-    return np.concatenate(found, axis=1)
+    moved = np.concatenate([reduce(_moved(images, *shift)) for shift in shifts])
+    found = nearest(moved, reduced, count, memory_budget=budget)[0]
+    return np.concatenate([index[:, :PIXEL_CANDIDATES], *np.split(found, len(shifts))], axis=1)
 
 
 def _moved(images: np.ndarray, dy: int, dx: int) -> np.ndarray:
