@@ -43,13 +43,13 @@ def test_small_form_measures_every_part_and_merges_them(folder):
     assert found == json.loads((folder / "out" / "gpu.json").read_text())
     rows = found["copies"]["rows"]
     temperatures = [f"temperature {c}/sigma" for c in (1, 7, 10)]
-    assert list(rows) == ["held-out images", "conditioning", "unconditioning", *temperatures]
+    assert set(rows) == {"held-out images", "conditioning", "unconditioning", *temperatures}
     for name, row in rows.items():
         assert row["images"] == 30
         assert 0 <= row["mem"] <= 30
         assert 0 < row["min"] <= row["mean"] <= 1
         assert name == "held-out images" or row["steps"] > 0
-    assert list(found["cost"]["rows"]) == ["conditioning", "unconditioning", "pixel neighbours", "feature neighbours"]
+    assert set(found["cost"]["rows"]) == {"conditioning", "unconditioning", "pixel neighbours", "feature neighbours"}
     assert all(row["seconds_per_step"] > 0 for row in found["cost"]["rows"].values())
     assert len(found["samplers"]["rows"]) == 7
 

@@ -74,7 +74,9 @@ class MappedTrainingSet:
         pixels = torch.from_numpy(self.images[rows])
         if self.device.type == "cuda":
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
-        return pixels.movedim(-1, -3).contiguous().float() / 255
+        pixels = pixels.movedim(-1, -3)
+        # written out: a view of one channel keeps strides that convolutions take for another memory format
+        return torch.empty(pixels.shape, device=self.device).copy_(pixels).div_(255)
 
 
 def open_training_set(
