@@ -178,7 +178,8 @@ def main() -> None:
     ratios = run(pixels, arguments.every, not arguments.no_keops)
     del pixels
     command = [sys.executable, __file__, "--memory"]
-    peaks = {n: float(subprocess.check_output([*command, str(n)], text=True)) for n in (50_000, 150_000)}  # the buffers stop growing at 32,768
+    sizes = (50_000, 150_000)  # the buffers stop growing at 32,768
+    peaks = {n: float(subprocess.check_output([*command, str(n)], text=True)) for n in sizes}
     print("peak memory beyond the images, MB:", peaks)
     per_million = slice_of_imagenet()
     print("64 x 64 x 3, seconds per million centres and 100 samples:", per_million)
