@@ -72,6 +72,13 @@ def test_strong_decay_leaves_a_straight_line():
     assert spline(np.array([-1.0, 2.0])) == pytest.approx(np.array([1, -2]) * sigma**2 / (1 + sigma**2), abs=1e-6)
 
 
+def test_the_convex_solution_is_certified_where_the_solver_stops_early():
+    # at this level L-BFGS-B alone ends 5 % above the minimum
+    sigma = 0.5 * 10 ** (-10 / 15)
+    spline = relu_networks.least_objective(PAIR, sigma, 0.1, 32)
+    assert spline.objective == pytest.approx(0.2514, abs=1e-4)
+
+
 def test_no_other_spline_has_a_smaller_objective():
     sigma, decay, level = 0.3, 0.1, tensor([0.3])
     best = relu_networks.least_objective(PAIR, sigma, decay, 16)
