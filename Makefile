@@ -2,7 +2,7 @@
 # make test    all tests
 # make faults  every fault of docs/faults.md, the long ones too
 # make lint    style, and dvc.yaml against the code
-# make bench   the benchmarks, one after the other
+# make bench   the benchmarks, one after the other; CIFAR10=FOLDER (train.parquet, test.parquet) for those on images
 # PYTHON chooses the interpreter (3.11 or newer) that makes .venv.
 
 PYTHON ?= python3
@@ -34,7 +34,10 @@ lint: $(VENV)/.installed-test
 	scoresmooth dag
 
 bench: $(VENV)/.installed-test
-	@for benchmark in benchmarks/*.py; do echo "== $$benchmark"; python $$benchmark || exit 1; done
+	set -e; for name in network training_step step_profile diffusers_unet orchestration; do python benchmarks/$$name.py; done
+	python benchmarks/search.py $(if $(CIFAR10),--data $(CIFAR10))
+	python benchmarks/closed_form.py $(if $(CIFAR10),$(CIFAR10)/train.parquet)
+	$(if $(CIFAR10),set -e; for name in audit cifar10; do python benchmarks/$$name.py $(CIFAR10)/train.parquet; done)
 
 # Removes the environment. Results (data/, .dvc/cache, .scoresmooth) stay.
 clean:

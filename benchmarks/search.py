@@ -27,7 +27,9 @@ from stages.search.range_search import pairs_within
 def main() -> None:
     """Time both searches and print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, default=Path("../shared/data/cifar10-jpeg"))
+    parser.add_argument(
+        "--data", type=Path, help="folder with CIFAR-10's train.parquet and test.parquet; else a stand-in"
+    )
     parser.add_argument("--reference", type=int, default=50_000)
     parser.add_argument("--queries", type=int, default=10_000)
     parser.add_argument("--noise-queries", type=int, default=5_000)
@@ -35,7 +37,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=50)
     parser.add_argument("--large", type=int, default=8_000, help="references of the 64×64 slice; 0 leaves it out")
     options = parser.parse_args()
-    real = (options.data / "train.parquet").is_file()
+    real = options.data is not None
     reference, queries = (
         (read(options.data / f"{split}.parquet", count) if real else stand_in(seed, count))
         for seed, (split, count) in enumerate((("train", options.reference), ("test", options.queries)))
