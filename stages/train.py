@@ -1,8 +1,7 @@
 """Stage train@variant: train a variant's network; a closed-form variant has none and only states its score.
 
 Outs in data/train/VARIANT: score.json (what the score is), and for networks model.safetensors (the EMA weights),
-loss.tsv (the loss curve, by noise level) and, where train.curve asks for it, curve.tsv (copies and Fréchet distance
-while the network learns).
+loss.tsv (the loss curve, by noise level).
 """
 
 import contextlib
@@ -14,17 +13,15 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from stages.artifacts import sha256_file, write_json, write_text
 from stages.device import pick_device
 from stages.diffusion.parameters import NetworkParams, NoiseParams, OptimizationParams, Variant
-from stages.embed import features_of
 from stages.errors import InputError
-from stages.features.encoders import EncoderParams, pinned
-from stages.protocol import DATA, Section, Shard, StageParams, main
+from stages.protocol import DATA, Shard, StageParams, main
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,20 +31,8 @@ if TYPE_CHECKING:
     from stages.diffusion.world import World
 
 TRAIN_IMAGES = DATA / "deduplicate" / "train.arrow"
-LOSS, CURVE, ERROR = "loss.tsv", "curve.tsv", "error.txt"
+LOSS, ERROR = "loss.tsv", "error.txt"
 LOSS_COLUMNS = ["step", "loss", "loss_low_sigma", "loss_middle_sigma", "loss_high_sigma"]
-CURVE_COLUMNS = ["step", "samples", "copies", "ratio_below", "ratio_mean", "ratio_min", "fd_test"]
-
-
-class Curve(Section):
-    """Copies and quality while a network learns: samples drawn from the average of the weights at some steps."""
-
-    steps: list[int] = Field(min_length=1, description="after which optimizer steps")
-    samples: int = Field(ge=2, description="how many samples each time, with the variant's own sampler")
-    batch: int = Field(gt=0, description="samples computed together")
-    seed: int = Field(ge=0, description="sample i is drawn from (seed, i), the same at every step")
-    ratio_below: float = Field(gt=0, lt=1, description="a copy has r1/r2 below this")
-    encoder: EncoderParams = Field(description="of the Fréchet distance to the test images: embed's")
 
 
 class Params(StageParams):
@@ -64,14 +49,6 @@ class Params(StageParams):
     optimization: OptimizationParams
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto: a GPU when there is one")
     processes: int = Field(gt=0, description="processes that share every batch: one per GPU, or on the CPU")
-    curve: Curve | None = Field(description="copies and quality while the networks learn; null: not measured")
-
-    @model_validator(mode="after")
-    def _curve_within_training(self) -> Self:
-        late = [step for step in (self.curve.steps if self.curve else []) if not 0 < step <= self.optimization.steps]
-        if late:
-            raise ValueError(f"curve.steps: {late[0]} is not a step of a training of {self.optimization.steps} steps")
-        return self
 
 
 def _score(params: Params) -> dict[str, Any]:
@@ -95,13 +72,6 @@ def plan(params: Params) -> list[Shard]:
     if params.spec.neighbors is not None:
         inputs.append(str(DATA / "index" / f"{params.spec.neighbors.space}_neighbors.arrow"))
     settings = {**_score(params), "device": params.device, "processes": params.processes}
-    if params.curve is not None:
-        settings["curve"] = {
-            **params.curve.model_dump(mode="json"),
-            "encoder": pinned(params.curve.encoder).model_dump(),
-        }
-        settings["sampler"] = params.spec.sampler.model_dump(mode="json")
-        inputs.append(str(features_of("test")))
     del settings["variant"]  # two names for the same thing share their training
     return [Shard("train", params.variant, settings, tuple(inputs), ".safetensors")]
 
@@ -124,11 +94,9 @@ def _train(shard: Shard, trainer: "Trainer", world: "World") -> None:
     from tqdm import tqdm
 
     from stages.diffusion.checkpoint import save_tensors
-    from stages.diffusion.training import Snapshot
 
     params, start = trainer.params, trainer.resume()
-    loss, curve = (_load_curve(shard.scratch / name, start) for name in (LOSS, CURVE))
-    steps = (shard.settings.get("curve") or {}).get("steps", [])
+    loss = _load_curve(shard.scratch / LOSS, start)
     with tqdm(
         total=params.steps * params.batch,
         initial=start * params.batch,
@@ -138,12 +106,8 @@ def _train(shard: Shard, trainer: "Trainer", world: "World") -> None:
         mininterval=2,
         disable=not world.leads,
     ) as bar:
-        for found in trainer.run(steps):
+        for found in trainer.run():
             if not world.leads:
-                continue
-            if isinstance(found, Snapshot):
-                curve.append(_measured(shard, found.step, trainer.state.average, trainer.device))
-                write_text(shard.scratch / CURVE, _format_curve(CURVE_COLUMNS, curve))
                 continue
             loss.append([found.step, found.loss, found.low, found.middle, found.high])
             write_text(shard.scratch / LOSS, _format_curve(LOSS_COLUMNS, loss))
@@ -151,12 +115,11 @@ def _train(shard: Shard, trainer: "Trainer", world: "World") -> None:
             bar.set_postfix(loss=f"{found.loss:.4f}")
     if world.leads:
         notes = {"loss": _format_curve(LOSS_COLUMNS, loss), "image_shape": list(trainer.data.shape)}
-        notes |= {"curve": _format_curve(CURVE_COLUMNS, curve)} if steps else {}
         save_tensors(shard.path, trainer.state.average.state_dict(), notes)
 
 
 def gather(params: Params, parts: list[Path]) -> None:
-    """Write score.json and, for a network, its weights and its curves."""
+    """Write score.json and, for a network, its weights and loss curve."""
     out, score = DATA / "train" / params.variant, _score(params)
     if parts:
         from stages.diffusion.checkpoint import load_tensors, save_tensors
@@ -164,9 +127,6 @@ def gather(params: Params, parts: list[Path]) -> None:
         tensors, notes = load_tensors(parts[0])
         save_tensors(out / "model.safetensors", tensors, {"score": score, "image_shape": notes["image_shape"]})
         write_text(out / LOSS, notes["loss"])
-        (out / CURVE).unlink(missing_ok=True)  # of an earlier run that measured one
-        if "curve" in notes:
-            write_text(out / CURVE, notes["curve"])
     write_json(out / "score.json", score)
 
 
@@ -243,33 +203,6 @@ def _trainer(shard: Shard, device: Any, world: "World") -> "Trainer":
 
     optimization = OptimizationParams(**settings["optimization"])
     return Trainer(optimization, noise, build, data, target, spec.conditioned, shard.scratch, identity, world)
-
-
-def _measured(shard: Shard, step: int, network: "NCSNpp", device: Any) -> list[float]:
-    """One row of the copy curve: samples drawn from `network`, compared with training and test images."""
-    from stages.diffusion.sampling import draw_samples, make_model
-    from stages.features.encoders import load_encoder
-    from stages.features.frechet import frechet_from_features
-    from stages.features.table import FeatureTable, read_features, require_same_encoder
-    from stages.images.store import read_images
-    from stages.memorization.ratios import nn_ratio
-    from stages.search.nearest import nearest
-
-    settings, curve = shard.settings, Curve(**shard.settings["curve"])
-    train = read_images(shard.inputs[0])
-    variant = Variant(**settings["spec"], sampler=settings["sampler"])
-    model = make_model(
-        variant, NoiseParams(**settings["noise"]), train.images, network, device, settings["optimization"]["precision"]
-    )
-    samples = draw_samples(model, curve.seed, curve.samples, curve.batch)
-    ratio = nn_ratio(nearest(samples.reshape(len(samples), -1), train.flat, 2)[1])
-    encoder = load_encoder(curve.encoder, device.type)
-    own = FeatureTable(encoder(samples), [str(n) for n in range(len(samples))], encoder.metadata)
-    reference = read_features(shard.inputs[-1])
-    require_same_encoder(own, reference, f"train.curve.encoder and {shard.inputs[-1]}")
-    distance = frechet_from_features(own.features, reference.features)
-    copies = int((ratio < curve.ratio_below).sum())
-    return [step, len(samples), copies, curve.ratio_below, ratio.mean(), ratio.min(), distance]
 
 
 def _neighbors(spec: Variant, inputs: tuple[str, ...], count: int) -> "np.ndarray | None":

@@ -16,7 +16,6 @@ import pytest
 from PIL import Image
 from report_project import COPIED, REPORT, VARIANTS, verified_counts, write_project
 
-from stages.artifacts import write_tsv
 from stages.errors import InputError
 from stages.images.store import image_table, read_images, write_images
 from stages.protocol import run_plain
@@ -172,30 +171,6 @@ def test_metrics_and_plots_hold_the_artifacts_numbers(page):
     assert all(float(row["loss_low_sigma"]) == pytest.approx(3 * float(row["loss_high_sigma"])) for row in rows)
     with open(FOLDER / "plots" / "copy_rate.tsv", newline="") as file:
         assert [row["variant"] for row in csv.DictReader(file, delimiter="\t")] == list(VARIANTS)
-
-
-def test_copies_while_learning_are_drawn_and_tabled_where_they_were_measured(project):
-    write_project(project, IMAGES)
-    run_plain("report")
-    assert "while the networks learnt" not in (FOLDER / "report.html").read_text()
-    rows = [
-        {"step": n, "samples": 50, "copies": n // 20, "ratio_below": 0.7, "ratio_mean": 0.9, "ratio_min": 0.1,
-         "fd_test": 100 / n}
-        for n in (100, 400, 900)
-    ]  # fmt: skip
-    write_tsv("data/train/net-temperature/curve.tsv", rows)
-    run_plain("report")
-    text = (FOLDER / "report.html").read_text()
-    assert "A copy has r₁/r₂ below 0.7." in text
-    assert 'id="curve-' in text
-    with open(FOLDER / "plots" / "copy_curve.tsv", newline="") as file:
-        found = list(csv.DictReader(file, delimiter="\t"))
-    assert [(row["variant"], row["step"], float(row["copies"])) for row in found] == [
-        ("net-temperature", str(n), n // 20) for n in (100, 400, 900)
-    ]
-    Path("data/train/net-temperature/curve.tsv").write_text("step\tcopies\n1\t2\n")
-    with pytest.raises(InputError, match=r"net-temperature/curve\.tsv has no rows with the columns step, samples"):
-        run_plain("report")
 
 
 def test_the_pictures_are_the_first_samples_in_order(page):

@@ -206,21 +206,7 @@ def loss_figure(variants: Sequence[Variant]) -> str | None:
     return _curves_figure(curves, "training loss per pixel", "loss") if networks else None
 
 
-def copy_curve_figure(variants: Sequence[Variant]) -> str | None:
-    """Copies (%) and Fréchet distance of samples drawn while the networks learnt; None where none were. SVG text."""
-    networks = [variant for variant in variants if variant.curve is not None]
-    if not networks:
-        return None
-    curves = {
-        SHARE: [(v, v.curve["step"], 100 * v.curve["copies"] / v.curve["samples"]) for v in networks],
-        f"{networks[0].fid['name']} to test": [(v, v.curve["step"], v.curve["fd_test"]) for v in networks],
-    }
-    return _curves_figure(curves, None, "curve", marker=".")
-
-
-def _curves_figure(
-    panels: dict[str, list[tuple[Variant, np.ndarray, np.ndarray]]], label: str | None, name: str, **style: Any
-) -> str:
+def _curves_figure(panels: dict[str, list[tuple[Variant, np.ndarray, np.ndarray]]], label: str, name: str) -> str:
     """Panels beside each other, each with one line (x, y) per variant over the training step. SVG text."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -232,16 +218,12 @@ def _curves_figure(
         for axis, (title, curves) in zip(axes, panels.items()):
             for i, (variant, x, y) in enumerate(curves):
                 axis.plot(x, y, color=SERIES[i % len(SERIES)], linestyle=DASHES[i % len(DASHES)], linewidth=1.5,
-                          label=variant.name, **style)  # fmt: skip
-            if title == SHARE:
-                axis.set_ylim(0, 102)
-            else:
-                _loss_scale(axis, np.concatenate([y for _, _, y in curves]))
+                          label=variant.name)  # fmt: skip
+            _loss_scale(axis, np.concatenate([y for _, _, y in curves]))
             axis.grid(axis="y")
             axis.set_title(title)
             axis.set_xlabel("training step")
-        if label:
-            axes[0].set_ylabel(label)
+        axes[0].set_ylabel(label)
         figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4,
                       handlelength=3)  # fmt: skip
         return to_svg(figure, name)

@@ -15,7 +15,6 @@ from stages.errors import InputError
 from stages.images.store import ImageTable, read_images
 
 LOSS = ("step", "loss", "loss_low_sigma", "loss_middle_sigma", "loss_high_sigma")
-CURVE = ("step", "samples", "copies", "ratio_below", "ratio_mean", "ratio_min", "fd_test")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +55,6 @@ class Variant:
         name, spec: the key and the value under `variants` in params.yaml.
         score, sample, filter, fid: the stages' JSON files.
         loss: columns of loss.tsv, None for a closed form.
-        curve: columns of curve.tsv, None where train.curve did not ask for it.
         pairs: one row per sample, in the order of pairs.parquet.
         samples: the samples, in order.
         pairs_picture: the picture grid that filter drew.
@@ -71,7 +69,6 @@ class Variant:
     filter: dict[str, Any]
     fid: dict[str, Any]
     loss: dict[str, np.ndarray] | None
-    curve: dict[str, np.ndarray] | None
     pairs: pa.Table
     samples: ImageTable
     pairs_picture: Path
@@ -276,7 +273,6 @@ def _variant(reader: Reader, name: str, spec: dict[str, Any]) -> Variant:
         filter=filtered,
         fid=reader.json("fid", "fid.json", name, "name", "encoder", "samples", "train", "test", "floor"),
         loss=read_columns(reader.path("train", "loss.tsv", name), LOSS) if spec["score"] == "network" else None,
-        curve=_curve(reader, name),
         pairs=pq.read_table(reader.path("filter", "pairs.parquet", name)),
         samples=read_images(reader.path("sample", "samples.arrow", name)),
         pairs_picture=reader.path("filter", "pairs.png", name),
@@ -301,12 +297,6 @@ def _learned(reader: Reader, name: str) -> Learned:
         reader.json("sample", "alignment.json", name, "levels", "paths", "grid", "settings"),
         read_images(reader.path("sample", "interpolation.arrow", name)),
     )
-
-
-def _curve(reader: Reader, name: str) -> dict[str, np.ndarray] | None:
-    if not (reader.data / "train" / name / "curve.tsv").exists():
-        return None
-    return read_columns(reader.path("train", "curve.tsv", name), CURVE)
 
 
 def read_columns(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
