@@ -190,7 +190,6 @@ def cumulative(values: np.ndarray, points: int = 400) -> tuple[np.ndarray, np.nd
     return np.concatenate([[0], ordered, [1]]), np.concatenate([[0], share, [100]])
 
 
-SHARE = "samples that copy a training image (%)"
 LOSS_PANELS = {
     "loss": "all noise levels",
     "loss_low_sigma": "lowest third of the levels",
