@@ -7,6 +7,7 @@ Every piece of work appends a line to work.log, so that a test can count what wa
 import copy
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -185,6 +186,11 @@ stages:
 """
 
 
+def hear_interrupts() -> None:
+    """As for a command at a terminal, also where the tests run in the background (which ignores SIGINT)."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class SmallProject:
     """The project in `folder`. The commands run in processes of their own, as for a user."""
 
@@ -237,6 +243,7 @@ class SmallProject:
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
+            preexec_fn=hear_interrupts,
         )
 
     def run(self, *arguments: str, code: int = 0, **variables: str) -> str:
