@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from small_verify import SMALL
 
 from stages import verify
 from stages.artifacts import read_json
@@ -285,8 +286,6 @@ def test_a_subset_is_read_as_it_is_or_resized(tmp_path):
 
 
 def section(**changes) -> dict:
-    from tests.test_theory import SMALL
-
     return {**SMALL, **changes}
 
 
