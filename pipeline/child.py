@@ -2,9 +2,9 @@
 
 The parent starts it while there is other work to do (importing Prefect, talking to its server): the child meanwhile
 imports the stage's modules, torch among them. Then it works on the shards that it is told over the socket: a line with
-the path of SHARD.json, and the file descriptor of the shard's lock with it. The answer is a line, `done` or `refused`
-(wrong input: the message is in SHARD.error, for the parent to raise). Any other end is that of the process. It ends
-when the socket is closed.
+the path of SHARD.json, and the file descriptor of the shard's lock with it. The answer is a line: `done`, `refused`
+(wrong input: the message is in SHARD.error, for the parent to raise) or `memory` (there was not enough; SHARD.error has
+what asked for it). Any other end is that of the process. It ends when the socket is closed.
 """
 
 import ctypes
@@ -15,11 +15,12 @@ import socket
 import sys
 from pathlib import Path
 
+from pipeline import oom
 from stages.errors import InputError
 from stages.protocol import Shard
 
 PR_SET_PDEATHSIG = 1
-DONE, REFUSED = b"done\n", b"refused\n"
+DONE, REFUSED, EXHAUSTED = b"done\n", b"refused\n", b"memory\n"
 LONGEST = 4096
 """Bytes of a path at most, as Linux limits it."""
 
@@ -41,6 +42,11 @@ def work(description: Path) -> bytes:
     except InputError as error:
         description.with_suffix(".error").write_text(str(error), encoding="utf-8")
         return REFUSED
+    except (MemoryError, RuntimeError) as error:
+        if not oom.ran_out(error):
+            raise
+        description.with_suffix(".error").write_text(oom.said(error), encoding="utf-8")
+        return EXHAUSTED
     return DONE
 
 

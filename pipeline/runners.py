@@ -12,8 +12,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Protocol, Self
 
-from pipeline import closure
-from pipeline.child import DONE, REFUSED
+from pipeline import closure, oom
+from pipeline.child import DONE, EXHAUSTED, REFUSED
 from pipeline.stage_run import say
 from stages.errors import InputError
 from stages.protocol import Shard
@@ -88,60 +88,91 @@ class LocalRunner:
         with self._guard:
             self._stopped = True
             for child in self._busy:
-                child.process.terminate()
+                child.terminate()
 
     def _run_child(self, shard: Shard, lock: int) -> None:
-        for again in (False, True):
+        attempts: list[oom.Attempt] = []
+        for share in oom.SHARES:
+            kills = oom.kills()
             try:
-                return self._work(shard, lock)
+                return self._work(shard, lock, share)
             except ChildEnded as ended:
                 if self._stopped:
                     raise Stopped(f"{shard.stage} {shard.name} was stopped") from ended
-                if again or ended.code != -signal.SIGKILL:
-                    raise
-                say(f"{shard.stage} {shard.name}: its process was killed (out of memory?): trying once more")
+                attempts.append(_attempt(ended, kills))
+                if share == oom.SHARES[-1]:
+                    others = f"execution.jobs ({self.jobs})"
+                    raise oom.exhausted(shard.stage, shard.name, *attempts, others) from None
+                say(f"{shard.stage} {shard.name}: {attempts[0]}: trying once more with half the working memory")
 
-    def _work(self, shard: Shard, lock: int) -> None:
-        child = self._take(shard)
+    def _work(self, shard: Shard, lock: int, share: float) -> None:
+        child = self._take(shard, share)
         try:
             with tempfile.TemporaryDirectory(prefix="scoresmooth-") as folder:
                 child.work(shard, lock, Path(folder) / "shard.json")
         finally:
             self._give_back(child)
 
-    def _take(self, shard: Shard) -> "_Child":
+    def _take(self, shard: Shard, share: float) -> "_Child":
         with self._guard:
             if self._stopped:
                 raise Stopped(f"{shard.stage} {shard.name} was not started")
-            child = self._idle.pop() if self._idle else _Child(shard.stage, self._held)
+            usual = share == oom.SHARES[0]
+            child = self._idle.pop() if self._idle and usual else _Child(shard.stage, self._held, share)
             self._busy.add(child)
         return child
 
     def _give_back(self, child: "_Child") -> None:
         with self._guard:
             self._busy.discard(child)
-            if child.process.poll() is None:
+            if child.share != oom.SHARES[0]:
+                child.close()
+            elif child.process.poll() is None:
                 self._idle.append(child)
 
 
 class ChildEnded(RuntimeError):
-    """The process that worked on a shard ended before the shard was done, with `code` (negative: a signal)."""
+    """The process that worked on a shard ended before the shard was done.
 
-    def __init__(self, message: str, code: int) -> None:
+    Attributes:
+        code: how it ended (negative: a signal).
+        peak: the most memory that it had, in MiB.
+        refused: what it said when it was refused memory, if it was.
+    """
+
+    def __init__(self, message: str, code: int, peak: float | None, refused: str = "") -> None:
         super().__init__(message)
-        self.code = code
+        self.code, self.peak, self.refused = code, peak, refused
+
+
+def _attempt(ended: ChildEnded, kills: int | None) -> oom.Attempt:
+    """How an attempt ran out of memory; raises `ended` if it ended otherwise. kills: oom.kills() before it."""
+    if ended.refused:
+        return oom.Attempt(f"refused memory ({ended.refused})", ended.peak)
+    if ended.code != -signal.SIGKILL:
+        raise ended
+    after = oom.kills()
+    if kills is not None and after is not None and after > kills:
+        return oom.Attempt("killed by the kernel, out of memory", ended.peak)
+    return oom.Attempt("killed (out of memory?)", ended.peak)
 
 
 class _Child:
     """A process that works on shards of one stage, one at a time: see pipeline.child."""
 
-    def __init__(self, stage: str, held: tuple[int, ...] = ()) -> None:
+    def __init__(self, stage: str, held: tuple[int, ...] = (), share: float = oom.SHARES[0]) -> None:
+        self.share = share
         self._socket, theirs = socket.socketpair()
         with theirs:
             number = theirs.fileno()
             command = [sys.executable, "-m", "pipeline.child", str(number), str(os.getpid()), *closure.modules(stage)]
             # stdout and stderr pass through: progress bars stay progress bars
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=(number, *held))
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                pass_fds=(number, *held),
+                env={**os.environ, oom.SHARE_VARIABLE: str(share)},
+            )
 
     def work(self, shard: Shard, lock: int, description: Path) -> None:
         """Have it work on a shard, described in a file that is written here. Wrong input raises InputError."""
@@ -153,10 +184,26 @@ class _Child:
             answer = b""
         if answer == REFUSED:
             raise InputError(description.with_suffix(".error").read_text(encoding="utf-8"))
+        refused, peak = "", None
+        if answer == EXHAUSTED:
+            refused, peak = description.with_suffix(".error").read_text(encoding="utf-8"), oom.peak(self.process.pid)
+            self.process.kill()
         if answer != DONE:
-            code = self.process.wait()
+            code, highest = self._reap()
             ending = f"signal {-code}" if code < 0 else f"exit code {code}"
-            raise ChildEnded(f"{shard.stage} {shard.name}: its process ended with {ending}", code)
+            message = f"{shard.stage} {shard.name}: its process ended with {ending}"
+            raise ChildEnded(message, code, peak or highest, refused)
+
+    def terminate(self) -> None:
+        """Ask it to end. (Popen.terminate would reap it, and `_reap` would wait in vain.)"""
+        if self.process.returncode is None:
+            os.kill(self.process.pid, signal.SIGTERM)
+
+    def _reap(self) -> tuple[int, float]:
+        """Wait for its end: exit code and peak memory in MiB."""
+        _, status, usage = os.wait4(self.process.pid, 0)
+        self.process.returncode = os.waitstatus_to_exitcode(status)
+        return self.process.returncode, usage.ru_maxrss / 1024
 
     def close(self) -> None:
         """End it, while it has no work."""

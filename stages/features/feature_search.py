@@ -8,6 +8,7 @@ depend on the BLAS library, on the number of threads or on the device.
 import numpy as np
 
 from stages.errors import InputError
+from stages.search.products import affordable
 
 SPARE = 8  # candidates beyond k, so that near ties seldom need the slow path
 
@@ -57,6 +58,7 @@ def nearest_features(
     width = min(k + SPARE, available)
     propose = _proposer(reference, width, device)
     index, distance = np.empty((len(queries), k), np.int64), np.empty((len(queries), k))
+    memory_budget = affordable(memory_budget)
     rows = max(1, memory_budget // (8 * max(3 * len(reference), 2 * width * reference.shape[1])))
     for start in range(0, len(queries), rows):
         block, left_out = queries[start : start + rows], exclude[start : start + rows]

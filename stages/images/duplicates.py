@@ -14,6 +14,7 @@ from scipy.sparse.csgraph import connected_components
 
 from stages.errors import InputError
 from stages.images.store import ImageTable
+from stages.search.products import affordable
 from stages.search.range_search import pairs_within
 
 MAX_PAIRS = 20_000_000  # beyond, a threshold joins most of the data set and is a mistake
@@ -159,8 +160,9 @@ def _cosine_blocks(
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     unit = features / norms[:, None].astype(np.float32)
     margin = (features.shape[1] + 8) * 2.0**-23
-    for start in range(0, len(unit), 1024):
-        cosine = unit[start : start + 1024] @ unit[start:].T
+    rows = affordable(1024)
+    for start in range(0, len(unit), rows):
+        cosine = unit[start : start + rows] @ unit[start:].T
         i, j = np.nonzero(cosine >= 1 - threshold - margin)
         i, j = i[i < j] + start, j[i < j] + start
         _check_count(len(i), "deduplicate.feature.threshold")

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from stages.errors import InputError
-from stages.search.products import centred, check_images, products, spread, squared_norms, threads
+from stages.search.products import affordable, centred, check_images, products, spread, squared_norms, threads
 from stages.search.projection import Coordinates, coordinates, fit_projection, slack
 from stages.search.tiled import TILE, Tiles
 
@@ -58,6 +58,7 @@ def nearest(
     if not 1 <= k <= available:
         raise InputError(f"{k} nearest neighbours were asked for, {available} reference images are available")
     exclude = np.full(len(queries), -1, np.int64) if exclude is None else np.asarray(exclude, np.int64)
+    memory_budget = affordable(memory_budget)
     if device != "cpu":
         import torch
 

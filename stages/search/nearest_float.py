@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from stages.search.products import affordable
+
 BLOCK_BYTES = 1 << 28  # of the float reference that is in memory at once
 
 
@@ -38,7 +40,7 @@ def prepare(images: np.ndarray | torch.Tensor, device: torch.device | str = "cpu
     if images.dtype != torch.uint8 or images.ndim != 2 or images.numel() == 0:
         raise ValueError(f"reference must be uint8 (M, d) and not empty, it is {images.dtype} {tuple(images.shape)}")
     centred = images.to(_working_type()) - 128
-    rows = max(1, BLOCK_BYTES // (8 * images.shape[1]))
+    rows = max(1, affordable(BLOCK_BYTES) // (8 * images.shape[1]))
     half = torch.cat([part.double().square().sum(1) / 2 for part in centred.split(rows)])
     return Reference(images, centred, half)
 
@@ -85,7 +87,7 @@ def _blocks(reference: np.ndarray | torch.Tensor | Reference, x: torch.Tensor) -
         yield 0, reference
         return
     images = reference.images if isinstance(reference, Reference) else reference
-    rows = max(1, BLOCK_BYTES // (4 * images.shape[1]))
+    rows = max(1, affordable(BLOCK_BYTES) // (4 * images.shape[1]))
     for start in range(0, len(images), rows):
         yield start, prepare(images[start : start + rows], x.device)
 
@@ -110,7 +112,7 @@ def _nearest_of(
     x: torch.Tensor, images: torch.Tensor, query: torch.Tensor, image: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The least ‖x − image/255‖² (float64, (B,)) of each row's candidates, and the first image that has it."""
-    step = max(1, BLOCK_BYTES // (64 * x.shape[1]))
+    step = max(1, affordable(BLOCK_BYTES) // (64 * x.shape[1]))
     parts = [_squared(x[query[s : s + step]], images[image[s : s + step]]) for s in range(0, len(query), step)]
     squared = torch.cat(parts)
     best = torch.full((len(x),), float("inf"), dtype=torch.float64, device=x.device)

@@ -16,6 +16,16 @@ from stages.errors import InputError
 # |sum of d products of int8| ≤ 128² d: below 2**31 up to this d, below 2**24 (exact in float32) up to the other
 INT32_DEPTH = 131_000
 FLOAT32_DEPTH = 1_024
+MEMORY_SHARE = "SCORESMOOTH_MEMORY_SHARE"
+
+
+def affordable(amount: int) -> int:
+    """`amount` (bytes, or rows of a block) times the share of memory that this process is to do with; at least 1.
+
+    The share is the environment variable MEMORY_SHARE, which a runner sets to 0.5 where it tries work again that ran
+    out of memory; without it, 1. Only for blocks whose size changes no bit of a result.
+    """
+    return max(1, int(amount * float(os.environ.get(MEMORY_SHARE, "1"))))
 
 
 def threads() -> int:

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from stages.search.products import centred, check_images, products, spread, squared_norms, threads
+from stages.search.products import affordable, centred, check_images, products, spread, squared_norms, threads
 from stages.search.projection import Projection, coordinates, fit_projection, slack
 from stages.search.tiled import TILE, Tiles
 
@@ -28,7 +28,7 @@ def pairs_within(
         i, j, squared: int64 arrays of one length, sorted by (i, j).
     """
     images = check_images(images, "images")
-    join = _Join(images, squared_norms(images), min(int(squared_radius), 2**62), memory_budget)
+    join = _Join(images, squared_norms(images), min(int(squared_radius), 2**62), affordable(memory_budget))
     count, d = images.shape
     projection = fit_projection(images, min(DIRECTIONS, d // 2)) if count * count * d > SMALL and d >= 16 else None
     found = join.plain() if projection is None else join.bounded(projection)
