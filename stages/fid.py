@@ -1,6 +1,7 @@
 """Stage fid@variant: the Fréchet distance of a variant's samples to real images, beside the same for real ones.
 
-Out in data/fid/VARIANT: fid.json. The Fréchet distance falls with the number of images on either side (it is biased
+Out in data/fid/VARIANT: fid.json and, where train kept snapshots, curve.tsv: the distance of each one's samples to the
+test images. The Fréchet distance falls with the number of images on either side (it is biased
 upwards when they are few), so every distance carries its counts, and the floor says what as many held-out real images
 score: a distance means something only against the floor.
 """
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from stages.artifacts import write_json
+from stages.artifacts import write_json, write_tsv
 from stages.embed import embed_rows, features_of, images_of
 from stages.errors import InputError
 from stages.features.encoders import EncoderParams, pinned
@@ -43,31 +44,44 @@ def samples_of(variant: str) -> Path:
     return DATA / "sample" / variant / "samples.arrow"
 
 
+def curve_of(variant: str) -> Path:
+    """The samples of training's snapshots; the file exists where there are any."""
+    return DATA / "sample" / variant / "curve.arrow"
+
+
 def plan(params: Params) -> list[Shard]:
-    """Spans of samples to embed. That the references suffice is checked before any work starts."""
-    source = samples_of(params.variant)
+    """Spans of samples to embed, the snapshots' last. That the references suffice is checked before any work starts."""
+    source, curve = samples_of(params.variant), curve_of(params.variant)
     count = len(read_images(source))
     if count < 2:
         raise InputError(f"{source}: a Fréchet distance needs at least 2 samples, got {count}: raise sample.count")
     for split in ("train", "test"):
         _reference(params, split, params.reference_count)
+    shards = _spans(params, source, params.variant, count)
+    return shards + (
+        _spans(params, curve, f"{params.variant} curve", len(read_images(curve))) if curve.exists() else []
+    )
+
+
+def _spans(params: Params, source: Path, name: str, count: int) -> list[Shard]:
     settings = {"encoder": pinned(params.encoder).model_dump(), "device": params.device}
     cuts = spans(count, params.shards)
     return [
-        Shard("fid", f"{params.variant} {n}/{len(cuts)}", {**settings, "start": a, "stop": b}, (str(source),))
+        Shard("fid", f"{name} {n}/{len(cuts)}", {**settings, "start": a, "stop": b}, (str(source),))
         for n, (a, b) in enumerate(cuts, 1)
     ]
 
 
 def work(shard: Shard) -> Path:
-    """The features of samples start..stop."""
+    """The features of images start..stop of the shard's table."""
     settings = shard.settings
     return embed_rows(shard, read_images(shard.inputs[0]), EncoderParams(**settings["encoder"]), settings["device"])
 
 
 def gather(params: Params, parts: list[Path]) -> None:
-    """The distances of the samples to train and test, and of as many held-out images to test."""
-    samples = concatenate(parts, str(samples_of(params.variant)))
+    """The distances of the samples to train and test, and of as many held-out images to test; then the snapshots'."""
+    count = len(spans(len(read_images(samples_of(params.variant))), params.shards))
+    samples = concatenate(parts[:count], str(samples_of(params.variant)))
     train, test = (_reference(params, split, params.reference_count) for split in ("train", "test"))
     floor = _floor(params, len(samples))
     for table, split in ((train, "train"), (test, "test"), (floor, "holdout")):
@@ -83,7 +97,22 @@ def gather(params: Params, parts: list[Path]) -> None:
         "test": {"distance": _distance(samples, test), "count": len(test)},
         "floor": {"distance": _distance(floor, test), "count": len(floor)},
     }
-    write_json(DATA / "fid" / params.variant / "fid.json", result)
+    out = DATA / "fid" / params.variant
+    write_json(out / "fid.json", result)
+    (out / "curve.tsv").unlink(missing_ok=True)  # of an earlier run that had snapshots
+    if parts[count:]:
+        write_tsv(out / "curve.tsv", _curve(params, parts[count:], test))
+
+
+def _curve(params: Params, parts: list[Path], test: FeatureTable) -> list[dict[str, float]]:
+    """The distance of each snapshot's samples to the test images."""
+    source = curve_of(params.variant)
+    table, steps = concatenate(parts, str(source)), read_images(source).metadata["steps"]
+    require_same_encoder(table, test, f"{source} and {features_of('test')}")
+    each = len(table) // len(steps)
+    starts = range(0, len(table), each)
+    own = [FeatureTable(table.features[a : a + each], table.ids[a : a + each], table.metadata) for a in starts]
+    return [{"step": step, "count": each, "fd": _distance(part, test)} for step, part in zip(steps, own)]
 
 
 def _distance(a: FeatureTable, b: FeatureTable) -> float:

@@ -5,6 +5,7 @@ Outs in data/filter/VARIANT:
     pairs.png       pairs of that list, evenly spaced, as pictures
     candidates.parquet   the pairs that `scoresmooth review data/filter/VARIANT` shows to a person, with their pictures
     filter.json     every metric with its rate, its interval and its control; verdicts; distances
+    curve.tsv       where train kept snapshots: the share of each one's samples with r1/r2 < 0.7, with its interval
 """
 
 from collections import Counter
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from stages.artifacts import read_metadata, write_json, write_parquet
+from stages.artifacts import read_metadata, write_json, write_parquet, write_tsv
 from stages.embed import features_of, images_of
 from stages.errors import InputError
 from stages.features.encoders import EncoderParams, load_encoder, pinned
@@ -111,8 +112,13 @@ def samples_of(variant: str) -> Path:
     return DATA / "sample" / variant / "samples.arrow"
 
 
+def curve_of(variant: str) -> Path:
+    """The samples of training's snapshots; the file exists where there are any."""
+    return DATA / "sample" / variant / "curve.arrow"
+
+
 def plan(params: Params) -> list[Shard]:
-    """Spans of the samples, then the held-out images: the same search for both."""
+    """Spans of the samples, then the held-out images: the same search for both. Then the snapshots' samples."""
     train, samples, holdout = read_images(images_of("train")), *(read_images(path) for path in _sources(params.variant))
     _check(params, train, samples, holdout)
     if params.variant in params.verdicts:
@@ -133,7 +139,18 @@ def plan(params: Params) -> list[Shard]:
             }
             name = f"{params.variant} {number}/{len(cuts)}" if source.stem == "samples" else "holdout"
             shards.append(Shard("filter", name, settings, (str(source), str(images_of("train"))), ".parquet"))
-    return shards
+    return shards + _curve_shards(params)
+
+
+def _curve_shards(params: Params) -> list[Shard]:
+    curve = curve_of(params.variant)
+    if not curve.exists():
+        return []
+    cuts, inputs = spans(len(read_images(curve)), params.shards), (str(curve), str(images_of("train")))
+    return [
+        Shard("filter", f"{params.variant} curve {n}/{len(cuts)}", {"start": a, "stop": b}, inputs, ".parquet")
+        for n, (a, b) in enumerate(cuts, 1)
+    ]
 
 
 def _sources(variant: str) -> tuple[Path, Path]:
@@ -164,16 +181,22 @@ def _check(params: Params, train: ImageTable, samples: ImageTable, holdout: Imag
 
 
 def work(shard: Shard) -> Path:
-    """Search images start..stop: k nearest, their nearest one's own neighbours, features of the lowest ρ."""
+    """Search images start..stop: k nearest, their nearest one's own neighbours, features of the lowest ρ.
+
+    Of a snapshot's samples only r₁/r₂.
+    """
     import numpy as np
     import pyarrow as pa
 
-    from stages.memorization.ratios import lowest, rho
+    from stages.memorization.ratios import lowest, nn_ratio, rho
     from stages.search.nearest import nearest
 
     settings = shard.settings
     table, train = read_images(shard.inputs[0]), read_images(shard.inputs[1])
     span = slice(settings["start"], settings["stop"])
+    if "neighbors" not in settings:
+        ratio = nn_ratio(nearest(table.flat[span], train.flat, 2)[1])
+        return write_parquet(shard.path, pa.table({"ratio": ratio}))
     index, squared = nearest(table.flat[span], train.flat, settings["neighbors"])
     found, back = np.unique(index[:, 0], return_inverse=True)
     _, own_squared = nearest(train.flat[found], train.flat, settings["own_neighbors"], exclude=found)
@@ -202,8 +225,9 @@ def gather(params: Params, parts: list[Path]) -> None:
     from stages.memorization.metrics import distance_summary, metrics_table, ratio_summary
     from stages.memorization.verdicts import VERDICTS
 
-    train = read_images(images_of("train"))
-    samples, holdout = _measured(parts[:-1], train, params.rules), _measured(parts[-1:], train, params.rules)
+    train, last = read_images(images_of("train")), len(parts) - len(_curve_shards(params))
+    samples = _measured(parts[: last - 1], train, params.rules)
+    holdout = _measured(parts[last - 1 : last], train, params.rules)
     pairs = _pairs(params, samples, read_images(samples_of(params.variant)), train)
     out = DATA / "filter" / params.variant
     write_parquet(out / "pairs.parquet", pairs, {"variant": params.variant})
@@ -224,6 +248,27 @@ def gather(params: Params, parts: list[Path]) -> None:
         "verified": _verified(params, samples, pairs, offered),
     }
     write_json(out / "filter.json", summary)
+    (out / "curve.tsv").unlink(missing_ok=True)  # of an earlier run that had snapshots
+    if parts[last:]:
+        write_tsv(out / "curve.tsv", _curve(parts[last:], read_images(curve_of(params.variant)).metadata["steps"]))
+
+
+def _curve(parts: list[Path], steps: list[int]) -> list[dict[str, float]]:
+    """Each snapshot's share of samples that nn_ratio_0_7 flags, with its 95 % Wilson interval."""
+    import numpy as np
+    import pyarrow.parquet as pq
+
+    from stages.memorization.statistics import wilson
+
+    ratio = np.concatenate([pq.read_table(part)["ratio"].to_numpy() for part in parts]).reshape(len(steps), -1)
+    rows = []
+    for step, flagged in zip(steps, (ratio < 0.7).sum(axis=1).tolist()):
+        count = ratio.shape[1]
+        low, high = wilson(flagged, count)
+        rows.append(
+            {"step": step, "count": count, "flagged": flagged, "share": flagged / count, "low": low, "high": high}
+        )
+    return rows
 
 
 def _measured(parts: list[Path], train: ImageTable, rules: "Rules") -> "Measured":

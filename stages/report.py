@@ -82,7 +82,7 @@ def gather(params: Params, parts: list[Path]) -> None:
     from stages.reporting.checks import BrokenRule, answer, checks
     from stages.reporting.html import Shown, render
     from stages.reporting.inputs import read_inputs
-    from stages.reporting.results import copy_rows, loss_rows, metrics, results
+    from stages.reporting.results import copy_rows, curve_rows, loss_rows, metrics, results
 
     variants = {name: variant.model_dump(mode="json") for name, variant in params.variants.items()}
     inputs = _with_learned(read_inputs(DATA, variants, pq.read_table(parts[0])["ratio"].to_numpy()))
@@ -96,6 +96,8 @@ def gather(params: Params, parts: list[Path]) -> None:
     write_tsv(OUT / "plots" / "copy_rate.tsv", copy_rows(inputs.variants))
     if losses := loss_rows(inputs.variants):
         write_tsv(OUT / "plots" / "loss.tsv", losses)
+    if curves := curve_rows(inputs.variants):
+        write_tsv(OUT / "plots" / "copy_curve.tsv", curves)
 
 
 def _with_learned(inputs: "Inputs") -> "Inputs":

@@ -1,12 +1,14 @@
 """Stage sample@variant: draw samples from a variant's score; sample i depends on (seed, i) and the model only.
 
 Outs in data/sample/VARIANT: samples.arrow (an image table) and sample.json; for a trained network also how its score
-compares with the empirical one: alignment.json, and the images of its interpolations, interpolation.arrow.
+compares with the empirical one: alignment.json, and the images of its interpolations, interpolation.arrow; and, where
+train kept snapshots, curve.arrow: samples 0..curve_count-1 of each snapshot, one after the other in the order of their
+steps, which its metadata lists.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -14,6 +16,9 @@ from stages.artifacts import read_json, write_json
 from stages.diffusion.parameters import Variant
 from stages.protocol import DATA, Shard, StageParams, main, spans
 from stages.theory.alignment import Alignment
+
+if TYPE_CHECKING:
+    from stages.images.store import ImageTable
 
 TRAIN_IMAGES = DATA / "deduplicate" / "train.arrow"
 
@@ -37,15 +42,27 @@ class Params(StageParams):
     precision: Literal["float32", "bfloat16", "auto"] = Field(
         description="of a network's products; auto: bfloat16 where the device has instructions for it"
     )
+    curve_count: int = Field(ge=2, description="samples from each of train's snapshots, where there are any")
     alignment: Alignment
 
 
 def plan(params: Params) -> list[Shard]:
-    """Shards of whole batches, and one that compares a trained score with the empirical one."""
+    """Shards of whole batches, one that compares a trained score with the empirical one, then those of snapshots."""
     folder = DATA / "train" / params.variant
     inputs = [str(folder / "score.json"), str(TRAIN_IMAGES)]
     if params.spec.score == "network":
         inputs.append(str(folder / "model.safetensors"))
+    shards = _draws(params, params.count, params.variant, inputs)
+    if params.spec.score == "network":
+        shards.append(_alignment(params, inputs))
+        for path in _snapshots(params):
+            name = f"{params.variant} step {_step(path)}"
+            shards += _draws(params, params.curve_count, name, [*inputs[:2], str(path)])
+    return shards
+
+
+def _draws(params: Params, count: int, name: str, inputs: list[str]) -> list[Shard]:
+    """Samples 0..count-1, in shards of whole batches."""
     common = {
         "sampler": params.spec.sampler.model_dump(mode="json"),
         "seed": params.seed,
@@ -53,17 +70,30 @@ def plan(params: Params) -> list[Shard]:
         "device": params.device,
         "precision": params.precision,
     }
-    cuts = spans(-(-params.count // params.batch), params.shards)
-    shards = [
+    cuts = _cuts(params, count)
+    return [
         Shard(
             "sample",
-            f"{params.variant} {n}/{len(cuts)}",
-            {**common, "start": a * params.batch, "stop": min(b * params.batch, params.count)},
+            f"{name} {n}/{len(cuts)}",
+            {**common, "start": a * params.batch, "stop": min(b * params.batch, count)},
             tuple(inputs),
         )
         for n, (a, b) in enumerate(cuts, 1)
     ]
-    return [*shards, _alignment(params, inputs)] if params.spec.score == "network" else shards
+
+
+def _cuts(params: Params, count: int) -> list[tuple[int, int]]:
+    """The batches of each shard."""
+    return spans(-(-count // params.batch), params.shards)
+
+
+def _snapshots(params: Params) -> list[Path]:
+    """The weights that train kept on the way, in the order of their steps."""
+    return sorted((DATA / "train" / params.variant).glob("snapshot-*.safetensors"))
+
+
+def _step(snapshot: Path) -> int:
+    return int(snapshot.stem.removeprefix("snapshot-"))
 
 
 def _alignment(params: Params, inputs: list[str]) -> Shard:
@@ -124,25 +154,20 @@ def _batches(start: int, stop: int, batch: int) -> Iterator[tuple[Any, int]]:
 
 def gather(params: Params, parts: list[Path]) -> None:
     """Join the shards into one image table, in order; write what was measured of a trained score beside it."""
-    import numpy as np
+    from stages.images.store import image_table, read_images, write_images
 
-    from stages.images.store import ImageTable, image_table, read_images, write_images
-
-    out = DATA / "sample" / params.variant
+    out, count = DATA / "sample" / params.variant, len(_cuts(params, params.count))
+    parts, rest = parts[:count], parts[count:]
+    (out / "curve.arrow").unlink(missing_ok=True)  # of an earlier run that had snapshots
     if params.spec.score == "network":
-        *parts, last = parts
-        aligned = read_images(last)
+        aligned, curve = read_images(rest[0]), rest[1:]
         write_images(out / "interpolation.arrow", image_table(aligned.images))
         settings = params.alignment.model_dump(mode="json")
         write_json(out / "alignment.json", {**aligned.metadata["measured"], "settings": settings})
-    tables = [read_images(part) for part in parts]
+        if curve:
+            write_images(out / "curve.arrow", _joined(curve, {"steps": [_step(path) for path in _snapshots(params)]}))
     metadata = {"variant": params.variant, "seed": params.seed, "sampler": params.spec.sampler.model_dump(mode="json")}
-    joined = ImageTable(
-        np.concatenate([table.images for table in tables]),
-        [identity for table in tables for identity in table.ids],
-        np.concatenate([table.labels for table in tables]),
-        metadata,
-    )
+    joined = _joined(parts, metadata)
     write_images(out / "samples.arrow", joined)
     write_json(
         out / "sample.json",
@@ -152,6 +177,20 @@ def gather(params: Params, parts: list[Path]) -> None:
             "seed": params.seed,
             "sampler": metadata["sampler"],
         },
+    )
+
+
+def _joined(parts: list[Path], metadata: dict[str, Any]) -> "ImageTable":
+    import numpy as np
+
+    from stages.images.store import ImageTable, read_images
+
+    tables = [read_images(part) for part in parts]
+    return ImageTable(
+        np.concatenate([table.images for table in tables]),
+        [identity for table in tables for identity in table.ids],
+        np.concatenate([table.labels for table in tables]),
+        metadata,
     )
 
 

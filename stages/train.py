@@ -1,12 +1,14 @@
 """Stage train@variant: train a variant's network; a closed-form variant has none and only states its score.
 
 Outs in data/train/VARIANT: score.json (what the score is), and for networks model.safetensors (the EMA weights),
-loss.tsv (the loss curve, by noise level).
+loss.tsv (the loss curve, by noise level) and, for each step of train.snapshots, snapshot-STEP.safetensors (the EMA
+weights then), from which the later stages measure how copies come about while the network learns.
 """
 
 import contextlib
 import csv
 import io
+import math
 import signal
 import subprocess
 import sys
@@ -15,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from stages.artifacts import sha256_file, write_json, write_text
 from stages.device import pick_device
@@ -49,6 +51,17 @@ class Params(StageParams):
     optimization: OptimizationParams
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto: a GPU when there is one")
     processes: int = Field(gt=0, description="processes that share every batch: one per GPU, or on the CPU")
+    snapshots: list[int] = Field(description="steps after which the EMA weights are kept, ascending")
+
+    @field_validator("snapshots")
+    @classmethod
+    def _within_training(cls, steps: list[int], info: ValidationInfo) -> list[int]:
+        if steps != sorted(set(steps)):
+            raise ValueError("the steps must ascend")
+        last = info.data["optimization"].steps if "optimization" in info.data else math.inf
+        if wrong := [step for step in steps if not 0 < step <= last]:
+            raise ValueError(f"{wrong[0]} is not a step of a training of {last} steps (train.optimization.steps)")
+        return steps
 
 
 def _score(params: Params) -> dict[str, Any]:
@@ -72,6 +85,8 @@ def plan(params: Params) -> list[Shard]:
     if params.spec.neighbors is not None:
         inputs.append(str(DATA / "index" / f"{params.spec.neighbors.space}_neighbors.arrow"))
     settings = {**_score(params), "device": params.device, "processes": params.processes}
+    if params.snapshots:
+        settings["snapshots"] = params.snapshots
     del settings["variant"]  # two names for the same thing share their training
     return [Shard("train", params.variant, settings, tuple(inputs), ".safetensors")]
 
@@ -93,7 +108,7 @@ def work(shard: Shard) -> Path:
 def _train(shard: Shard, trainer: "Trainer", world: "World") -> None:
     from tqdm import tqdm
 
-    from stages.diffusion.checkpoint import save_tensors
+    from stages.diffusion.training import Snapshot
 
     params, start = trainer.params, trainer.resume()
     loss = _load_curve(shard.scratch / LOSS, start)
@@ -106,26 +121,63 @@ def _train(shard: Shard, trainer: "Trainer", world: "World") -> None:
         mininterval=2,
         disable=not world.leads,
     ) as bar:
-        for found in trainer.run():
+        for found in trainer.run(shard.settings.get("snapshots", ())):
             if not world.leads:
+                continue
+            if isinstance(found, Snapshot):
+                _keep(shard, found.step, trainer)
                 continue
             loss.append([found.step, found.loss, found.low, found.middle, found.high])
             write_text(shard.scratch / LOSS, _format_curve(LOSS_COLUMNS, loss))
             bar.update(found.step * params.batch - bar.n)
             bar.set_postfix(loss=f"{found.loss:.4f}")
     if world.leads:
-        notes = {"loss": _format_curve(LOSS_COLUMNS, loss), "image_shape": list(trainer.data.shape)}
-        save_tensors(shard.path, trainer.state.average.state_dict(), notes)
+        _finish(shard, trainer, _format_curve(LOSS_COLUMNS, loss))
+
+
+def _keep(shard: Shard, step: int, trainer: "Trainer") -> None:
+    """The average of the weights at this step, beside the checkpoints: a training that goes on finds it there."""
+    from stages.diffusion.checkpoint import module_tensors, save_tensors
+
+    save_tensors(_snapshot(shard.scratch, step), module_tensors(trainer.state.average, _snapshot_name(step)), {})
+
+
+def _finish(shard: Shard, trainer: "Trainer", loss: str) -> None:
+    """One file with the weights, the snapshots (of the steps before `max_seconds` ended the training) and the loss."""
+    from stages.diffusion.checkpoint import load_tensors, save_tensors
+
+    tensors = trainer.state.average.state_dict()
+    notes = {"loss": loss, "image_shape": list(trainer.data.shape)}
+    if steps := [step for step in shard.settings.get("snapshots", ()) if step <= trainer.state.step]:
+        notes["snapshots"] = steps
+        for step in steps:
+            tensors |= load_tensors(_snapshot(shard.scratch, step))[0]
+    save_tensors(shard.path, tensors, notes)
+
+
+def _snapshot_name(step: int) -> str:
+    return f"snapshot-{step:010d}"  # the names sort by step
+
+
+def _snapshot(folder: Path, step: int) -> Path:
+    return folder / f"{_snapshot_name(step)}.safetensors"
 
 
 def gather(params: Params, parts: list[Path]) -> None:
-    """Write score.json and, for a network, its weights and loss curve."""
+    """Write score.json and, for a network, its weights, its snapshots and its loss curve."""
     out, score = DATA / "train" / params.variant, _score(params)
+    for old in out.glob("snapshot-*.safetensors"):  # of an earlier run that kept others
+        old.unlink()
     if parts:
-        from stages.diffusion.checkpoint import load_tensors, save_tensors
+        from stages.diffusion.checkpoint import load_tensors, save_tensors, select
 
         tensors, notes = load_tensors(parts[0])
-        save_tensors(out / "model.safetensors", tensors, {"score": score, "image_shape": notes["image_shape"]})
+        about = {"score": score, "image_shape": notes["image_shape"]}
+        for step in notes.get("snapshots", ()):
+            kept = select(tensors, _snapshot_name(step))
+            save_tensors(_snapshot(out, step), kept, {**about, "step": step})
+        final = {name: tensor for name, tensor in tensors.items() if not name.startswith("snapshot-")}
+        save_tensors(out / "model.safetensors", final, about)
         write_text(out / LOSS, notes["loss"])
     write_json(out / "score.json", score)
 

@@ -205,7 +205,24 @@ def loss_figure(variants: Sequence[Variant]) -> str | None:
     return _curves_figure(curves, "training loss per pixel", "loss") if networks else None
 
 
-def _curves_figure(panels: dict[str, list[tuple[Variant, np.ndarray, np.ndarray]]], label: str, name: str) -> str:
+COPIES = "copies, % of the samples"
+
+
+def copy_curve_figure(variants: Sequence[Variant]) -> str | None:
+    """Copies and Fréchet distance of the snapshots' samples; None where training kept no snapshots. SVG text."""
+    networks = [variant for variant in variants if variant.curve is not None]
+    if not networks:
+        return None
+    curves = {
+        COPIES: [(v, v.curve["step"], 100 * v.curve["share"]) for v in networks],
+        f"{networks[0].fid['name']} to test": [(v, v.curve["step"], v.curve["fd"]) for v in networks],
+    }
+    return _curves_figure(curves, "", "curve", marker=".")
+
+
+def _curves_figure(
+    panels: dict[str, list[tuple[Variant, np.ndarray, np.ndarray]]], label: str, name: str, **style: Any
+) -> str:
     """Panels beside each other, each with one line (x, y) per variant over the training step. SVG text."""
     import matplotlib
     from matplotlib.figure import Figure
@@ -217,8 +234,14 @@ def _curves_figure(panels: dict[str, list[tuple[Variant, np.ndarray, np.ndarray]
         for axis, (title, curves) in zip(axes, panels.items()):
             for i, (variant, x, y) in enumerate(curves):
                 axis.plot(x, y, color=SERIES[i % len(SERIES)], linestyle=DASHES[i % len(DASHES)], linewidth=1.5,
-                          label=variant.name)  # fmt: skip
-            _loss_scale(axis, np.concatenate([y for _, _, y in curves]))
+                          label=variant.name, **style)  # fmt: skip
+                if title == COPIES:
+                    axis.fill_between(x, 100 * variant.curve["low"], 100 * variant.curve["high"], linewidth=0,
+                                      color=SERIES[i % len(SERIES)], alpha=0.15)  # fmt: skip
+            if title == COPIES:
+                axis.set_ylim(0, 102)
+            else:
+                _loss_scale(axis, np.concatenate([y for _, _, y in curves]))
             axis.grid(axis="y")
             axis.set_title(title)
             axis.set_xlabel("training step")

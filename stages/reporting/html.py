@@ -87,6 +87,7 @@ def render(inputs: Inputs, found: Sequence[Check], broken: BrokenRule, shown: Sh
         copy_figure=figures.copy_figure(variants, broken.median),
         ratio_figure=figures.ratio_figure(variants, inputs.holdout_ratio),
         loss_figure=figures.loss_figure(variants),
+        curve_figure=figures.copy_curve_figure(variants),
         sections=[section(variant, inputs, broken, shown.samples) for variant in variants],
         groups=duplicate_groups(inputs, shown.groups),
         rejected=inputs.rejected.slice(0, shown.rejected).to_pylist(),

@@ -15,6 +15,8 @@ from stages.errors import InputError
 from stages.images.store import ImageTable, read_images
 
 LOSS = ("step", "loss", "loss_low_sigma", "loss_middle_sigma", "loss_high_sigma")
+SHARE = ("step", "count", "flagged", "share", "low", "high")
+CURVE = (*SHARE, "fd")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,6 +57,7 @@ class Variant:
         name, spec: the key and the value under `variants` in params.yaml.
         score, sample, filter, fid: the stages' JSON files.
         loss: columns of loss.tsv, None for a closed form.
+        curve: columns of filter's and fid's curve.tsv, None where train kept no snapshots.
         pairs: one row per sample, in the order of pairs.parquet.
         samples: the samples, in order.
         pairs_picture: the picture grid that filter drew.
@@ -69,6 +72,7 @@ class Variant:
     filter: dict[str, Any]
     fid: dict[str, Any]
     loss: dict[str, np.ndarray] | None
+    curve: dict[str, np.ndarray] | None
     pairs: pa.Table
     samples: ImageTable
     pairs_picture: Path
@@ -273,6 +277,7 @@ def _variant(reader: Reader, name: str, spec: dict[str, Any]) -> Variant:
         filter=filtered,
         fid=reader.json("fid", "fid.json", name, "name", "encoder", "samples", "train", "test", "floor"),
         loss=read_columns(reader.path("train", "loss.tsv", name), LOSS) if spec["score"] == "network" else None,
+        curve=_curve(reader, name),
         pairs=pq.read_table(reader.path("filter", "pairs.parquet", name)),
         samples=read_images(reader.path("sample", "samples.arrow", name)),
         pairs_picture=reader.path("filter", "pairs.png", name),
@@ -299,10 +304,22 @@ def _learned(reader: Reader, name: str) -> Learned:
     )
 
 
+def _curve(reader: Reader, name: str) -> dict[str, np.ndarray] | None:
+    if not (reader.data / "filter" / name / "curve.tsv").exists():
+        return None
+    shares = read_columns(reader.path("filter", "curve.tsv", name), SHARE)
+    distances = read_columns(reader.path("fid", "curve.tsv", name), ("step", "count", "fd"))
+    if any(not np.array_equal(shares[key], distances[key]) for key in ("step", "count")):
+        raise InputError(
+            f"data/filter/{name}/curve.tsv and data/fid/{name}/curve.tsv are of other snapshots: run dvc repro"
+        )
+    return {**shares, "fd": distances["fd"]}
+
+
 def read_columns(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
     """Columns of a curve over the training steps, float64, one entry per row. InputError where one is missing."""
     with path.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     if not rows or not set(needed) <= set(rows[0]):
-        raise InputError(f"{path} has no rows with the columns {', '.join(needed)}: rerun stage train")
+        raise InputError(f"{path} has no rows with the columns {', '.join(needed)}: rerun stage {path.parts[-3]}")
     return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}

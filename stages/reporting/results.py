@@ -7,7 +7,7 @@ from typing import Any
 
 from stages.artifacts import read_json
 from stages.reporting.checks import Check
-from stages.reporting.inputs import LOSS, Inputs, Rate, Variant
+from stages.reporting.inputs import CURVE, LOSS, Inputs, Rate, Variant
 from stages.reporting.words import interval, number, rate_words
 
 THIRD = "nn_ratio_1_3"  # r_1/r_2 < 1/3, the literature's usual rule, shown beside the headline
@@ -88,6 +88,11 @@ def metrics(inputs: Inputs, found: Sequence[Check]) -> dict[str, Any]:
 def loss_rows(variants: Sequence[Variant]) -> list[dict[str, Any]]:
     """Loss curves of all networks, one row per variant and logged step; NaN where a third of the levels had no loss."""
     return _curve_rows([(variant.name, variant.loss) for variant in variants], LOSS)
+
+
+def curve_rows(variants: Sequence[Variant]) -> list[dict[str, Any]]:
+    """Copies and Fréchet distance while the networks learnt, one row per variant and snapshot."""
+    return _curve_rows([(variant.name, variant.curve) for variant in variants], CURVE)
 
 
 def _curve_rows(curves: Sequence[tuple[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
