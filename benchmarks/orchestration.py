@@ -116,7 +116,6 @@ REDUCED: dict[str, Any] = {
     "ingest": {"train": 60, "test": 200, "holdout": 200},
     "train.optimization": {"steps": 150, "checkpoint_every": 100},
     "sample": {"count": 60, "batch": 20, "shards": 3},
-    "verify.shell_mass": {"normals": 2000000},
 }
 """What --parts parallel changes in params.yaml without --full."""
 

@@ -18,6 +18,10 @@ PRESENTATION = frozenset({"pydantic", "rich", "tqdm", "yaml"})
 """Packages that check, print or parse: a new version of theirs changes no number, so it makes no result stale."""
 
 
+OTHER = frozenset({".py", ".pyc", ".md", ".yaml"})
+"""Endings of the files beside a module that are not its templates."""
+
+
 @functools.cache
 def _graph() -> grimp.ImportGraph:
     # imports inside functions count too; grimp reads the source and runs nothing
@@ -38,8 +42,8 @@ def code_files(stage: str) -> list[str]:
     """Files that stage `stage` depends on, relative to `ROOT`, sorted.
 
     These are the modules it imports, directly or not, and the files that are not Python (templates) beside them. The
-    packages' own `__init__.py` hold nothing but a docstring (tests/test_architecture.py) and are left out, as is
-    documentation (.md).
+    packages' own `__init__.py` hold nothing but a docstring (tests/test_architecture.py) and are left out, as are
+    documentation (.md) and parameters (.yaml), which reach a shard's key through its settings.
     """
     files, folders = set(), set()
     for module in modules(stage):
@@ -48,7 +52,7 @@ def code_files(stage: str) -> list[str]:
             files.add(path)
             folders.add(path.parent)
     for folder in folders - {ROOT / "stages"}:
-        files |= {path for path in folder.iterdir() if path.is_file() and path.suffix not in (".py", ".pyc", ".md")}
+        files |= {path for path in folder.iterdir() if path.is_file() and path.suffix not in OTHER}
     return sorted(path.relative_to(ROOT).as_posix() for path in files)
 
 

@@ -4,11 +4,11 @@ import dataclasses
 import importlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, ValidationError
 
 import stages
@@ -73,7 +73,6 @@ def stage_module(name: str) -> ModuleType:
 def load_params(path: Path | str = "params.yaml") -> Parameters:
     """Read and validate all of params.yaml. Raises InputError: one line, naming the dotted key."""
     tree = load_tree(path)
-    _reject_repeated_keys(path)
     _reject_unknown_sections(tree)
     _reject_outside_paths(tree)
     variants = _variant_names(tree)
@@ -94,11 +93,11 @@ def load_stage(name: str, variant: str | None, path: Path | str = "params.yaml")
     """
     if name not in STAGES:
         raise InputError(f"there is no stage {name}: choose one of {', '.join(STAGES)}")
-    version = _version(path)
+    tree = load_tree(path)
+    version = _version(path, tree)
     if not VALID.exists() or VALID.read_text(encoding="utf-8") != version:
         load_params(path)
         write_text(VALID, version)
-    tree = load_tree(path)
     params = stage_module(name).Params
     if params.PER_VARIANT and variant not in (None, *_variant_names(tree)):
         choice = ", ".join(_variant_names(tree))
@@ -106,35 +105,19 @@ def load_stage(name: str, variant: str | None, path: Path | str = "params.yaml")
     return params.from_tree(tree, variant), _execution(tree)
 
 
-def _version(path: Path | str) -> str:
-    """Digest of a parameter file and of all the code that decides whether it is valid."""
-    if not Path(path).is_file():
-        raise InputError(f"{path} is missing: run in the project's root")
+def _version(path: Path | str, tree: dict[str, Any]) -> str:
+    """Digest of a parameter file, of those it names and of all the code that decides whether it is valid."""
     code = sorted(Path(stages.__file__).parent.rglob("*.py"))
-    return sha256_json([os.environ.get(ALLOWED), *(sha256_file(file) for file in (path, __file__, *code))])
+    files = (path, *filter(Path.is_file, _named_files(tree)), __file__, *code)
+    return sha256_json([os.environ.get(ALLOWED), *(sha256_file(file) for file in files)])
 
 
-def _reject_repeated_keys(path: Path | str) -> None:
-    """YAML's parser keeps the last of two equal keys without a word; an ablation would change the wrong one."""
-
-    def walk(node: yaml.Node, prefix: str) -> None:
-        if isinstance(node, yaml.SequenceNode):
-            for item in node.value:
-                walk(item, prefix)
-        if isinstance(node, yaml.MappingNode):
-            seen: set[str] = set()
-            for key, value in node.value:
-                dotted = f"{prefix}{key.value}"
-                if dotted in seen:
-                    raise InputError(
-                        f"params.yaml: key {dotted} stands twice (line {key.start_mark.line + 1}): remove one"
-                    )
-                seen.add(dotted)
-                walk(value, f"{dotted}.")
-
-    root = yaml.compose(Path(path).read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
-    if root is not None:
-        walk(root, "")
+def _named_files(node: Any) -> Iterator[Path]:
+    """The YAML files that hold a part of the parameters (verify.blocks)."""
+    if isinstance(node, str) and node.endswith(".yaml"):
+        yield Path(node)
+    for value in node.values() if isinstance(node, dict) else ():
+        yield from _named_files(value)
 
 
 def _reject_outside_paths(node: Any, key: str = "") -> None:

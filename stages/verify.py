@@ -2,9 +2,9 @@
 
 Beside it blocks.json (what was computed with which images), one TSV per table, and pictures.
 
-The claims come in blocks (stages/theory/claims.py says how to add one); each is one shard, or several. Values written
-`{quick: A, full: B}` in params.yaml are read by `mode`: quick runs within the default pipeline, full is the size of
-the papers.
+The claims come in blocks (stages/theory/claims.py says how to add one); each is one shard, or several. Their numbers
+stand in a file of their own, stages/theory/blocks.yaml: DVC parses params.yaml once per stage. Values written
+`{quick: A, full: B}` there are read by `mode`: quick runs within the default pipeline, full is the size of the papers.
 
 Images come from what the pipeline ingested (data/deduplicate/train.arrow), or from any source named by `dataset`. DVC
 watches the former only: after changing a named source's files, `dvc repro -f verify` reads them again (shards are
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from stages.artifacts import atomic_path, read_json, write_json, write_tsv
 from stages.errors import InputError
@@ -25,7 +25,7 @@ from stages.images.png import png_bytes
 from stages.images.sources import open_source
 from stages.images.store import read_images
 from stages.images.subset import read_subset, subset_rows
-from stages.protocol import DATA, Shard, StageParams, main
+from stages.protocol import DATA, Section, Shard, StageParams, explain, load_tree, main
 from stages.theory.bias_variance_claims import BiasVariance
 from stages.theory.claims import Block, Findings, ImageBlock, Picture, Table
 from stages.theory.collapse import Collapse
@@ -43,15 +43,8 @@ TRAIN = DATA / "deduplicate" / "train.arrow"
 MODES = ("quick", "full")
 
 
-class Params(StageParams):
-    """What to verify: one field per block."""
-
-    SECTION: ClassVar[str] = "verify"
-
-    mode: Literal["quick", "full"] = Field(description="which value is read where params.yaml gives {quick:, full:}")
-    seed: int = Field(ge=0, description="seed of all random draws")
-    dataset: str | None = Field(min_length=1, description="a source of images; null: what the pipeline ingested")
-    resolution: int | None = Field(ge=1, le=4096, description="side to resize `dataset` to; null: as it is")
+class Blocks(Section):
+    """What is computed: one field per block, in the order of the report."""
 
     shell_mass: ShellMass
     shell_touch: ShellTouch
@@ -69,44 +62,63 @@ class Params(StageParams):
     smoothed_images: SmoothedSamples
 
     @classmethod
+    def kinds(cls) -> dict[str, type[Block]]:
+        """The blocks by name."""
+        return {name: info.annotation for name, info in cls.model_fields.items()}
+
+
+class Params(StageParams):
+    """What to verify, on which images."""
+
+    SECTION: ClassVar[str] = "verify"
+
+    mode: Literal["quick", "full"] = Field(description="which value is read where a block gives {quick:, full:}")
+    seed: int = Field(ge=0, description="seed of all random draws")
+    dataset: str | None = Field(min_length=1, description="a source of images; null: what the pipeline ingested")
+    resolution: int | None = Field(ge=1, le=4096, description="side to resize `dataset` to; null: as it is")
+    blocks: Blocks = Field(description="what the YAML file named here holds")
+
+    @classmethod
     def from_tree(cls, tree: dict[str, Any], variant: str | None = None) -> Self:
-        """See StageParams.from_tree. The values of both modes are checked, those of `mode` returned."""
+        """See StageParams.from_tree. The blocks' values of both modes are checked, those of `mode` returned."""
         section = tree.get(cls.SECTION)
-        if not isinstance(section, dict):
+        if not isinstance(section, dict) or "blocks" not in section:
             return super().from_tree(tree, variant)
-        for mode in MODES:
-            super().from_tree({**tree, cls.SECTION: _at(section, mode, cls.SECTION)}, variant)
-        return super().from_tree({**tree, cls.SECTION: _at(section, section.get("mode"), cls.SECTION)}, variant)
+        both = _read_blocks(section["blocks"])
+        mode = section.get("mode") if section.get("mode") in MODES else MODES[0]  # a wrong one is its field's error
+        return super().from_tree({**tree, cls.SECTION: {**section, "blocks": both[mode]}}, variant)
 
 
-def _at(value: Any, mode: Any, place: str) -> Any:
-    """`value`, at `place` in params.yaml, with every {quick: A, full: B} in it replaced by the one of `mode`."""
+def _read_blocks(given: Any) -> dict[str, Blocks]:
+    """The blocks of each mode, from the file that params.yaml names. Raises InputError: file and key."""
+    file, place, values = "params.yaml", "verify.blocks", given  # python -m stages.verify takes them written out, too
+    if isinstance(given, str):
+        file, place, values = given, "", load_tree(given)
+    try:
+        return {mode: Blocks.model_validate(_at(values, mode, file, place)) for mode in MODES}
+    except ValidationError as error:
+        raise InputError(explain(error, place, {}, file)) from error
+
+
+def _at(value: Any, mode: str, file: str, place: str) -> Any:
+    """`value`, at `place` in `file`, with every {quick: A, full: B} in it replaced by the one of `mode`."""
     if not isinstance(value, dict):
         return value
     if set(value) == set(MODES):
-        return value[mode if mode in MODES else MODES[0]]  # an unknown mode is the field's own error
+        return value[mode]
     if len(value) == 1 and set(value) < set(MODES):
         absent = next(iter(set(MODES) - set(value)))
-        raise InputError(f"params.yaml: missing key {place}.{absent}: give it beside {next(iter(value))}")
-    return {key: _at(item, mode, f"{place}.{key}") for key, item in value.items()}
-
-
-def blocks() -> dict[str, type[Block]]:
-    """The blocks by name, in the order of `Params`."""
-    return {name: info.annotation for name, info in Params.model_fields.items() if _is_block(info.annotation)}
-
-
-def _is_block(annotation: Any) -> bool:
-    return isinstance(annotation, type) and issubclass(annotation, Block)
+        raise InputError(f"{file}: missing key {place}.{absent}: give it beside {next(iter(value))}")
+    return {key: _at(item, mode, file, f"{place}.{key}".lstrip(".")) for key, item in value.items()}
 
 
 def plan(params: Params) -> list[Shard]:
     """One shard per piece of a block."""
-    return [shard for name in blocks() for shard in _block_shards(params, name)]
+    return [shard for name in Blocks.kinds() for shard in _block_shards(params, name)]
 
 
 def _block_shards(params: Params, name: str) -> list[Shard]:
-    block = getattr(params, name)
+    block = getattr(params.blocks, name)
     images, files = _images(params, block) if isinstance(block, ImageBlock) else (None, ())
     pieces = block.pieces()
     title = name.replace("_", " ")
@@ -149,7 +161,7 @@ def load(settings: dict[str, Any], count: int, seed: int) -> np.ndarray:
 def work(shard: Shard) -> Path:
     """The claims, tables and pictures of one piece, as JSON."""
     settings = shard.settings
-    block = blocks()[settings["block"]](**settings["params"])
+    block = Blocks.kinds()[settings["block"]](**settings["params"])
     images = load(settings["images"], block.images, settings["seed"]) if isinstance(block, ImageBlock) else None
     findings = block.findings(settings["seed"], images)
     return write_json(shard.path, {"block": settings["block"], **_as_json(findings)})
@@ -182,11 +194,11 @@ def gather(params: Params, parts: list[Path]) -> None:
     found = [read_json(part) for part in parts]
     claims, described = [], []
     scope = {"mode": params.mode, "dataset": params.dataset or "the pipeline's training images"}
-    for name, kind in blocks().items():
+    for name, kind in Blocks.kinds().items():
         own = [content for content in found if content["block"] == name]
         tables = _joined([content["tables"] for content in own])
         rows = [row for content in own for row in content["claims"]]
-        rows += [claim.row() for claim in getattr(params, name).conclude(tables)]
+        rows += [claim.row() for claim in getattr(params.blocks, name).conclude(tables)]
         claims += [{"topic": name, **row} for row in rows]
         pictures = {key: value for content in own for key, value in content["pictures"].items()}
         _write(tables, pictures)

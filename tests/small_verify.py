@@ -1,12 +1,8 @@
-"""Section verify of params.yaml at sizes that a test can afford."""
+"""Section verify of params.yaml and its blocks at sizes that a test can afford."""
 
 from typing import Any
 
-SMALL: dict[str, Any] = {
-    "mode": "quick",
-    "seed": 3,
-    "dataset": None,
-    "resolution": None,
+BLOCKS: dict[str, Any] = {
     "shell_mass": {"dimensions": [64, 256], "draws": 2000, "normals": 200_000},
     "shell_touch": {"dimensions": [64, 3072], "smallest": 0.01, "largest": 50.0},
     "sigma_domination": {"dimensions": [256, 3072], "alphas": [0.25, 0.5]},
@@ -89,3 +85,11 @@ SMALL: dict[str, Any] = {
     },
     "line": {"kappas": [1.0], "start": 0.16, "samples": 2000, "bins": 10, "dimension": 5},
 }
+
+SECTION: dict[str, Any] = {"mode": "quick", "seed": 3, "dataset": None, "resolution": None}
+
+
+def section(**changes: Any) -> dict[str, Any]:
+    """The section with some of its keys or blocks changed."""
+    own = {key: value for key, value in changes.items() if key not in BLOCKS}
+    return {**SECTION, **own, "blocks": {**BLOCKS, **{key: changes[key] for key in changes if key in BLOCKS}}}

@@ -14,6 +14,7 @@ from pipeline.params import STAGES, load_params, load_stage
 from stages.errors import InputError
 
 TREE: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+TREE["verify"]["blocks"] = yaml.safe_load((ROOT / TREE["verify"]["blocks"]).read_text())
 
 
 def load(tree: Any, folder: Path) -> Any:
@@ -129,6 +130,22 @@ def test_absolute_paths_lie_below_the_allowed_folders_where_there_are_any(tmp_pa
 def test_a_key_that_stands_twice_is_an_error(tmp_path):
     text = yaml.safe_dump(TREE, sort_keys=False).replace("  jobs: 1\n", "  jobs: 1\n  jobs: 2\n")
     assert "execution.jobs stands twice" in message(text, tmp_path)
+
+
+def test_the_blocks_of_verify_are_part_of_what_is_found_valid(tmp_path, monkeypatch):
+    """The stages' code decides what is valid: a change of the file that verify.blocks names must be seen, too."""
+    blocks = tmp_path / "blocks.yaml"
+    blocks.write_text((ROOT / "stages/theory/blocks.yaml").read_text())
+    path = tmp_path / "params.yaml"
+    path.write_text(yaml.safe_dump(changed(("verify", "blocks"), lambda node, key: node.__setitem__(key, str(blocks)))))
+    monkeypatch.chdir(tmp_path)
+    load_stage("report", None, path)
+    blocks.write_text(blocks.read_text().replace("noise: 0.001", "noise: -1"))
+    with pytest.raises(InputError, match=r"blocks\.yaml: jacobian\.noise"):
+        load_stage("report", None, path)
+    blocks.write_text("jacobian: {}\njacobian: {}\n")
+    with pytest.raises(InputError, match=r"blocks\.yaml: key jacobian stands twice"):
+        load_stage("report", None, path)
 
 
 @pytest.mark.parametrize("text", ["", "- 1\n", "a: [\n"])

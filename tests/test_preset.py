@@ -32,6 +32,9 @@ def project(tmp_path, monkeypatch):
     """A folder under git with the project's params.yaml."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "params.yaml", "params.yaml")
+    blocks = Path(load_tree("params.yaml")["verify"]["blocks"])
+    blocks.parent.mkdir(parents=True)
+    shutil.copy(ROOT / blocks, blocks)
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "params.yaml"], ["commit", "-qm", "x"]):
         subprocess.run([*git, *command], check=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small_verify import SMALL
+from small_verify import BLOCKS, section
 
 from stages import verify
 from stages.artifacts import read_json
@@ -111,7 +111,7 @@ def test_pairs_lie_at_their_noise_level():
         assert np.linalg.norm(pair.point - pair.centres[0]) == pytest.approx(1.35)
     assert {round(pair.gap, 9) for pair in found} == {1.0, round(math.sqrt(3), 9), 2.0}
     with pytest.raises(
-        InputError, match=r"verify\.expansion\.sigmas: hardly any two images have a point at noise 0\.1"
+        InputError, match=r"verify\.blocks\.expansion\.sigmas: hardly any two images have a point at noise 0\.1"
     ):
         list(expansion.draw_pairs(images, 20, 0.1, seed=0))
 
@@ -197,7 +197,7 @@ def test_ode_fixed_points_are_kept_and_left():
 
 
 def trajectories(**changes) -> mismatch.MismatchTrajectory:
-    return mismatch.MismatchTrajectory(**{**SMALL["mismatch_trajectory"], **changes})
+    return mismatch.MismatchTrajectory(**{**BLOCKS["mismatch_trajectory"], **changes})
 
 
 def test_along_a_schedule_the_ode_overshoots_and_the_sde_returns():
@@ -218,25 +218,25 @@ def test_a_wrong_fixed_point_would_fail(monkeypatch):
 
 
 def test_too_few_levels_are_refused():
-    with pytest.raises(InputError, match=r"verify\.mismatch_trajectory: .*30 levels are too few"):
-        params(mismatch_trajectory={**SMALL["mismatch_trajectory"], "levels": 30})
+    with pytest.raises(InputError, match=r"verify\.blocks\.mismatch_trajectory: .*30 levels are too few"):
+        params(mismatch_trajectory={**BLOCKS["mismatch_trajectory"], "levels": 30})
 
 
 def params(**changes) -> verify.Params:
-    return verify.Params.from_tree({"verify": {**SMALL, **changes}})
+    return verify.Params.from_tree({"verify": section(**changes)})
 
 
 def test_verify_writes_every_claim_and_table(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    Path("params.yaml").write_text(json.dumps({"verify": SMALL}))
+    Path("params.yaml").write_text(json.dumps({"verify": section()}))
     noise = np.random.default_rng(0).integers(0, 256, (30, 12, 12, 1), dtype=np.uint8)
     write_images(verify.TRAIN, image_table(noise))
     run_plain("verify")
     first = Path("data/verify/verify.json").read_bytes()
     claims = read_json("data/verify/verify.json")["claims"]
-    assert {row["topic"] for row in claims} == set(verify.blocks())
+    assert {row["topic"] for row in claims} == set(verify.Blocks.kinds())
     blocks = read_json("data/verify/blocks.json")["blocks"]
-    assert [block["name"] for block in blocks] == list(verify.blocks())
+    assert [block["name"] for block in blocks] == list(verify.Blocks.kinds())
     files = {f"{name}.tsv" for block in blocks for name in block["tables"]}
     files |= {f"{picture['name']}.png" for block in blocks for picture in block["pictures"]}
     assert {path.name for path in Path("data/verify").iterdir()} == {"verify.json", "blocks.json", *files}
@@ -255,15 +255,15 @@ def test_verify_writes_every_claim_and_table(tmp_path, monkeypatch):
 
 def test_a_topic_does_not_depend_on_the_others():
     before = {shard.name: shard.settings for shard in verify.plan(params())}
-    after = {shard.name: shard.settings for shard in verify.plan(params(mismatch={**SMALL["mismatch"], "draws": 60}))}
+    after = {shard.name: shard.settings for shard in verify.plan(params(mismatch={**BLOCKS["mismatch"], "draws": 60}))}
     assert [name for name in before if before[name] != after[name]] == ["mismatch"]
 
 
 def test_a_dimension_without_a_shell_is_refused():
-    with pytest.raises(InputError, match=r"verify\.shell_touch\.dimensions\.0"):
-        params(shell_touch={**SMALL["shell_touch"], "dimensions": [4]})
+    with pytest.raises(InputError, match=r"verify\.blocks\.shell_touch\.dimensions\.0"):
+        params(shell_touch={**BLOCKS["shell_touch"], "dimensions": [4]})
 
 
 def test_a_schedule_must_rise():
-    with pytest.raises(InputError, match=r"verify\.shell_touch: .*smallest 50\.0 must be below largest 0\.01"):
+    with pytest.raises(InputError, match=r"verify\.blocks\.shell_touch: .*smallest 50\.0 must be below largest 0\.01"):
         params(shell_touch={"dimensions": [64], "smallest": 50.0, "largest": 0.01})

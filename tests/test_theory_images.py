@@ -1,5 +1,6 @@
 """The blocks that need images: Jacobian and collapse on cases worked by hand, and the images that verify reads."""
 
+import json
 import math
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_verify import SMALL
+from small_verify import BLOCKS, section
 
 from stages import verify
 from stages.artifacts import read_json
@@ -128,7 +129,7 @@ def test_bisector_points_are_as_far_from_both_images():
     images = np.array([[0.0, 0, 1], [1.0, 0, 0], [0.0, 0, 1]])  # the first and the last are equal
     points = jacobian.bisector_points(images, 10, 0.0, 0)
     assert points == pytest.approx(np.tile([0.5, 0, 0.5], (10, 1)))
-    with pytest.raises(InputError, match=r"verify\.jacobian: nearly all training images are equal"):
+    with pytest.raises(InputError, match=r"verify\.blocks\.jacobian: nearly all training images are equal"):
         jacobian.bisector_points(images[[0, 2]], 1, 0.0, 0)
 
 
@@ -198,7 +199,7 @@ def test_the_fall_of_the_spectral_radius_is_asked_where_weights_are_steep():
 
 
 def test_published_numbers_are_for_cifar10_only():
-    with pytest.raises(InputError, match=r"verify\.jacobian\.cifar10 is for 32×32×3 images"):
+    with pytest.raises(InputError, match=r"verify\.blocks\.jacobian\.cifar10 is for 32×32×3 images"):
         block(cifar10=True).findings(0, pictures())
 
 
@@ -285,19 +286,45 @@ def test_a_subset_is_read_as_it_is_or_resized(tmp_path):
         read_subset(open_source(f"folder:{tmp_path}"), np.arange(3), None)
 
 
-def section(**changes) -> dict:
-    return {**SMALL, **changes}
-
-
 def test_a_mode_chooses_the_values_and_both_are_checked():
-    both = section(mismatch={**section()["mismatch"], "draws": {"quick": 50, "full": 70}})
-    assert verify.Params.from_tree({"verify": both}).mismatch.draws == 50
-    assert verify.Params.from_tree({"verify": {**both, "mode": "full"}}).mismatch.draws == 70
-    both["mismatch"]["draws"]["full"] = 1
-    with pytest.raises(InputError, match=r"verify\.mismatch\.draws"):
-        verify.Params.from_tree({"verify": both})
+    both = {**BLOCKS["mismatch"], "draws": {"quick": 50, "full": 70}}
+
+    def draws(**changes) -> int:
+        return verify.Params.from_tree({"verify": section(mismatch=both, **changes)}).blocks.mismatch.draws
+
+    assert draws() == 50
+    assert draws(mode="full") == 70
+    both["draws"]["full"] = 1
+    with pytest.raises(InputError, match=r"params\.yaml: verify\.blocks\.mismatch\.draws"):
+        draws()
+    both["draws"] = {"quick": 50}
+    with pytest.raises(InputError, match=r"params\.yaml: missing key verify\.blocks\.mismatch\.draws\.full"):
+        draws()
     with pytest.raises(InputError, match=r"verify\.mode"):
         verify.Params.from_tree({"verify": section(mode="slow")})
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"mismatch": {**BLOCKS["mismatch"], "draws": 1}}, "my.yaml: mismatch.draws: "),
+        ({"mismatch": {**BLOCKS["mismatch"], "draws": {"quick": 50}}}, "my.yaml: missing key mismatch.draws.full"),
+        ({"mismatch": {"dimension": 64, "draws": 50}}, "my.yaml: missing key mismatch.betas: add it"),
+        ({"jacobain": {}}, "my.yaml: unknown key jacobain"),
+        ({"jacobian": None}, "my.yaml: jacobian: "),
+    ],
+)
+def test_what_is_wrong_with_the_blocks_names_their_file(change, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tree = {"verify": {**section(), "blocks": "my.yaml"}}
+    with pytest.raises(InputError, match=r"my\.yaml is missing"):
+        verify.Params.from_tree(tree)
+    Path("my.yaml").write_text(json.dumps(BLOCKS))
+    assert verify.Params.from_tree(tree) == verify.Params.from_tree({"verify": section()})
+    Path("my.yaml").write_text(json.dumps({**BLOCKS, **change}))
+    with pytest.raises(InputError) as caught:
+        verify.Params.from_tree(tree)
+    assert str(caught.value).startswith(expected)
 
 
 def test_a_named_data_set_is_read_and_its_files_are_inputs(tmp_path, monkeypatch):

@@ -131,7 +131,7 @@ def draw_pairs(flat: np.ndarray, pairs: int, sigma: float, seed: int) -> Iterato
             if found == pairs:
                 return
     raise InputError(
-        f"verify.expansion.sigmas: hardly any two images have a point at noise {sigma:g} between: raise it"
+        f"verify.blocks.expansion.sigmas: hardly any two images have a point at noise {sigma:g} between: raise it"
     )
 
 

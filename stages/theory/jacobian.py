@@ -212,7 +212,9 @@ def bisector_points(flat: np.ndarray, count: int, noise: float, seed: int) -> np
         if not np.array_equal(first, second):
             found.append((first + second) / 2)
     if len(found) < count:
-        raise InputError("verify.jacobian: nearly all training images are equal, so that no point lies between them")
+        raise InputError(
+            "verify.blocks.jacobian: nearly all training images are equal, so that no point lies between them"
+        )
     return np.stack(found) + noise * generator.standard_normal((count, flat.shape[1]))
 
 
@@ -220,11 +222,11 @@ def verify_jacobian(block: Jacobian, seed: int, images: np.ndarray) -> Findings:
     """One piece of the block: its scores at the same points, with σ_i* held fixed and differentiated."""
     if block.cifar10 and images.shape[1:] != CIFAR10:
         raise InputError(
-            f"verify.jacobian.cifar10 is for 32×32×3 images, these are {images.shape[1:]}: set it to false"
+            f"verify.blocks.jacobian.cifar10 is for 32×32×3 images, these are {images.shape[1:]}: set it to false"
         )
     flat = images.reshape(len(images), -1) / 255.0
     if flat.shape[1] < 3:
-        raise InputError(f"verify.jacobian needs images of at least 3 values, these have {flat.shape[1]}")
+        raise InputError(f"verify.blocks.jacobian needs images of at least 3 values, these have {flat.shape[1]}")
     points = bisector_points(flat, block.points, block.noise, seed)
     claims: list[Claim] = []
     table: Table = []
