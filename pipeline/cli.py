@@ -104,7 +104,7 @@ def results(
     from stages.reporting.results import print_results, print_theory
 
     if theory:
-        print_theory(DATA / "verify")
+        print_theory(DATA)
         return
     print_results(DATA / "report" / "results.json")
     found = server.running()

@@ -136,13 +136,15 @@ def _block_shards(params: Params, name: str) -> list[Shard]:
 
 def _images(params: Params, block: ImageBlock) -> tuple[dict[str, Any], tuple[str, ...]]:
     """Which images a block reads, as JSON, and the files that hold them."""
-    if params.dataset is None:
-        if params.resolution is not None:
-            raise InputError("params.yaml: verify.resolution resizes verify.dataset only: set it to null")
+    spec = block.source(params.dataset)
+    if params.dataset is None and params.resolution is not None:
+        raise InputError("params.yaml: verify.resolution resizes verify.dataset only: set it to null")
+    if spec is None:
         return {"source": None, "resolution": None}, (str(TRAIN),)
-    source = open_source(params.dataset)
+    source = open_source(spec)
     rows = subset_rows(len(source), block.images, params.seed)
-    return {"source": params.dataset, "resolution": params.resolution}, source.files(rows)
+    resolution = params.resolution if spec == params.dataset else None
+    return {"source": spec, "resolution": resolution}, source.files(rows)
 
 
 def load(settings: dict[str, Any], count: int, seed: int) -> np.ndarray:
@@ -193,8 +195,8 @@ def gather(params: Params, parts: list[Path]) -> None:
     """verify.json with all claims, blocks.json, one TSV per table for `dvc plots`, and the pictures."""
     found = [read_json(part) for part in parts]
     claims, described = [], []
-    scope = {"mode": params.mode, "dataset": params.dataset or "the pipeline's training images"}
     for name, kind in Blocks.kinds().items():
+        scope = {"mode": params.mode, "dataset": _dataset(params, getattr(params.blocks, name))}
         own = [content for content in found if content["block"] == name]
         tables = _joined([content["tables"] for content in own])
         rows = [row for content in own for row in content["claims"]]
@@ -203,9 +205,16 @@ def gather(params: Params, parts: list[Path]) -> None:
         pictures = {key: value for content in own for key, value in content["pictures"].items()}
         _write(tables, pictures)
         captions = [{"name": key, "caption": value["caption"]} for key, value in pictures.items()]
-        described.append({"name": name, "title": kind.TITLE, **scope, "tables": list(tables), "pictures": captions})
+        title = kind.TITLE if scope["dataset"] == _dataset(params, None) else f"{kind.TITLE} ({scope['dataset']})"
+        described.append({"name": name, "title": title, **scope, "tables": list(tables), "pictures": captions})
     write_json(OUT / "verify.json", {"claims": claims})
     write_json(OUT / "blocks.json", {"blocks": described})
+
+
+def _dataset(params: Params, block: Block | None) -> str:
+    """What a block's images are, in words; without a block, or without images, those of most blocks."""
+    spec = block.source(params.dataset) if isinstance(block, ImageBlock) else params.dataset
+    return spec or "the pipeline's training images"
 
 
 def _joined(parts: list[dict[str, Table]]) -> dict[str, Table]:

@@ -74,6 +74,7 @@ BLOCKS: dict[str, Any] = {
     },
     "smoothed_images": {
         "images": 40,
+        "dataset": None,
         "held_out": 10,
         "samples": 20,
         "levels": 12,

@@ -27,7 +27,7 @@ ARROWS = {
     "search": set(),
     "diffusion": {"images", "search"},
     "memorization": {"images", "search"},
-    "theory": {"diffusion", "search"},
+    "theory": {"diffusion", "features", "search"},
     "reporting": {"images", "memorization"},
     "auditing": {"images", "features", "search", "memorization", "reporting"},
 }

@@ -352,7 +352,27 @@ def test_the_terminal_prints_every_claim_of_the_theory(page, capsys, monkeypatch
     shown = capsys.readouterr().out
     assert re.search(r"holds +noise lies in the shell +0\.99730 +0\.99730 +1\.00·10⁻⁵ +0 ≤ 1\.00·10⁻⁴", shown)
     assert re.search(r"FAILS +a claim that fails +0\.99730 +0\.90000 +0\.0973 > 1\.00·10⁻⁴", shown)
-    assert "1 of 2 claims hold; quick mode, images: digits" in shown
+    assert re.search(r"holds +At the highest noise level the trained score .* \(net-conditioning\) +1", shown)
+    claims = 2 + len(trained := [claim for block in json_results()["beside_verify"] for claim in block["claims"]])
+    assert len(trained) == 4
+    assert (
+        f"{1 + sum(claim['passed'] for claim in trained)} of {claims} claims hold; quick mode, images: digits" in shown
+    )
+
+
+def json_results():
+    return json.loads((FOLDER / "results.json").read_text())["theory"]
+
+
+def test_before_the_report_the_terminal_prints_what_verify_found(project, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(InputError, match=r"verify\.json is missing"):
+        print_theory()
+    write_project(project, IMAGES)
+    print_theory()
+    shown = capsys.readouterr().out
+    assert "1 of 2 claims hold" in shown
+    assert "of trained scores nothing is known yet: scoresmooth repro report" in shown
 
 
 def test_no_report_yet_says_what_to_run(project):

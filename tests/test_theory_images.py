@@ -343,6 +343,22 @@ def test_a_named_data_set_is_read_and_its_files_are_inputs(tmp_path, monkeypatch
         verify.plan(verify.Params.from_tree({"verify": section(resolution=8)}))
 
 
+def test_a_block_may_have_images_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder, count in (("images", 6), ("digits", 5)):
+        Path(folder).mkdir()
+        for i, image in enumerate(pictures(count)):
+            Image.fromarray(image[..., 0]).save(f"{folder}/{i}.png")
+    changes = {"dataset": "folder:images", "resolution": 3}
+    own = {"smoothed_images": {**BLOCKS["smoothed_images"], "dataset": "folder:digits"}}
+    params = verify.Params.from_tree({"verify": section(**changes, **own)})
+    shards = {shard.settings["block"]: shard for shard in verify.plan(params)}
+    assert [Path(path).parent.name for path in shards["smoothed_images"].inputs] == ["digits"] * 5
+    assert {Path(path).parent.name for path in shards["collapse"].inputs} == {"images"}
+    assert verify.load(shards["smoothed_images"].settings["images"], 9, params.seed).shape == (5, 4, 4, 1)
+    assert verify.load(shards["collapse"].settings["images"], 9, params.seed).shape == (6, 3, 3, 1)
+
+
 def test_one_image_is_too_few(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_images(verify.TRAIN, image_table(pictures(1)))

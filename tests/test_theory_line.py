@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stages.diffusion import empirical_score
-from stages.theory import line
+from stages.theory import line, line_claims
 
 
 def test_smoothed_score_by_hand():
@@ -119,3 +119,12 @@ def test_score_in_space_by_hand():
     # direction e_1: at (1/4, 2) with t = 1/4, κ = 1 the tangent is the ramp's 1 and the normal −2/t
     direction = np.array([1.0, 0.0])
     assert line.score_in_space(np.array([[0.25, 2.0]]), 0.25, 1.0, direction) == pytest.approx(np.array([[1.0, -8.0]]))
+
+
+@pytest.mark.parametrize("kappa", [1.0, 2.0])
+def test_every_sample_of_the_limit_law_ends_where_the_closed_form_says(kappa):
+    x, final = line_claims.sample_limit(kappa, 0.16, 20_000, np.random.default_rng(0))
+    exact = line.flow(x, 0.16, 0.0, kappa)
+    assert np.abs(final - exact).max() < 1e-9
+    off = np.abs(np.abs(x) - (1 - 0.4 * kappa)) > 1e-9  # at the very edge rounding decides
+    assert ((np.abs(final) == 1) == (np.abs(exact) == 1))[off].all()

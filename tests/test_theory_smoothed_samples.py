@@ -43,6 +43,15 @@ def test_energy_distance_by_hand():
     assert abs(np.mean(same)) < 4 * np.std(same) / math.sqrt(10)
 
 
+def test_held_out_images_are_of_all_classes():
+    images = np.repeat(np.arange(10.0), 30)[:, None]  # in the order of their classes
+    train, rest = ss.split(images, 100, seed=0)
+    assert np.sort(np.concatenate([train, rest]), axis=0) == pytest.approx(images)
+    # 10 of each class expected, with the standard deviation √(10 · 0.9 · 200/299) = 2.5 of drawing without replacement
+    assert np.bincount(rest[:, 0].astype(int), minlength=10) == pytest.approx(np.full(10, 10), abs=9)
+    assert (ss.split(images, 100, seed=1)[1] != rest).any()
+
+
 def test_kernel_density_is_training_points_plus_noise():
     x = ss.kernel_density(TRAIN, 0.1, 4000, seed=0)
     nearest = ss.distances(x, TRAIN).argmin(axis=1)
@@ -80,13 +89,24 @@ def test_distance_off_at_a_share_by_hand():
     assert ss.off_at(rows, 0.9) is None
 
 
-def image_rows(led, cfdm):
-    rows = [{"method": ss.LED, "width": h, "copies": c, "energy_distance": 0.2} for h, c in enumerate(led)]
-    rows += [{"method": ss.CFDM, "width": h, "copies": c, "energy_distance": 0.2} for h, c in enumerate(cfdm)]
-    return [*rows, {"method": ss.KDE, "width": 0.4, "copies": 0.1, "energy_distance": 0.1}]
+def image_rows(led, cfdm, measures=(0.2, 0.2)):
+    near = dict(zip(("energy_distance", "fd_pixels"), measures), vendi=3.0)
+    rows = [{"method": ss.LED, "width": h, "copies": c, **near} for h, c in enumerate(led)]
+    rows += [{"method": ss.CFDM, "width": h, "copies": c, **near} for h, c in enumerate(cfdm)]
+    return [*rows, {"method": ss.KDE, "width": 0.4, "copies": 0.1, "energy_distance": 0.1, "fd_pixels": 0.1}]
 
 
 def test_claims_see_what_does_not_hold():
-    control = {"copies": 0.05}
-    assert [claim.measured for claim in ss.claims(image_rows((1, 0.1), (1, 0.2)), control)] == [0, 0, 0, 0, 1]
+    control = {"copies": 0.05, "vendi": 4.0}
+    found = ss.claims(image_rows((1, 0.1), (1, 0.2)), control)
+    assert [claim.measured for claim in found] == [0, 0, 0, 0, 1, 1, 0.75]
+    assert not found[-1].passed  # three quarters of the diversity of real images are too little
+    nearer = ss.claims(image_rows((1, 0.1), (1, 0.2), (0.05, 0.05)), {**control, "vendi": 3.2})
+    assert [claim.passed for claim in nearer] == [True] * 7
     assert [claim.measured for claim in ss.claims(image_rows((0.9, 0.9), (1, 1)), control)] == [1, 1, 0, 1]
+
+
+def test_frechet_distance_of_pixels_by_hand():
+    # means 3 apart; variances 2 and 8: 9 + (√8 − √2)², that is 9 + 2
+    x, y = np.array([[-1.0, 0.0], [1.0, 0.0]]), np.array([[1.0, 0.0], [5.0, 0.0]])
+    assert ss.measure("", 0.0, x, TRAIN, y)["fd_pixels"] == pytest.approx(11)

@@ -40,6 +40,15 @@ def expected_line(axis: Any, value: float, label: str | None = None) -> None:
     axis.axhline(value, color=CONTROL, linewidth=1.4, linestyle="--", label=label)
 
 
+def plain_ticks(axis: Any) -> None:
+    """Ticks at 1, 2, 3 and 5 of every power of ten, as plain numbers: for a logarithmic axis of few decades."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
+
+
 def column(rows: Sequence[dict[str, Any]], name: str) -> list[Any]:
     """One column of a table."""
     return [row[name] for row in rows]

@@ -8,6 +8,7 @@ from typing import Any
 from stages.artifacts import read_json
 from stages.reporting.checks import Check
 from stages.reporting.inputs import CURVE, LOSS, Inputs, Rate, Variant
+from stages.reporting.learned import NAME as LEARNED
 from stages.reporting.words import interval, number, rate_words
 
 THIRD = "nn_ratio_1_3"  # r_1/r_2 < 1/3, the literature's usual rule, shown beside the headline
@@ -63,6 +64,11 @@ def results(inputs: Inputs, sentence: str, found: Sequence[Check]) -> dict[str, 
             "claims": len(inputs.claims),
             "passed": sum(claim["passed"] for claim in inputs.claims),
             "failed": [_in_words(claim) for claim in inputs.claims if not claim["passed"]],
+            "beside_verify": [
+                {"name": block.name, "title": block.title, "claims": block.claims}
+                for block in inputs.theory
+                if block.name == LEARNED
+            ],
         },
     }
 
@@ -154,13 +160,34 @@ def _in_words(claim: dict[str, Any]) -> str:
     )
 
 
-def print_theory(folder: Path | str = "data/verify") -> None:
-    """Print every claim of the theory to the terminal. Raises InputError when stage verify has not run."""
+def print_theory(data: Path | str = "data") -> None:
+    """Print every claim of the theory to the terminal: of stage verify, and of the trained scores where stage report
+    has made them. Raises InputError when stage verify has not run."""
+    verified, scope = _verified_blocks(Path(data) / "verify")
+    report = Path(data) / "report" / "results.json"
+    trained = read_json(report)["theory"].get("beside_verify", []) if report.is_file() else []
+    console = _console(table := _claims_table([*verified, *trained]))
+    console.print(table)
+    rows = [claim for block in (*verified, *trained) for claim in block["claims"]]
+    passed = sum(claim["passed"] for claim in rows)
+    console.print(f"{passed} of {len(rows)} claims hold; {scope['mode']} mode, images: {scope['dataset']}")
+    if not trained:
+        console.print("of trained scores nothing is known yet: scoresmooth repro report", markup=False)
+
+
+def _verified_blocks(folder: Path) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """The blocks of stage verify with their claims, and the mode and the images of the first."""
+    claims = read_json(folder / "verify.json")["claims"]
+    blocks = read_json(folder / "blocks.json")["blocks"]
+    own = [{**block, "claims": [row for row in claims if row["topic"] == block["name"]]} for block in blocks]
+    return own, blocks[0]
+
+
+def _claims_table(blocks: Sequence[dict[str, Any]]) -> Any:
+    """One section per block: its title, then a row per claim."""
     from rich import box
     from rich.table import Table
 
-    claims = read_json(Path(folder) / "verify.json")["claims"]
-    blocks = read_json(Path(folder) / "blocks.json")["blocks"]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("", no_wrap=True)
     table.add_column("claim", no_wrap=True)
@@ -169,13 +196,9 @@ def print_theory(folder: Path | str = "data/verify") -> None:
     for block in blocks:
         table.add_section()
         table.add_row("", f"[bold]{block['title']}[/]")
-        for claim in claims:
-            if claim["topic"] == block["name"]:
-                table.add_row(*_theory_row(claim))
-    console = _console(table)
-    console.print(table)
-    passed, scope = sum(claim["passed"] for claim in claims), blocks[0]
-    console.print(f"{passed} of {len(claims)} claims hold; {scope['mode']} mode, images: {scope['dataset']}")
+        for claim in block["claims"]:
+            table.add_row(*_theory_row(claim))
+    return table
 
 
 def _theory_row(claim: dict[str, Any]) -> list[str]:

@@ -1,9 +1,10 @@
 """Figures of what smoothing the score does: Chen's line, ReLU networks, bias and variance, smoothed samples."""
 
+import math
 from collections.abc import Callable
 
 from stages.reporting.figures import CONTROL, DASHES, SERIES, to_svg
-from stages.reporting.panels import Figure, Tables, column, groups, look, panels
+from stages.reporting.panels import Figure, Tables, column, groups, look, panels, plain_ticks
 
 
 def _line(tables: Tables) -> list[Figure]:
@@ -99,9 +100,9 @@ def _relu_points(tables: Tables) -> list[Figure]:
             axis.set_aspect("equal", "datalim")
             axis.set_title(f"{name}\n{('no weight decay', 'weight decay')[index]}", fontsize=8)
             axis.grid(visible=False)
-            axis.set_xlabel("first coordinate (half-gaps)", fontsize=7)
-    axes[0].set_ylabel("second coordinate", fontsize=7)
-    return [Figure(to_svg(figure, "relu-points"), "Samples of the networks in the plane of the first two coordinates.")]
+            axis.set_xlabel("u (half-gaps)", fontsize=8.5)
+    axes[0].set_ylabel("v (half-gaps)", fontsize=8.5)
+    return [Figure(to_svg(figure, "relu-points"), "Samples of the networks: their first two coordinates.")]
 
 
 def _bias_variance(tables: Tables) -> list[Figure]:
@@ -113,6 +114,7 @@ def _bias_variance(tables: Tables) -> list[Figure]:
         best = min(rows, key=lambda row: row["error"])
         axes[0].plot(best["h"], best["error"], "o", markersize=11, markerfacecolor="none", color=style["color"])
     axes[0].set(yscale="log", xlabel="kernel width h", ylabel="mean squared error of the score")
+    plain_ticks(axes[0].yaxis)
     axes[0].set_title("Error against the true score, σ fixed")
     axes[0].legend(frameon=False, fontsize=8)
     count, rows = list(curves.items())[len(curves) // 2]
@@ -154,7 +156,7 @@ def _smoothed_images(tables: Tables) -> list[Figure]:
     shown = {
         "copies": "share of copies, r₁/r₂ < 0.7",
         "vendi": "Vendi score (pixels)",
-        "energy_distance": "energy distance to held-out",
+        "fd_pixels": "FD-pixels to held-out",
         "median_distance": "median distance to train",
     }
     for axis, (name, label) in zip(axes, shown.items()):
@@ -173,8 +175,6 @@ def _smoothed_images(tables: Tables) -> list[Figure]:
 
 
 def _learned_score(tables: Tables) -> list[Figure]:
-    from matplotlib.ticker import NullFormatter
-
     figure, axes = panels(3, 3.5)
     levels = groups(tables["learned_levels"], "variant")
     for index, (name, rows) in enumerate(levels.items()):
@@ -182,16 +182,19 @@ def _learned_score(tables: Tables) -> list[Figure]:
         axes[0].plot(sigma, column(rows, "cosine"), **look(index), label=name)
         some = [row for row in rows if row["expansion"] is not None]
         axes[1].plot(column(some, "sigma"), column(some, "expansion"), **look(index))
-    axes[0].set(xscale="log", xlabel="noise level σ (pixels in [0, 1])", ylabel="cosine with the empirical score")
+    axes[0].set(
+        xscale="log", xlabel="noise level σ (pixels in [0, 1])", ylabel="cosine with the empirical score, and angle"
+    )
     axes[0].axhline(1, color=CONTROL, linewidth=1.4, linestyle="--")
+    _angles(axes[0])
     axes[0].set_title("Direction")
     rows = [row for row in next(iter(levels.values())) if row["expansion_empirical"] is not None]
     axes[1].plot(column(rows, "sigma"), column(rows, "expansion_empirical"), color=CONTROL, linestyle="--",
                  linewidth=1.4, label="empirical score")  # fmt: skip
-    axes[1].set(xscale="log", yscale="log", xlabel="noise level σ (pixels in [0, 1])", ylabel="expansion factor γ_ex")
+    axes[1].set(xscale="log", yscale="log", xlabel="noise level σ (pixels in [0, 1])", ylabel="expansion factor γₑₓ")
     axes[1].set_title("How far one step pulls points apart")
     axes[1].legend(frameon=False, fontsize=8)
-    axes[1].xaxis.set_minor_formatter(NullFormatter())
+    plain_ticks(axes[1].xaxis)
     _longest_steps(axes[2], tables)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=min(4, len(levels)),
                   frameon=False, handlelength=3)  # fmt: skip
@@ -201,6 +204,17 @@ def _learned_score(tables: Tables) -> list[Figure]:
         "longest of the steps between neighbouring mixtures, after denoising; dashed: a path of even steps."
     )
     return [Figure(to_svg(figure, "learned-score"), caption)]
+
+
+def _angles(axis) -> None:
+    """The cosines of `axis` as angles, on its right side, down to its lowest cosine."""
+    lowest, highest = axis.get_ylim()
+    largest = math.degrees(math.acos(max(lowest, -1.0)))
+    angles = [angle for angle in (0, 5, 10, 15, 20, 30, 45, 60, 90, 120, 150, 180) if angle <= largest]
+    right = axis.twinx()
+    right.set_ylim(lowest, highest)
+    right.set_yticks([math.cos(math.radians(angle)) for angle in angles], [f"{angle}°" for angle in angles])
+    right.grid(visible=False)
 
 
 def _longest_steps(axis, tables: Tables) -> None:

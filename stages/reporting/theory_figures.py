@@ -9,7 +9,7 @@ from typing import Any
 
 from stages.reporting import smoothing_figures
 from stages.reporting.figures import CONTROL, DASHES, INK, MUTED, SERIES, STYLE, to_svg
-from stages.reporting.panels import Figure, Tables, column, expected_line, groups, look, panels
+from stages.reporting.panels import Figure, Tables, column, expected_line, groups, look, panels, plain_ticks
 
 
 def theory_figures(block: str, tables: Tables) -> list[Figure]:
@@ -59,7 +59,7 @@ def _expansion(tables: Tables) -> list[Figure]:
             sigmas, column(rows, "low"), column(rows, "high"), color=style["color"], alpha=0.12, linewidth=0
         )
     expected_line(axis, 1.0)
-    axis.set(xscale="log", yscale="log", xlabel="noise level σ (pixel units)", ylabel="expansion factor γ_ex")
+    axis.set(xscale="log", yscale="log", xlabel="noise level σ (pixel units)", ylabel="expansion factor γₑₓ")
     levels = sorted(set(column(tables["expansion"], "sigma")))
     axis.set_xticks(levels, [f"{level:g}" for level in levels])
     axis.xaxis.minorticks_off()
@@ -83,7 +83,8 @@ def _mismatch(tables: Tables) -> list[Figure]:
     )
     expected_line(axis, 1.0)
     axis.axvline(4, color=MUTED, linewidth=0.8, linestyle=":")
-    axis.text(4, axis.get_ylim()[1], " overshoot", color=INK, va="top", fontsize=8.5)
+    axis.annotate("ODE overshoots", (4, 1), (6, 0), xycoords=("data", "axes fraction"), textcoords="offset points",
+                  color=INK, va="top", fontsize=8.5)  # fmt: skip
     axis.set(xlabel="β = (σₙ² − σₙ₊₁²)/R²", ylabel="R′/R after one step")
     axis.legend(frameon=False)
     caption = "The actual noise level after one schedule step of size β: measured (markers), formula (lines)."
@@ -124,14 +125,17 @@ def _jacobian(tables: Tables) -> list[Figure]:
     boxes(axes[1], groups(frozen, "score"), "lambda_bar")
     for axis, text in zip(axes, ("spectral radius ρ(J)", "λ̄ = Σ w p, mean inverse squared level")):
         axis.set(yscale="log", ylabel=text)
+    plain_ticks(axes[1].yaxis)
+    _published(axes[1], groups(frozen, "score"), tables.get("jacobian_published", []))
     positive = [
         f"{name} {100 * sum(row['dominant'] > 0 for row in rows) / len(rows):.0f} %"
         for name, rows in groups(frozen, "score").items()
     ]
     caption = (
         "At midpoints of random pairs of training images, σ_i* held fixed. Box: quartiles and median; whiskers: 5 to "
-        "95 %; points: means. Dashed: a fall as 1/T from the mean at the lowest T. Dominant eigenvalue positive "
-        f"(expanding): {', '.join(positive)}."
+        "95 %; points: means. Dashed: a fall as 1/T from the mean at the lowest T. "
+        f"{'Grey: where the mean of CIFAR-10 is expected. ' if 'jacobian_published' in tables else ''}"
+        f"Dominant eigenvalue positive (expanding): {', '.join(positive)}."
     )
     return [Figure(to_svg(figure, "jacobian"), caption), *_differentiated(tables)]
 
@@ -149,6 +153,14 @@ def boxes(axis: Any, named: dict[Any, list[dict[str, Any]]], value: str) -> None
         line.set(color=INK, linewidth=1.4)
     names = [str(name).replace("conditioning", "condi-\ntioning") for name in named]
     axis.set_xticks(range(1, len(named) + 1), names)
+
+
+def _published(axis: Any, named: dict[Any, list[dict[str, Any]]], rows: list[dict[str, Any]]) -> None:
+    """The range expected of a score's mean, across its box."""
+    places = {name: place for place, name in enumerate(named, 1)}
+    for row in rows:
+        place = places[row["score"]]
+        axis.fill_between([place - 0.45, place + 0.45], row["low"], row["high"], color=CONTROL, alpha=0.35, linewidth=0)
 
 
 def _tenfold_line(axis: Any, named: dict[Any, list[dict[str, Any]]]) -> None:
@@ -203,7 +215,8 @@ def _collapse(tables: Tables) -> list[Figure]:
         axes[0].axhline(cut, color=MUTED, linewidth=0.8, linestyle=":")
     axes[0].set(xlabel="step n", ylabel="largest weight, median", title="Max weight (band: 10 to 90 %)")
     axes[1].set(xlabel="step n", ylabel="σ̂ = min r/√d, median", yscale="log", title="Actual noise (dashed: schedule)")
-    axes[0].legend(frameon=False, loc="center left")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=5, frameon=False,
+                  handlelength=3)  # fmt: skip
     caption = "A trajectory has collapsed onto one training image where the largest weight passes a cut (dotted)."
     return [Figure(to_svg(figure, "collapse"), caption)]
 

@@ -132,3 +132,7 @@ class ImageBlock(Block):
     """A block that is handed training images: the first `images` of a seeded order of the data set."""
 
     images: int = Field(ge=2, description="training images used; all of them where there are fewer")
+
+    def source(self, default: str | None) -> str | None:
+        """Where its images come from: `default` is what verify.dataset names (None: what the pipeline ingested)."""
+        return default
