@@ -6,11 +6,14 @@ from llvmlite import ir
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
+from stages.search.byte_products import inner_bytes
 from stages.search.tiled import GROUP, LANES, LOWEST
 
 EMPTY = np.int64(2**63 - 1)
 LINE = 64  # bytes of a cache line
-AHEAD = 8  # rows asked for before they are read
+AHEAD = 8  # rows of coordinates asked for before they are read
+NEXT = 2  # images asked for before they are read
+PIECE = 32  # images measured under one cut
 SEEDS = 2  # groups looked at for each neighbour that is asked for
 DEPTH = 16_384  # pixels whose squared differences fit an int32
 
@@ -24,7 +27,8 @@ def _fetch(typing, address):
         word = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [pointer.type, word, word, word])
         function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [pointer, *(ir.Constant(word, value) for value in (0, 3, 1))])
+        to_read, second_cache, data = 0, 2, 1  # the second cache takes more requests at a time than the first
+        builder.call(function, [pointer, *(ir.Constant(word, value) for value in (to_read, second_cache, data))])
         return context.get_dummy_value()
 
     return types.void(types.int64), generate
@@ -91,18 +95,23 @@ def squared_lengths(images, out):
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
-def round_rows(exact, squared, scale, levels, directions, edges, rows, length, error):
-    """Fill `rows`, `length` and `error` of `projection.Coordinates` from the exact coordinates, float64 (N, p).
+def round_rows(raw, origin, factor, squared, scale, levels, directions, edges, rows, length, error):
+    """Fill `rows`, `length` and `error` of `projection.Coordinates` from the integers `raw` (N, p) − origin, int64 (p,).
+
+    factor: float64 (p,), what an integer is in units of 1/scale.
 
     edges: int64 (L, most groups + 1), the edges of each level's groups, then −1.
     """
-    for r in range(exact.shape[0]):
+    exact, nearest = np.empty((2, factor.shape[0]))
+    for r in range(raw.shape[0]):
+        for i in range(factor.shape[0]):
+            exact[i] = np.float64(np.int64(raw[r, i]) - origin[i]) * factor[i]
+            nearest[i] = np.rint(exact[i])
         before = after = off = 0.0
-        for i in range(exact.shape[1]):
-            nearest = np.rint(exact[r, i])
-            before += exact[r, i] * exact[r, i]
-            after += nearest * nearest
-            off += (exact[r, i] - nearest) * (exact[r, i] - nearest)
+        for i in range(factor.shape[0]):
+            before += exact[i] * exact[i]
+            after += nearest[i] * nearest[i]
+            off += (exact[i] - nearest[i]) * (exact[i] - nearest[i])
         length[r], error[r] = np.sqrt(max(before, after)), np.sqrt(off)
         outside = np.sqrt(max(scale * scale * np.float64(squared[r]) - before, 0.0))
         column = kept = many = 0
@@ -111,13 +120,13 @@ def round_rows(exact, squared, scale, levels, directions, edges, rows, length, e
                 rows[r, column + i] = rows[r, kept + i]
             column += many
             for i in range(directions[level - 1] if level else 0, directions[level]):
-                rows[r, column] = np.int16(np.rint(exact[r, i]))
+                rows[r, column] = np.int16(nearest[i])
                 column += 1
             kept, many = column, 1
             while many < edges.shape[1] and edges[level, many] >= 0:
                 inside = 0.0
                 for i in range(edges[level, many - 1], edges[level, many]):
-                    inside += exact[r, i] * exact[r, i]
+                    inside += exact[i] * exact[i]
                 rows[r, column] = np.int16(np.ceil(np.sqrt(inside) + 0.01))
                 column += 1
                 many += 1
@@ -249,70 +258,62 @@ def fine_survivors(n, x, y, levels, cut, kept, at):
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
+def measure(places, n, order, exclude, query, base, reference, norms, count, keys):
+    """Offer the references at the first n of `places` to `keys`, measured in integers.
+
+    base: ‖x−128‖² + 256 Σ(x−128), so that ‖x−y‖² = base + ‖y−128‖² − 2 y·(x−128) with y as unsigned bytes.
+    """
+    for i in range(n):
+        if i + NEXT < n:
+            fetch(reference[order[places[i + NEXT]]], 0)
+        row = order[places[i]]
+        if row != exclude:
+            squared = base + norms[places[i]] - 2 * inner_bytes(reference[row], query)
+            insert(keys, squared * count + row)
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
 def search_block(
-    scores,
-    maxima,
-    x,
-    squared,
-    slack,
-    scale,
-    y,
-    levels,
-    order,
-    queries,
-    reference,
-    count,
-    exclude,
-    keys,
-    hard,
-    limit,
-    wanted,
-):
+    scores, maxima, x, squared, slack, scale, y, levels, order, norms, central, queries, base, reference, count,
+    exclude, keys, hard, limit, wanted,
+):  # fmt: skip
     """Finish some queries over one span of the reference, given their coarse scores.
 
-    Every reference that the bound lets through is measured in integers, the most promising first, and offered to
-    `keys`. A query with more than `limit` coarse survivors is marked in `hard`, and they in `wanted`, bool (M,): the
-    dense search finishes it.
+    Every reference that the bound lets through is measured in integers and offered to `keys`. A query with more than
+    `limit` coarse survivors is marked in `hard`, and they in `wanted`, bool (M,): the dense search finishes it.
 
     scores: int32 (Q, T, 8, 16) and maxima: int32 (Q, 16 T) from `score_tiles`; x: int16 (Q, W); squared: int64, slack:
     float64 (Q,), of the queries; y: int16 (M, W), the span's references in the order in which they are grouped;
-    order: int64 (M,), their rows in `reference`.
+    order, norms: int64 (M,), their rows in `reference` and their ‖y−128‖²; central: int64, places tried for queries
+    that are far from everything; queries: int8 (Q, d), x−128; base: int64 (Q,), see `measure`.
     """
     k = keys.shape[1]
     best, first = np.empty(k, np.int32), np.empty(k, np.int64)
     fine, at = np.empty(y.shape[0], np.int32), np.empty(y.shape[0], np.int64)
-    measured = np.zeros(y.shape[0], np.bool_)
     for q in range(x.shape[0]):
-        n_seeds = 0
+        known = exclude[q], queries[q], base[q], reference, norms, count, keys[q]
         if keys[q, k - 1] == EMPTY:
-            n_seeds = seeds(scores[q], maxima[q], x[q], y, levels, best, first)
-        for i in range(n_seeds):
-            measured[first[i]] = True
-            fetch(reference[order[first[min(i + 1, n_seeds - 1)]]], 0)
-            row = order[first[i]]
-            if row != exclude[q]:
-                insert(keys[q], squared_distance(queries[q], reference[row]) * count + row)
+            measure(first, seeds(scores[q], maxima[q], x[q], y, levels, best, first), order, *known)
         cut = cut_of(keys[q], count, squared[q], scale, slack[q])
         n = coarse_survivors(scores[q], maxima[q], y.shape[0], 0, cut, fine, at)
+        if n > limit:
+            measure(central, central.shape[0], order, *known)
+            cut = cut_of(keys[q], count, squared[q], scale, slack[q])
+            n = coarse_survivors(scores[q], maxima[q], y.shape[0], 0, cut, fine, at)
         hard[q] = n > limit
         if hard[q]:
             for i in range(n):
                 wanted[at[i]] = True
-        else:
-            n = fine_survivors(n, x[q], y, levels, cut, fine, at)
-            best_first = np.argsort(-fine[:n])
-            for rank in range(n):
-                i = best_first[rank]
-                fetch(reference[order[at[best_first[min(rank + 1, n - 1)]]]], 0)
-                row = order[at[i]]
-                if fine[i] < cut:
-                    break
-                if measured[at[i]] or row == exclude[q]:
-                    continue
-                insert(keys[q], squared_distance(queries[q], reference[row]) * count + row)
-                cut = cut_of(keys[q], count, squared[q], scale, slack[q])
-        for i in range(n_seeds):
-            measured[first[i]] = False
+            continue
+        n = fine_survivors(n, x[q], y, levels, cut, fine, at)
+        for start in range(0, n, PIECE):  # the cut rises from piece to piece
+            cut = cut_of(keys[q], count, squared[q], scale, slack[q])
+            stop, m = min(start + PIECE, n), start
+            for i in range(start, stop):
+                if fine[i] >= cut:
+                    at[m] = at[i]
+                    m += 1
+            measure(at[start:m], m - start, order, *known)
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)

@@ -109,23 +109,25 @@ class _Search:
     def pruned(self) -> None:
         """The bound for every pair, integers for what it leaves; queries that it does not help go to `dense`."""
         d = self.reference.shape[1]
-        projection = fit_projection(self.reference, min(DIRECTIONS, d // 2)) if d >= 16 else None
-        if projection is None:
+        if d < 16:
             return self.dense(np.arange(len(self.queries)), np.arange(self.count))
+        projection = fit_projection(self.reference, min(DIRECTIONS, d // 2))
         columns = max(TILE, min(self.count, self.budget // (8 * DIRECTIONS)))
         for c in range(0, self.count, columns):
             reference = Tiles.of(projection, self.reference[c : c + columns], c)
             for start in range(0, len(self.queries), CHUNK):
                 at = np.arange(start, min(start + CHUNK, len(self.queries)))
                 queries = coordinates(projection, self.queries[at], reference.layout).as_queries(reference.layout)
-                self.dense(*self.bounded(at, queries, reference))
+                order = queries.similar()  # so that one finds in the cache what the one before has measured
+                self.dense(*self.bounded(at[order], queries.take(order), reference))
 
     def bounded(self, at: np.ndarray, x: Coordinates, y: Tiles) -> tuple[np.ndarray, np.ndarray]:
         """Search the references of y for the queries `at`; returns the queries that it gave up on, and the references
         that the bound leaves for any of these."""
         from stages.search.kernels import search_block
 
-        margin, queries, exclude, kept = slack(x, y.rows), self.queries[at], self.exclude[at], self.keys[at]
+        margin, queries, exclude, kept = slack(x, y.rows), centred(self.queries[at]), self.exclude[at], self.keys[at]
+        base = x.norms + 256 * queries.sum(1, dtype=np.int64)
         hard, wanted = np.zeros(len(at), bool), np.zeros(len(y.order), bool)
         limit = int(HARD * len(y.order))
         step = max(1, min(QUERIES, self.budget // (16 * threads() * len(y.order))))
@@ -137,8 +139,8 @@ class _Search:
                 y.score(x.rows[part], scratch)
                 search_block(
                     scratch.scores, scratch.maxima, x.rows[part], x.squared[part], margin[part], x.scale, y.rows.rows,
-                    y.layout.levels, y.order, queries[part], self.reference, self.count, exclude[part], kept[part],
-                    hard[part], limit, wanted,
+                    y.layout.levels, y.order, y.rows.norms, y.central, queries[part], base[part], self.reference,
+                    self.count, exclude[part], kept[part], hard[part], limit, wanted,
                 )  # fmt: skip
 
         spread(scan, len(at))

@@ -30,8 +30,10 @@ def pairs_within(
     images = check_images(images, "images")
     join = _Join(images, squared_norms(images), min(int(squared_radius), 2**62), affordable(memory_budget))
     count, d = images.shape
-    projection = fit_projection(images, min(DIRECTIONS, d // 2)) if count * count * d > SMALL and d >= 16 else None
-    found = join.plain() if projection is None else join.bounded(projection)
+    if count * count * d <= SMALL or d < 16:
+        found = join.plain()
+    else:
+        found = join.bounded(fit_projection(images, min(DIRECTIONS, d // 2)))
     i, j, squared = np.concatenate([np.zeros((3, 0), np.int64), *found], axis=1)
     order = np.lexsort((j, i))
     return i[order], j[order], squared[order]
@@ -73,7 +75,7 @@ class _Join:
     def bounded(self, projection: Projection) -> list[np.ndarray]:
         """The bound for every pair, integers for the pairs that it leaves."""
         count, found = len(self.images), []
-        columns = max(TILE, min(count, self.budget // (8 * len(projection.rows))))
+        columns = max(TILE, min(count, self.budget // (8 * projection.size)))
         for start in range(0, count, columns):
             span = range(start, min(start + columns, count))
             reference = Tiles.of(projection, self.images[span.start : span.stop], span.start)

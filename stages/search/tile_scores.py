@@ -14,7 +14,7 @@ from numba.extending import intrinsic
 
 from stages.search.tiled import GROUP, LANES, TILE, TOGETHER
 
-_SUMS, _PAIRS = ir.VectorType(ir.IntType(32), LANES), ir.VectorType(ir.IntType(16), 2 * LANES)
+SUMS, _PAIRS = ir.VectorType(ir.IntType(32), LANES), ir.VectorType(ir.IntType(16), 2 * LANES)
 
 
 def processor_features() -> set[str]:
@@ -24,14 +24,14 @@ def processor_features() -> set[str]:
     return {name for name, there in binding.get_host_cpu_features().items() if there}
 
 
-def _x86(builder: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
+def x86(builder: ir.IRBuilder, name: str, result: ir.Type, *arguments: ir.Value) -> ir.Value:
     kind = ir.FunctionType(result, [argument.type for argument in arguments])
     return builder.call(cgutils.get_or_insert_function(builder.module, kind, f"llvm.x86.{name}"), arguments)
 
 
 def _half(builder: ir.IRBuilder, pairs: ir.Value, high: bool) -> ir.Value:
     """Every second int16 as an int32: the odd ones where `high`."""
-    wide, shift = builder.bitcast(pairs, _SUMS), ir.Constant(_SUMS, [16] * LANES)
+    wide, shift = builder.bitcast(pairs, SUMS), ir.Constant(SUMS, [16] * LANES)
     return builder.ashr(wide if high else builder.shl(wide, shift), shift)
 
 
@@ -43,15 +43,15 @@ def _part(builder: ir.IRBuilder, vector: ir.Value, first: int, count: int) -> ir
 def add_products(builder: ir.IRBuilder, sums: ir.Value, a: ir.Value, b: ir.Value, features: set[str]) -> ir.Value:
     """sums[i] + a[2i] b[2i] + a[2i+1] b[2i+1]. sums: 16 × int32, a and b: 32 × int16."""
     if {"avx512bw", "avx512vnni"} <= features:
-        return _x86(builder, "avx512.vpdpwssd.512", _SUMS, sums, a, b)
+        return x86(builder, "avx512.vpdpwssd.512", SUMS, sums, a, b)
     if "avx512bw" in features:
-        return builder.add(sums, _x86(builder, "avx512.pmaddw.d.512", _SUMS, a, b))
+        return builder.add(sums, x86(builder, "avx512.pmaddw.d.512", SUMS, a, b))
     if "avx2" in features:
         half = ir.VectorType(ir.IntType(32), LANES // 2)
         low, high = (
-            _x86(builder, "avx2.pmadd.wd", half, *(_part(builder, v, at, LANES) for v in (a, b))) for at in (0, LANES)
+            x86(builder, "avx2.pmadd.wd", half, *(_part(builder, v, at, LANES) for v in (a, b))) for at in (0, LANES)
         )
-        joined = ir.Constant(_SUMS, list(range(LANES)))
+        joined = ir.Constant(SUMS, list(range(LANES)))
         return builder.add(sums, builder.shuffle_vector(low, high, joined))
     for high in (False, True):
         sums = builder.add(sums, builder.mul(_half(builder, a, high), _half(builder, b, high)))
@@ -68,12 +68,12 @@ def _scores(builder: ir.IRBuilder, x: ir.Value, y: ir.Value, half: ir.Value, pai
     """Eight vectors of scores per query. x: int16 *, y: int16 *, half: int32 *, pairs: int64."""
     word, integer = ir.IntType(32), ir.IntType(64)
     before, loop, after = builder.block, *(builder.append_basic_block(name) for name in ("pairs", "maxima"))
-    start = [_load(builder, builder.gep(half, [ir.Constant(integer, v * LANES)]), _SUMS) for v in range(GROUP)]
+    start = [_load(builder, builder.gep(half, [ir.Constant(integer, v * LANES)]), SUMS) for v in range(GROUP)]
     builder.branch(loop)
     builder.position_at_end(loop)
     step = builder.phi(integer)
     step.add_incoming(ir.Constant(integer, 0), before)
-    sums = [[builder.phi(_SUMS) for _ in range(GROUP)] for _ in range(TOGETHER)]
+    sums = [[builder.phi(SUMS) for _ in range(GROUP)] for _ in range(TOGETHER)]
     place = builder.mul(step, ir.Constant(integer, 2 * TILE))
     right = [
         _load(builder, builder.gep(y, [builder.add(place, ir.Constant(integer, v * 2 * LANES))]), _PAIRS)
@@ -82,7 +82,7 @@ def _scores(builder: ir.IRBuilder, x: ir.Value, y: ir.Value, half: ir.Value, pai
     for q in range(TOGETHER):
         at = builder.add(builder.mul(pairs, ir.Constant(integer, 2 * q)), builder.mul(step, ir.Constant(integer, 2)))
         single = builder.insert_element(
-            ir.Constant(_SUMS, ir.Undefined), _load(builder, builder.gep(x, [at]), word), ir.Constant(word, 0)
+            ir.Constant(SUMS, ir.Undefined), _load(builder, builder.gep(x, [at]), word), ir.Constant(word, 0)
         )
         zeros = ir.Constant(ir.VectorType(word, LANES), [0] * LANES)
         left = builder.bitcast(builder.shuffle_vector(single, single, zeros), _PAIRS)

@@ -8,6 +8,7 @@ from stages.search.projection import Coordinates, Layout, Projection, coordinate
 
 LANES, GROUP, TOGETHER = 16, 8, 3  # sums in a vector, references that share a maximum, queries of a tile
 TILE = LANES * GROUP  # references of a tile
+CENTRAL = 64  # references that are tried first for queries that are far from all
 LOWEST = np.int32(-(2**31) + 1)  # the score of the places that fill the last tile up
 
 
@@ -21,6 +22,7 @@ class Tiles:
         order: int64 (M,), their rows in the whole reference.
         packed, added: the coarse coordinates and `half` as `pack` arranges them.
         layout: of the coordinates.
+        central: int64 (at most CENTRAL,), the places of the references that are nearest to the mean.
     """
 
     rows: Coordinates
@@ -29,16 +31,18 @@ class Tiles:
     packed: np.ndarray
     added: np.ndarray
     layout: Layout
+    central: np.ndarray
 
     @staticmethod
     def of(projection: Projection, images: np.ndarray, offset: int) -> "Tiles":
         """uint8 images (M, d), the rows of the reference from `offset` on."""
-        shape = layout(len(projection.rows) - 1)
+        shape = layout(projection.size)
         rows = coordinates(projection, images, shape)
         order = np.arange(len(images))
         half = rows.half
         packed, added = pack(rows.rows[:, : shape.levels[0]], half)
-        return Tiles(rows, half, order + offset, packed, added, shape)
+        central = np.argsort(rows.squared, kind="stable")[:CENTRAL]
+        return Tiles(rows, half, order + offset, packed, added, shape, central)
 
     def scratch(self, queries: int) -> "Scratch":
         """Room for the scores of so many queries: one for each thread, used again and again."""
