@@ -8,19 +8,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from stages.errors import InputError
 from stages.search import nearest as nearest_module
 from stages.search import nearest_device
 from stages.search import products as products_module
 from stages.search import range_search as range_module
+from stages.search.byte_products import inner_bytes
 from stages.search.nearest import nearest
 from stages.search.nearest_float import min_distance, prepare
 from stages.search.neighbor_table import NeighborTable, read_neighbors, write_neighbors
 from stages.search.products import centred, products, squared_norms
 from stages.search.projection import coordinates, fit_projection, layout, slack
 from stages.search.range_search import pairs_within
-from stages.search.tile_scores import processor_features, tile_function
+from stages.search.tile_scores import processor_features, score_function
 from stages.search.tiled import LOWEST, pack
 
 FIXED_BYTES = 20 << 20  # what fitting the directions takes, whatever the budget
@@ -93,6 +95,42 @@ def test_nearest_property(data, kind, other, hard):
     expected = brute_force(queries, reference, k)
     np.testing.assert_array_equal(index, expected[0])
     np.testing.assert_array_equal(squared, expected[1])
+
+
+@st.composite
+def integer_images(draw):
+    """Two sets of one width, adversarial by construction: few distinct bytes, equal rows, queries among the rows."""
+    d = draw(st.one_of(st.integers(1, 40), st.sampled_from([255, 256, 300, 513])))
+    values = st.sampled_from(draw(st.sampled_from([(0, 255), (128,), (0, 1), (127, 128, 129), tuple(range(0, 256, 5))])))
+    count = draw(st.integers(1, 40))
+    reference = draw(arrays(np.uint8, (count, d), elements=values, fill=values))
+    own = reference[draw(st.lists(st.integers(0, count - 1), max_size=4))]
+    queries = draw(arrays(np.uint8, (draw(st.integers(0, 4)), d), elements=st.integers(0, 255), fill=values))
+    repeats = draw(st.sampled_from([1, 1, 3, 9]))
+    return np.concatenate([own, queries]), np.repeat(reference, repeats, axis=0)
+
+
+@settings(max_examples=120, deadline=None)
+@given(images=integer_images(), data=st.data())
+def test_nearest_and_pairs_of_arbitrary_integers(images, data):
+    """Equal images, no variance, residuals of length zero, extremes, ties: every path is the brute force."""
+    queries, reference = images
+    k = data.draw(st.integers(1, len(reference)))
+    expected = brute_force(queries, reference, k)
+    radius = data.draw(st.integers(0, 255**2 * reference.shape[1]))
+    squared = all_squared(reference, reference)
+    i, j = np.nonzero(np.triu(squared <= radius, 1))
+    for small, hard, directions in ((0, 2.0, 256), (0, 0.1, 256), (0, 2.0, 5), (1 << 33, 0.1, 256)):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(nearest_module, "SMALL", small)
+            patch.setattr(nearest_module, "HARD", hard)
+            patch.setattr(nearest_module, "DIRECTIONS", directions)
+            patch.setattr(range_module, "SMALL", small)
+            found = nearest(queries, reference, k)
+            pairs = pairs_within(reference, radius)
+        np.testing.assert_array_equal(found[0], expected[0])
+        np.testing.assert_array_equal(found[1], expected[1])
+        np.testing.assert_array_equal(np.stack(pairs), np.stack([i, j, squared[i, j]]))
 
 
 def test_nearest_of_more_than_one_block_holds(path):
@@ -214,6 +252,29 @@ def test_the_bound_is_a_bound(kind, size):
         assert np.abs(own[-1] - true).max() < 0.02 * true.max()
 
 
+@pytest.mark.parametrize("d", [1, 255, 256, 300, 3072, 16_384, 40_000])
+def test_byte_products_are_exact(d):
+    """Each way through `inner_bytes`, with the products that overflow int16 and the sums that overflow int32."""
+    rng = np.random.default_rng(d)
+    a = np.stack([rng.integers(0, 256, d), np.full(d, 255), np.zeros(d)]).astype(np.uint8)
+    b = np.stack([rng.integers(-128, 128, d), np.full(d, -128), np.full(d, 127)]).astype(np.int8)
+    for x in a:
+        for y in b:
+            assert inner_bytes(x, y) == int(x.astype(np.int64) @ y.astype(np.int64))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_directions_never_lengthen(kind):
+    """PᵀP ≼ 1, whatever the data: ‖P x‖ ≤ ‖x‖ of the directions' own combinations, the worst case."""
+    rng = np.random.default_rng(KINDS.index(kind))
+    images = draw_images(kind, rng, 60, 48)
+    projection = fit_projection(images, 20)
+    p = projection.factor[:, None] * projection.rows[:-1].astype(np.float64)
+    largest = np.linalg.svd(p, compute_uv=False)[0]
+    assert largest <= 1
+    assert largest > 0.99 or kind == "constant"  # nothing to see there
+
+
 @settings(max_examples=40, deadline=None)
 @given(data=st.data())
 def test_scores_of_tiles_are_products(data):
@@ -237,7 +298,7 @@ def test_scores_of_tiles_are_products(data):
 def score_functions() -> list:
     there = processor_features()
     sets = [set(), {"avx2"}, {"avx512bw"}, {"avx512bw", "avx512vnni"}]
-    return [tile_function(features) for features in sets if features <= there]
+    return [score_function(features) for features in sets if features <= there]
 
 
 @pytest.mark.parametrize("large", [False, True])

@@ -20,7 +20,7 @@ import numpy as np
 from stages.search.products import centred, products, spread
 
 WIDTH = 32  # columns that the compiled products take at a time
-CUTS = (122,)  # directions that every pair gets, all of them are for those that these leave
+CUTS = (122,)  # directions that every pair gets; all of them are for those that these leave
 GROUPS = 6  # lengths kept of the directions that a level leaves out
 LARGEST = 32_000  # of a coordinate: the products of two vectors of this length fit an int32 with room
 SAMPLE = 1_024  # rows that the directions are fitted to; any directions are correct, these are good
@@ -76,13 +76,17 @@ def _factor(integers: np.ndarray) -> np.ndarray:
 
 
 def _principal(sample: np.ndarray, size: int) -> np.ndarray:
-    """Rows (size, d) near the leading right singular vectors: a randomised range finder on the smaller Gram matrix."""
-    gram = sample @ sample.T if len(sample) < sample.shape[1] else sample.T @ sample
+    """Rows (at most `size`, d) near the leading right singular vectors, of any length: a randomised range finder on
+    the smaller Gram matrix. Directions without variance are zero."""
+    few = len(sample) < sample.shape[1]
+    gram = sample @ sample.T if few else sample.T @ sample
     basis = np.random.default_rng(0).standard_normal((len(gram), min(size, len(gram))), dtype=np.float32)
     for _ in range(3):
         basis = np.linalg.qr(gram @ basis)[0]
-    basis = basis @ np.linalg.eigh(basis.T @ (gram @ basis))[1][:, ::-1]
-    return np.linalg.qr(sample.T @ basis if len(sample) < sample.shape[1] else basis)[0].T
+    variances, rotation = np.linalg.eigh(basis.T @ (gram @ basis))
+    rotation[:, variances <= 1e-6 * variances[-1]] = 0  # what float32 leaves there has no direction
+    basis = (basis @ rotation[:, ::-1]).T
+    return basis @ sample if few else basis
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,8 @@ arithmetic elsewhere). It leaves the scores, for as many queries as the cache ho
 references: most of the scores are never read again.
 """
 
+from types import FunctionType
+
 import numba
 import numpy as np
 from llvmlite import binding, ir
@@ -107,13 +109,13 @@ def _store(builder: ir.IRBuilder, vector: ir.Value, address: ir.Value, offset: i
     builder.store(vector, builder.inttoptr(builder.add(address, offset), vector.type.as_pointer())).align = 4
 
 
-def tile_function(features: set[str]):
-    """`score_tiles`, compiled for a processor with these vector features."""
+def tile_intrinsic(features: set[str]):
+    """One tile, for a processor with these vector features."""
 
     @intrinsic
-    def tile(typing, x, y, half, pairs, scores, maxima, queries):
-        """One tile: x, y are addresses of int16, half, scores and maxima of int32; a query's scores are
-        queries · 512 bytes, its maxima queries · 64 bytes, from the next one's."""
+    def one_tile(typing, x, y, half, pairs, scores, maxima, queries):
+        """x, y are addresses of int16, half, scores and maxima of int32; a query's scores are queries · 512 bytes, its
+        maxima queries · 64 bytes, from the next one's."""
 
         def generate(context, builder, signature, arguments):
             x, y, half, pairs, scores, maxima, tiles = arguments
@@ -130,23 +132,30 @@ def tile_function(features: set[str]):
 
         return types.void(*[types.int64] * 7), generate
 
-    @numba.njit(nogil=True, boundscheck=False)
-    def score_tiles(x, packed, half, scores, maxima, first):
-        """scores[q, t, v, l] = x_q · y + half_y of the reference at lane l, vector v of tile t ≥ first; maxima over v.
-
-        x: int16 (Q, K), Q a multiple of 3; packed: int16 (T, K/2, 8, 16, 2), half: int32 (T, 8, 16) from `tiled.pack`;
-        scores: int32 (Q, T, 8, 16), maxima: int32 (Q, 16 T). All C-contiguous.
-        """
-        tiles, pairs = np.int64(packed.shape[0]), np.int64(packed.shape[1])
-        for t in range(first, tiles):
-            y, h = packed.ctypes.data + t * packed.strides[0], half.ctypes.data + t * half.strides[0]
-            for q in range(0, x.shape[0], TOGETHER):
-                left = x.ctypes.data + q * x.strides[0]
-                all_of = scores.ctypes.data + q * scores.strides[0] + t * scores.strides[1]
-                best = maxima.ctypes.data + q * maxima.strides[0] + t * LANES * maxima.strides[1]
-                tile(np.int64(left), np.int64(y), np.int64(h), pairs, np.int64(all_of), np.int64(best), tiles)
-
-    return score_tiles
+    return one_tile
 
 
-score_tiles = tile_function(processor_features())
+tile = tile_intrinsic(processor_features())  # a global: numba keeps no compiled function that has it from a closure
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def score_tiles(x, packed, half, scores, maxima, first):
+    """scores[q, t, v, l] = x_q · y + half_y of the reference at lane l, vector v of tile t ≥ first; maxima over v.
+
+    x: int16 (Q, K), Q a multiple of 3; packed: int16 (T, K/2, 8, 16, 2), half: int32 (T, 8, 16) from `tiled.pack`;
+    scores: int32 (Q, T, 8, 16), maxima: int32 (Q, 16 T). All C-contiguous.
+    """
+    tiles, pairs = np.int64(packed.shape[0]), np.int64(packed.shape[1])
+    for t in range(first, tiles):
+        y, h = packed.ctypes.data + t * packed.strides[0], half.ctypes.data + t * half.strides[0]
+        for q in range(0, x.shape[0], TOGETHER):
+            left = x.ctypes.data + q * x.strides[0]
+            all_of = scores.ctypes.data + q * scores.strides[0] + t * scores.strides[1]
+            best = maxima.ctypes.data + q * maxima.strides[0] + t * LANES * maxima.strides[1]
+            tile(np.int64(left), np.int64(y), np.int64(h), pairs, np.int64(all_of), np.int64(best), tiles)
+
+
+def score_function(features: set[str]):
+    """`score_tiles` for a processor with these vector features, compiled anew."""
+    names = {**globals(), "tile": tile_intrinsic(features)}
+    return numba.njit(nogil=True, boundscheck=False)(FunctionType(score_tiles.py_func.__code__, names))
