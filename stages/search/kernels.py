@@ -96,9 +96,9 @@ def squared_lengths(images, out):
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
 def round_rows(raw, origin, factor, squared, scale, levels, directions, edges, rows, length, error):
-    """Fill `rows`, `length` and `error` of `projection.Coordinates` from the integers `raw` (N, p) − origin, int64 (p,).
+    """Fill `rows`, `length` and `error` of `projection.Coordinates` from the integers `raw` − origin.
 
-    factor: float64 (p,), what an integer is in units of 1/scale.
+    raw: (N, p); origin: int64 (p,); factor: float64 (p,), what an integer is in units of 1/scale.
 
     edges: int64 (L, most groups + 1), the edges of each level's groups, then −1.
     """
