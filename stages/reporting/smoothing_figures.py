@@ -84,7 +84,7 @@ def _shares(axis, tables: Tables) -> None:
     axis.set_xlim(0, None)
     axis.grid(axis="x")
     axis.set_xlabel("samples between the data (%)")
-    axis.legend(frameon=False, loc="upper right", fontsize=8)
+    axis.legend(frameon=False, loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=2, fontsize=8)
 
 
 def _relu_points(tables: Tables) -> list[Figure]:
@@ -165,7 +165,11 @@ def _smoothed_images(tables: Tables) -> list[Figure]:
         axis.axhline(control[name], color=CONTROL, linewidth=1.4, linestyle="--", label="held-out images")
         axis.set(xlabel="width of the kernel")
         axis.set_title(label, fontsize=8.5)
-        axis.set_ylim(0, None)
+        if name == "fd_pixels":
+            axis.set_yscale("log")
+            plain_ticks(axis.yaxis)
+        else:
+            axis.set_ylim(0, None)
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     caption = (
         "Closed-form samples by kind and width of smoothing. Fewer copies by added noise (kernel density) are noisy "
