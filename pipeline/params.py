@@ -83,7 +83,30 @@ def load_params(path: Path | str = "params.yaml") -> Parameters:
         for variant in variants if params.PER_VARIANT else (None,):
             found[name, variant] = params.from_tree(tree, variant)
             _reject_unknown_variants(f"{name}.verdicts", getattr(found[name, variant], "verdicts", {}), variants)
+    _check_together(found)
     return Parameters(execution, variants, found)
+
+
+def _check_together(found: dict[tuple[str, str | None], StageParams]) -> None:
+    """Values of two sections that cannot go together are found now, not by a stage that others ran for."""
+    ingest, index = found["ingest", None], found["index", None]
+    images, listed = getattr(ingest, "train", None), getattr(index, "neighbors", None)
+    wanted = [("index.neighbors", (listed or 0) + 1)] if listed else []
+    for (name, variant), params in found.items():
+        spec = getattr(params, "spec", None)
+        if name == "filter" and hasattr(params, "carlini"):
+            wanted += [("filter.neighbors", params.neighbors), ("filter.carlini.n", params.carlini.n + 1)]
+        if name != "train" or getattr(spec, "score", None) != "network":
+            continue
+        params.network.check_resolution(ingest.resolution)
+        if spec.neighbors is not None and spec.neighbors.k - 1 > listed:
+            raise InputError(
+                f"params.yaml: variants.{variant}.neighbors.k: {spec.neighbors.k} needs {spec.neighbors.k - 1} "
+                f"neighbours besides the image itself, index.neighbors lists {listed}: raise that or lower k"
+            )
+    for key, needed in wanted:
+        if images is not None and needed > images:
+            raise InputError(f"params.yaml: {key} needs {needed} training images, ingest.train is {images}: lower it")
 
 
 def load_stage(name: str, variant: str | None, path: Path | str = "params.yaml") -> tuple[StageParams, Execution]:
@@ -188,7 +211,7 @@ def _execution(tree: dict[str, Any]) -> Execution:
     try:
         execution = Execution(**{**tree["execution"], **chosen})
     except ValidationError as error:
-        raise InputError(explain(error, "execution", {})) from error
+        raise InputError(explain(error, "execution", {}, {**tree["execution"], **chosen})) from error
     for index, name in enumerate(execution.processes):
         if name not in STAGES:
             raise InputError(f"params.yaml: execution.processes.{index}: there is no stage {name!r}")

@@ -35,7 +35,7 @@ class Params(StageParams):
     device: Literal["auto", "cpu", "cuda"]
     reference_count: int | None = Field(ge=2, description="images drawn from train and from test; null: all of each")
     per_class: bool = Field(description="draw the same number of reference images from every class")
-    seed: int = Field(ge=0, description="of the draw of reference and floor images")
+    seed: int = Field(ge=0, lt=2**63, description="of the draw of reference and floor images")
     shards: int = Field(gt=0, description="pieces of the embedding of the samples; changes no result")
 
 

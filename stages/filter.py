@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from stages.artifacts import read_metadata, write_json, write_parquet, write_tsv
 from stages.embed import features_of, images_of
@@ -99,6 +99,13 @@ class Params(StageParams):
                 raise ValueError(f"{path} does not lie in {VERDICTS}, where DVC sees it change: move it there")
         return verdicts
 
+    @field_validator("carlini")
+    @classmethod
+    def _listed(cls, carlini: Carlini, info: ValidationInfo) -> Carlini:
+        if carlini.n > info.data.get("neighbors", carlini.n):
+            raise ValueError(f"n {carlini.n} exceeds filter.neighbors {info.data['neighbors']}: lower it")
+        return carlini
+
     @property
     def rules(self) -> "Rules":
         """The metrics' parameters."""
@@ -164,9 +171,9 @@ def _check(params: Params, train: ImageTable, samples: ImageTable, holdout: Imag
             f"filter.neighbors: {params.neighbors} nearest training images were asked for, {images_of('train')} has "
             f"{len(train)}: lower it or raise ingest.train"
         )
-    if params.carlini.n > params.neighbors or params.carlini.n > len(train) - 1:
+    if params.carlini.n > len(train) - 1:
         raise InputError(
-            f"filter.carlini.n: {params.carlini.n} nearest were asked for, filter.neighbors gives {params.neighbors}, "
+            f"filter.carlini.n: {params.carlini.n} nearest were asked for, "
             f"{len(train)} training images leave {len(train) - 1} to each: lower it"
         )
     for table, path, key in (

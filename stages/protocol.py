@@ -18,10 +18,10 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from stages.artifacts import sha256_file, sha256_json
 from stages.errors import InputError
@@ -78,9 +78,22 @@ class Shard:
 
 
 class Section(BaseModel):
-    """A typed piece of params.yaml: immutable, and an unknown key is an error."""
+    """A typed piece of params.yaml: immutable; an unknown key, NaN, infinity and true for a number are errors."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic reads true as 1, and YAML reads `yes` and `on` as true."""
+        if isinstance(value, bool) and not _takes_boolean(cls.model_fields[info.field_name].annotation):
+            raise ValueError("this is no yes-or-no key")
+        return value
+
+
+def _takes_boolean(annotation: Any) -> bool:
+    """Is bool, or Any, among the types of a field?"""
+    return annotation in (bool, Any) or any(map(_takes_boolean, get_args(annotation)))
 
 
 class StageParams(Section):
@@ -113,7 +126,7 @@ class StageParams(Section):
         try:
             return cls(**values)
         except ValidationError as error:
-            raise InputError(explain(error, cls.SECTION, places)) from error
+            raise InputError(explain(error, cls.SECTION, places, values)) from error
 
     @classmethod
     def keys(cls, variant: str = "{variant}") -> list[str]:
@@ -131,21 +144,41 @@ def _lookup(tree: dict[str, Any], dotted: str) -> Any:
     return node
 
 
-def explain(error: ValidationError, section: str, places: dict[str, str], file: str = "params.yaml") -> str:
+def explain(
+    error: ValidationError, section: str, places: dict[str, str], values: dict[str, Any], file: str = "params.yaml"
+) -> str:
     """One line for the first of pydantic's errors, with the dotted key as it stands in `file`.
 
     section: where the validated fields stand; "" for the whole file.
     places: field -> dotted key, for the fields that stand elsewhere than in `section`.
+    values: what was validated.
     """
     first = error.errors()[0]
-    location = [str(part) for part in first["loc"]]
+    location = _keys_only(first["loc"], values, first["type"] == "missing")
     head = [places[location[0]]] if location and location[0] in places else [section, *location[:1]]
     key = ".".join(part for part in [*head, *location[1:]] if part)
     if first["type"] == "extra_forbidden":
         return f"{file}: unknown key {key}: remove it or correct its spelling"
     if first["type"] == "missing":
         return f"{file}: missing key {key}: add it"
-    return f"{file}: {key}: {first['msg']} (got {first['input']!r})"
+    # a whole section is not repeated: the message says what in it is wrong
+    got = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
+    return f"{file}: {key}: {first['msg'].removeprefix('Value error, ')}{got}"
+
+
+def _keys_only(location: tuple[int | str, ...], values: Any, missing: bool) -> list[str]:
+    """The part of pydantic's location that stands in the file: it goes on with the types of a union that were tried.
+
+    missing: the last part is a key that does not stand there, and belongs to it.
+    """
+    keys = []
+    for part in location:
+        inside = part in values if isinstance(values, dict) else isinstance(values, list) and part in range(len(values))
+        if not inside and not missing:
+            break
+        keys.append(str(part))
+        values = values[part] if inside else None
+    return keys
 
 
 def load_tree(path: Path | str = "params.yaml") -> dict[str, Any]:
@@ -157,6 +190,10 @@ def load_tree(path: Path | str = "params.yaml") -> dict[str, Any]:
         tree = None if root is None else loader.construct_document(root)
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: run in the project's root") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror}): name the parameter file") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(tree, dict):

@@ -33,7 +33,7 @@ class Params(StageParams):
     variant: str
     spec: Variant
     count: int = Field(gt=0, description="samples per variant")
-    seed: int = Field(ge=0, description="sample i is drawn from (seed, i)")
+    seed: int = Field(ge=0, lt=2**63, description="sample i is drawn from (seed, i)")
     batch: int = Field(
         gt=0, description="samples computed together; the last batch is filled up, so that rounding is the same"
     )

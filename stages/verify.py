@@ -73,7 +73,7 @@ class Params(StageParams):
     SECTION: ClassVar[str] = "verify"
 
     mode: Literal["quick", "full"] = Field(description="which value is read where a block gives {quick:, full:}")
-    seed: int = Field(ge=0, description="seed of all random draws")
+    seed: int = Field(ge=0, lt=2**32, description="seed of all random draws")
     dataset: str | None = Field(min_length=1, description="a source of images; null: what the pipeline ingested")
     resolution: int | None = Field(ge=1, le=4096, description="side to resize `dataset` to; null: as it is")
     blocks: Blocks = Field(description="what the YAML file named here holds")
@@ -94,10 +94,14 @@ def _read_blocks(given: Any) -> dict[str, Blocks]:
     file, place, values = "params.yaml", "verify.blocks", given  # python -m stages.verify takes them written out, too
     if isinstance(given, str):
         file, place, values = given, "", load_tree(given)
-    try:
-        return {mode: Blocks.model_validate(_at(values, mode, file, place)) for mode in MODES}
-    except ValidationError as error:
-        raise InputError(explain(error, place, {}, file)) from error
+    both = {mode: _at(values, mode, file, place) for mode in MODES}
+    found = {}
+    for mode, chosen in both.items():
+        try:
+            found[mode] = Blocks.model_validate(chosen)
+        except ValidationError as error:
+            raise InputError(explain(error, place, {}, chosen, file)) from error
+    return found
 
 
 def _at(value: Any, mode: str, file: str, place: str) -> Any:

@@ -93,6 +93,72 @@ def test_value_out_of_range_names_key_and_value(path, value, tmp_path):
     assert str(value[0] if isinstance(value, list) else value) in text
 
 
+T = "variants.net-temperature-pixel"
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (f"{T}.temperature", float("nan")),
+        (f"{T}.temperature", float("inf")),
+        (f"{T}.temperature", True),
+        (f"{T}.temperature", [30]),
+        (f"{T}.temperature", "0/sigma"),
+        (f"{T}.sampler.exact_below", float("inf")),
+        ("train.noise.sigma_max", float("inf")),
+        ("train.optimization.learning_rate", float("nan")),
+        ("train.optimization.steps", True),
+        ("train.optimization.seed", 2**32),
+        ("train.optimization.betas", [1.5, 0.9]),
+        ("train.network.multipliers", [1, 0]),
+        ("train.network.attention", [-8]),
+        ("train.network.channels", 30),
+        ("sample.seed", 2**64),
+        ("verify.seed", 2**63),
+        ("ingest.classes", [["cat"]]),
+    ],
+)
+def test_no_nan_infinity_or_yes_and_no_pseudo_key(path, value, tmp_path):
+    """The message ends the key where it ends in the file, and does not repeat a whole section."""
+    text = message(changed(tuple(path.split(".")), lambda node, key: node.__setitem__(key, value)), tmp_path)
+    assert text.startswith("params.yaml: ")
+    assert len(text) < 200
+    key = text.split(": ")[1]
+    assert key in (path, f"{path}.0", f"{path}.1", path.rpartition(".")[0])
+    assert "Value error" not in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"filter.neighbors": 101}, "filter.neighbors needs 101 training images, ingest.train is 100"),
+        ({"index.neighbors": 100}, "index.neighbors needs 101 training images, ingest.train is 100"),
+        ({"filter.carlini.n": 51}, "filter.carlini: n 51 exceeds filter.neighbors 50: lower it"),
+        ({"ingest.train": 50}, "ingest.train is 50"),
+        ({f"{T}.neighbors.k": 52}, f"{T}.neighbors.k: 52 needs 51 neighbours besides the image itself"),
+        ({"ingest.resolution": 15}, "resolution 15 is not a multiple of 4"),
+        ({"train.network.attention": [7]}, "no maps of side 7, only 8, 4"),
+    ],
+)
+def test_what_cannot_go_together_is_found_before_anything_runs(changes, expected, tmp_path):
+    tree = copy.deepcopy(TREE)
+    for path, value in changes.items():
+        node = tree
+        *parts, last = path.split(".")
+        for part in parts:
+            node = node[part]
+        node[last] = value
+    assert expected in message(tree, tmp_path)
+
+
+def test_a_file_that_is_no_text(tmp_path):
+    (tmp_path / "params.yaml").write_bytes(b"ingest: \xff\xfe")
+    with pytest.raises(InputError, match="is not UTF-8 text"):
+        load_params(tmp_path / "params.yaml")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_params(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("change", "expected"),
     [

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from stages.diffusion.parameters import NetworkParams
-from stages.errors import InputError
 
 SQRT_HALF = 1 / math.sqrt(2)  # keeps the variance of a sum of two
 
@@ -154,7 +153,7 @@ class NCSNpp(nn.Module):
         sigma_max: float = 50.0,
     ) -> None:
         super().__init__()
-        self._check(params, resolution)
+        params.check_resolution(resolution)
         self.params, self.noise_conditioning = params, noise_conditioning
         self.image_channels, self.resolution = image_channels, resolution
         image_channels, resolution = image_channels * params.patch**2, resolution // params.patch
@@ -166,17 +165,6 @@ class NCSNpp(nn.Module):
         self.middle = nn.ModuleList([self._block(middle, middle), Attention(middle), self._block(middle, middle)])
         final = self._build_up(middle, widths, resolution)
         self.norm, self.head = _norm(final), _conv(final, image_channels, scale=0.0)
-
-    @staticmethod
-    def _check(params: NetworkParams, resolution: int) -> None:
-        if params.channels % 4:
-            raise InputError(f"train.network.channels must be a multiple of 4, not {params.channels}")
-        factor = 2 ** (len(params.multipliers) - 1) * params.patch
-        if resolution % factor:
-            raise InputError(
-                f"resolution {resolution} is not a multiple of {factor}, which train.network.multipliers "
-                f"{params.multipliers} and patch {params.patch} need: shorten them or choose another resolution"
-            )
 
     def _block(self, inputs: int, outputs: int, resample: Literal["up", "down"] | None = None) -> ResidualBlock:
         return ResidualBlock(inputs, outputs, self.params, self._width, resample)

@@ -1,12 +1,14 @@
 """The parameters of the diffusion core, typed and checked, without torch: a stage starts in no time to read them."""
 
 import re
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, PositiveInt, model_validator
 
+from stages.errors import InputError
 from stages.protocol import Section
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["optimal", "scheduled"]
 
 
@@ -26,10 +28,10 @@ class NoiseParams(Section):
 class NetworkParams(Section):
     """The shape of an NCSN++ network."""
 
-    channels: int = Field(gt=0, description="channels at full resolution (nf); multiple of 4")
-    multipliers: list[int] = Field(min_length=1, description="channel multiplier per resolution")
+    channels: int = Field(gt=0, multiple_of=4, description="channels at full resolution (nf); multiple of 4")
+    multipliers: list[PositiveInt] = Field(min_length=1, description="channel multiplier per resolution")
     blocks: int = Field(gt=0, description="residual blocks per resolution")
-    attention: list[int] = Field(description="resolutions with self-attention")
+    attention: list[PositiveInt] = Field(description="resolutions with self-attention")
     patch: Literal[1, 2, 4] = Field(description="pixels are folded patch x patch into channels first; 1 as published")
     dropout: float = Field(ge=0, lt=1, description="dropout inside the residual blocks")
     embedding: Literal["positional", "fourier"] = Field(description="how sigma is embedded, if it is")
@@ -39,6 +41,22 @@ class NetworkParams(Section):
         description="what enters: 2x-1 as it is, or divided by sqrt(mean square + 1/4), a function of x alone"
     )
 
+    def check_resolution(self, resolution: int) -> None:
+        """Raise InputError where no such network exists for images of side `resolution`."""
+        factor = 2 ** (len(self.multipliers) - 1) * self.patch
+        if resolution % factor:
+            raise InputError(
+                f"resolution {resolution} is not a multiple of {factor}, which train.network.multipliers "
+                f"{self.multipliers} and patch {self.patch} need: shorten them or choose another resolution"
+            )
+        sides = [resolution // self.patch // 2**halvings for halvings in range(len(self.multipliers))]
+        absent = [side for side in self.attention if side not in sides]
+        if absent:
+            raise InputError(
+                f"train.network.attention: for images of side {resolution} there are no maps of side {absent[0]}, only "
+                f"{', '.join(map(str, sides))}: name some of these, or none ([])"
+            )
+
 
 class OptimizationParams(Section):
     """How a network is trained (METHODS §4)."""
@@ -47,7 +65,7 @@ class OptimizationParams(Section):
     batch: int = Field(gt=0, description="images per step")
     microbatch: int | None = Field(gt=0, description="images per pass, gradients accumulate; null: all at once")
     learning_rate: float = Field(gt=0)
-    betas: tuple[float, float] = Field(description="AdamW's betas")
+    betas: tuple[Decay, Decay] = Field(description="AdamW's betas")
     weight_decay: float = Field(ge=0)
     warmup: int = Field(ge=0, description="steps of linear warm-up")
     decay: Literal["constant", "cosine"] = Field(description="learning rate after the warm-up")
@@ -59,7 +77,7 @@ class OptimizationParams(Section):
         description="of the network's products; auto: bfloat16 where the device has instructions for it"
     )
     compile: bool = Field(description="torch.compile, worth it on a GPU")
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**32, description="of weights, order, levels, noise, dropout; 32 bits")
     checkpoint_every: int = Field(gt=0, description="steps between checkpoints")
     keep: int = Field(gt=0, description="how many checkpoints are kept while training")
     log_every: int = Field(gt=0, description="steps averaged into one row of the loss curve")
@@ -182,10 +200,10 @@ class Variant(Section):
 
 
 def check_temperature(rule: float | str) -> None:
-    """Raise ValueError unless `rule` is a number >= 1, "C/sigma", "sqrt_d" or "d" (METHODS §1.5)."""
+    """Raise ValueError unless `rule` is a number >= 1, "C/sigma" with C > 0, "sqrt_d" or "d" (METHODS §1.5)."""
     if isinstance(rule, str):
-        if over_sigma(rule) is None and rule not in ("sqrt_d", "d"):
-            raise ValueError(f"temperature {rule!r} is neither a number, 'C/sigma', 'sqrt_d' nor 'd'")
+        if not over_sigma(rule) and rule not in ("sqrt_d", "d"):
+            raise ValueError(f"temperature {rule!r} is neither a number, 'C/sigma' with C > 0, 'sqrt_d' nor 'd'")
     elif rule < 1:
         raise ValueError(f"temperature {rule!r} must be at least 1")
 
