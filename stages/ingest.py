@@ -177,12 +177,13 @@ def _order(source: Source, classes: list[str | int] | None, seed: int) -> np.nda
 
 def _labels(source: Source, classes: list[str | int]) -> list[int]:
     """The labels of these classes, by name; where a source has no names, a label's name is its number."""
-    names = source.classes or [str(label) for label in range(int(source.labels.max()) + 1)]
+    labels = range(len(source.classes)) if source.classes else np.unique(source.labels[source.labels >= 0]).tolist()
+    names = source.classes or [str(label) for label in labels]
     unknown = [name for name in classes if str(name) not in names]
     if unknown:
         known = f"only {', '.join(names[:20])}{', …' if len(names) > 20 else ''}" if names else "it has no labels"
         raise InputError(f"ingest.classes: {source.spec} has no class {unknown[0]!r}, {known}")
-    return [label for label, name in enumerate(names) if name in map(str, classes)]
+    return [label for label, name in zip(labels, names) if name in map(str, classes)]
 
 
 def _names_digest(source: Source, rows: np.ndarray) -> str:

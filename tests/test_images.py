@@ -277,6 +277,15 @@ def test_unreadable_files_are_items_with_a_reason(tmp_path: Path) -> None:
     assert items[1].where == str(root / "b.png")
 
 
+def test_what_cannot_be_opened_is_no_input_file_and_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    root = write_tree(tmp_path, {"a.png": 1})
+    (root / "b.png").symlink_to(root / "nowhere")
+    os.mkfifo(root / "c.png")
+    source = open_source(f"folder:{root}")
+    assert source.files([0, 1, 2]) == (str(root / "a.png"),)
+    assert [item.error for item in source][1:] == ["No such file or directory", "not a regular file"]
+
+
 def test_a_name_that_is_not_unicode_is_printable(tmp_path: Path) -> None:
     try:
         (tmp_path / os.fsdecode(b"\xff.png")).write_bytes(png(4))
@@ -362,6 +371,25 @@ def test_parquet_class_names_options_and_nulls(tmp_path: Path) -> None:
     assert source.labels.tolist() == [1, 0, -1]
     assert [item.error for item in source] == [None, *["no bytes are stored for this row"] * 2]
     assert values(f"parquet:{path}")[0] == 1  # "img" is found without being named
+
+
+@pytest.mark.parametrize("kind", [pa.uint8(), pa.uint64(), pa.int16()], ids=str)
+def test_parquet_labels_of_any_integer_type(kind: pa.DataType, tmp_path: Path) -> None:
+    table = pa.table({"image": pa.array([png(1)] * 3, pa.binary()), "label": pa.array([2, None, 1], kind)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert open_source(f"parquet:{tmp_path / 'a.parquet'}").labels.tolist() == [2, -1, 1]
+
+
+def test_a_parquet_label_beyond_all_integers_is_an_error(tmp_path: Path) -> None:
+    table = pa.table({"image": pa.array([png(1)], pa.binary()), "label": pa.array([2**63], pa.uint64())})
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet: label column 'label' holds no class numbers"):
+        open_source(f"parquet:{tmp_path / 'a.parquet'}")
+
+
+def test_a_folder_is_no_image_table(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not an Arrow image table"):
+        open_source(f"arrow:{tmp_path}")
 
 
 def test_damaged_parquet_pages_stop_the_reading(tmp_path: Path) -> None:

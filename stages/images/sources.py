@@ -233,15 +233,23 @@ class FolderSource(Source):
         return _printable(str(self.root / self.names[row]))
 
     def files(self, rows: Sequence[int] | np.ndarray) -> tuple[str, ...]:
-        return tuple(str(self.root / self.names[row]) for row in rows)
+        # what cannot be opened has no bytes; once it can be, it is a further file
+        return tuple(str(path) for path in (self.root / self.names[row] for row in rows) if _openable(path))
 
     def _raw(self, rows: list[int]) -> Iterator[Raw]:
-        for row in rows:
+        for path in (self.root / self.names[row] for row in rows):
+            if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
+                yield UnreadableImage("not a regular file")
+                continue
             try:
-                with (self.root / self.names[row]).open("rb") as file:
+                with path.open("rb") as file:
                     yield file.read(MAX_BYTES + 1)
             except OSError as error:
                 yield UnreadableImage(error.strerror or str(error))
+
+
+def _openable(path: Path) -> bool:
+    return path.is_file() and os.access(path, os.R_OK)
 
 
 def _usage_for(path: str) -> str:
@@ -325,8 +333,11 @@ class ParquetSource(Source):
     def _labels(self) -> np.ndarray:
         if self.label is None:
             return np.full(self.edges[-1], -1, np.int64)
-        columns = [pq.read_table(path, columns=[self.label]).column(0).fill_null(-1) for path in self.paths]
-        return np.concatenate([column.cast(pa.int64()).to_numpy() for column in columns])
+        try:  # signed first: an unsigned column has no -1
+            columns = [pq.read_table(path, columns=[self.label]).column(0).cast(pa.int64()) for path in self.paths]
+        except pa.ArrowInvalid as error:
+            raise InputError(f"{self.paths[0]}: label column {self.label!r} holds no class numbers ({error})") from error
+        return np.concatenate([column.fill_null(-1).to_numpy() for column in columns])
 
     def _place(self, row: int) -> tuple[int, int]:
         shard = int(np.searchsorted(self.edges, row, side="right")) - 1

@@ -142,7 +142,7 @@ def read_images(path: Path | str) -> ImageTable:
         arrow = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: run the stage that writes it (dvc repro)") from error
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path} is not an Arrow image table ({error}): delete it and rerun its stage") from error
     if arrow.column_names != ["id", "label", "image"]:
         raise InputError(f"{path} has columns {arrow.column_names}, not id, label, image: it is no image table")
