@@ -127,17 +127,15 @@ def _file_digest(path: Path) -> str:
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: run the stage that writes it (dvc repro)") from error
     identity = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+    name = os.fsencode(path.absolute()).decode("utf-8", "backslashreplace")  # a name on disk can be any bytes
     with _digests() as database:
-        row = database.execute(
-            "SELECT identity, sha256 FROM digests WHERE path = ?", (str(path.absolute()),)
-        ).fetchone()
+        row = database.execute("SELECT identity, sha256 FROM digests WHERE path = ?", (name,)).fetchone()
     if row and row[0] == identity:
         return row[1]
     digest = sha256_file(path)
     if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > FRESH:
         with _digests() as database:
-            values = (str(path.absolute()), identity, digest)
-            database.execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", values)
+            database.execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", (name, identity, digest))
     return digest
 
 

@@ -336,7 +336,8 @@ class ParquetSource(Source):
         try:  # signed first: an unsigned column has no -1
             columns = [pq.read_table(path, columns=[self.label]).column(0).cast(pa.int64()) for path in self.paths]
         except pa.ArrowInvalid as error:
-            raise InputError(f"{self.paths[0]}: label column {self.label!r} holds no class numbers ({error})") from error
+            reason = f"label column {self.label!r} holds no class numbers ({error})"
+            raise InputError(f"{self.paths[0]}: {reason}") from error
         return np.concatenate([column.fill_null(-1).to_numpy() for column in columns])
 
     def _place(self, row: int) -> tuple[int, int]:
