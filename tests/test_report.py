@@ -424,3 +424,23 @@ def test_numbers_as_people_read_them(value, text):
 def test_percentages_as_people_read_them():
     shown = [words.percent(rate).replace(words.THIN, " ") for rate in (0, 0.0025, 0.7321, 0.9996, 1)]
     assert shown == ["0 %", "0.25 %", "73.2 %", "100 %", "100 %"]
+
+
+def test_the_page_says_what_a_verdict_is_and_where_the_methods_are_written_down(page):
+    assert "filter.ratios.copy_below" in page
+    assert "Of the two-stage filter" not in page
+    named = re.search(r"written down in (\S+?)<", page)[1]
+    text = (Path(__file__).parent.parent / named).read_text(encoding="utf-8")
+    for section in set(re.findall(r"METHODS §(\d)", page)):
+        assert f"\n## {section}. " in text
+
+
+def test_pictures_need_no_scrolling_and_their_numbers_no_mouse(page):
+    """Pictures loaded lazily have no height before: links into the page miss, and a printed page lacks them."""
+    assert 'loading="lazy"' not in page
+    pairs = pq.read_table(
+        f"data/filter/{next(iter(VARIANTS))}/pairs.parquet", columns=["sample_index", "distance"]
+    ).to_pylist()
+    first = next(row for row in pairs if row["sample_index"] == 0)
+    assert "<tr><th>0</th><td" in page
+    assert f"<td>{words.number(first['distance'])}</td>" in page

@@ -31,6 +31,7 @@ FORMS = {
     "cfdm": "σ-CFDM: the posterior mean, averaged over Gaussian shifts (METHODS §1.8).",
     "mixture": "The unified mixture over all noise levels (METHODS §1.2).",
 }
+SYMBOLS = {"r1/r2": "r₁/r₂", "l1..lk": "ℓ₁..ℓₖ", "l1": "ℓ₁", "<=": "≤", " x ": " × ", "rho": "ρ"}
 VERDICTS = {
     "copy": "copy of a training image",
     "near_copy": "near copy",
@@ -110,8 +111,10 @@ def math(text: str) -> "Markup":
 
 
 def plain(definition: str) -> str:
-    """A metric's definition with r₁, r₂ and ℓ₁ as the rest of the page writes them, without a full stop."""
-    return definition.replace("r1/r2", "r₁/r₂").replace("l1", "ℓ₁").replace("..lk", "..ℓₖ").rstrip(".")
+    """A metric's definition with its symbols as the rest of the page writes them, without a full stop."""
+    for typed, symbol in SYMBOLS.items():
+        definition = definition.replace(typed, symbol)
+    return definition.rstrip(".")
 
 
 def compact(value: Any, indent: int | None = None) -> str:
