@@ -246,7 +246,7 @@ def _trainer(shard: Shard, device: Any, world: "World") -> "Trainer":
             spec.precision,
             spec.neighbors.radius,
         )
-    data = open_training_set(table.images, _neighbors(spec, shard.inputs, len(table)), device)
+    data = open_training_set(table.images, _neighbors(spec, shard.inputs, table.ids), device)
     identity = {**settings, "inputs": {path: sha256_file(path) for path in shard.inputs}}
 
     def build() -> "NCSNpp":
@@ -257,16 +257,21 @@ def _trainer(shard: Shard, device: Any, world: "World") -> "Trainer":
     return Trainer(optimization, noise, build, data, target, spec.conditioned, shard.scratch, identity, world)
 
 
-def _neighbors(spec: Variant, inputs: tuple[str, ...], count: int) -> "np.ndarray | None":
-    """int64 (M, K) rows of the K nearest centres, the image itself first; None without neighbours."""
+def _neighbors(spec: Variant, inputs: tuple[str, ...], ids: list[str]) -> "np.ndarray | None":
+    """int64 (M, K) rows of the K nearest centres, the image itself first; None without neighbours.
+
+    inputs: the training images and their neighbour lists; ids: of the images (M).
+    """
     if spec.neighbors is None:
         return None
     import numpy as np
 
     from stages.search.neighbor_table import read_neighbors
 
-    lists = read_neighbors(inputs[1]).neighbors
-    k = spec.neighbors.k
+    table = read_neighbors(inputs[1])
+    if table.ids != ids:
+        raise InputError(f"{inputs[1]} does not list the images of {inputs[0]}, row by row: rerun stage index")
+    lists, k, count = table.neighbors, spec.neighbors.k, len(ids)
     if k > count:
         raise InputError(f"neighbors.k is {k} but the training set has {count} images: lower k or ingest.train more")
     if k - 1 > lists.shape[1]:

@@ -1,5 +1,6 @@
 """Stages train and sample on a small project: shards change nothing, kills cost nothing, wrong sizes are named."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -14,10 +15,11 @@ import yaml
 
 from stages import sample, train
 from stages.artifacts import sha256_file
+from stages.errors import InputError
 from stages.images.store import image_table, read_images, write_images
 from stages.protocol import load_tree, run_plain
 from stages.search.nearest import nearest
-from stages.search.neighbor_table import NeighborTable, write_neighbors
+from stages.search.neighbor_table import NeighborTable, read_neighbors, write_neighbors
 
 ROOT = Path(__file__).parent.parent
 COUNT, K = 30, 8
@@ -131,6 +133,15 @@ def test_more_neighbours_than_there_are_is_one_clear_line(project, k, message):
     tree["variants"]["net-temperature-pixel"]["neighbors"]["k"] = k
     write_params(tree)
     with pytest.raises(ValueError, match=message):
+        run_plain("train", "net-temperature-pixel")
+
+
+def test_neighbours_of_other_images_are_not_trained_on(project):
+    """Lists are rows: of another order of the same images they would be other neighbours."""
+    path = "data/index/pixel_neighbors.arrow"
+    lists = read_neighbors(path)
+    write_neighbors(path, dataclasses.replace(lists, ids=lists.ids[::-1]))
+    with pytest.raises(InputError, match=r"pixel_neighbors.arrow does not list the images of .*rerun stage index"):
         run_plain("train", "net-temperature-pixel")
 
 
