@@ -56,11 +56,20 @@ def plan(params: Params) -> list[Shard]:
     if count < 2:
         raise InputError(f"{source}: a Fréchet distance needs at least 2 samples, got {count}: raise sample.count")
     for split in ("train", "test"):
-        _reference(params, split, params.reference_count)
+        _require_two(_reference(params, split, params.reference_count), split)
+    _require_two(_floor(params, count), "holdout")
     shards = _spans(params, source, params.variant, count)
     return shards + (
         _spans(params, curve, f"{params.variant} curve", len(read_images(curve))) if curve.exists() else []
     )
+
+
+def _require_two(table: FeatureTable, split: str) -> None:
+    if len(table) < 2:
+        raise InputError(
+            f"{features_of(split)}: a Fréchet distance needs at least 2 images on each side, {split} gives "
+            f"{len(table)}: raise ingest.{split}"
+        )
 
 
 def _spans(params: Params, source: Path, name: str, count: int) -> list[Shard]:

@@ -204,6 +204,15 @@ def test_one_sample_is_refused_before_any_work(project):
         run(project)
 
 
+@pytest.mark.parametrize("split", ["test", "holdout"])
+def test_one_real_image_is_refused_before_any_work(project, split):
+    """Deduplication may leave one of several; the message names what to raise."""
+    write_features(features_of(split), FeatureTable(np.ones((1, 6), np.float32), ["a"], {"encoder": "pixels"}))
+    with pytest.raises(InputError, match=rf"at least 2 images on each side, {split} gives 1: raise ingest\.{split}"):
+        run(project)
+    assert not (project / "data/fid").exists()
+
+
 def test_spans_of_the_plan_cover_every_sample_once(project):
     params = fid.Params(variant="v", encoder=EncoderParams(**PIXELS), device="cpu", reference_count=None,
                         per_class=False, seed=0, shards=4)  # fmt: skip

@@ -79,6 +79,7 @@ def test_unknown_key_in_every_section(section, tmp_path):
     ("path", "value"),
     [
         ("ingest.train", 0),
+        ("ingest.holdout", 1),
         ("ingest.seed", -1),
         ("ingest.channels", 2),
         ("ingest.resolution", "large"),
