@@ -1,6 +1,7 @@
 """Stage sample@variant: draw samples from a variant's score; sample i depends on (seed, i) and the model only.
 
-Outs in data/sample/VARIANT: samples.arrow (an image table) and sample.json; for a trained network also how its score
+Outs in data/sample/VARIANT: samples.arrow (an image table) and sample.json (of gradient ascent also where each sample
+stopped); for a trained network also how its score
 compares with the empirical one: alignment.json, and the images of its interpolations, interpolation.arrow; and, where
 train kept snapshots, curve.arrow: samples 0..curve_count-1 of each snapshot, one after the other in the order of their
 steps, which its metadata lists.
@@ -110,7 +111,7 @@ def work(shard: Shard) -> Path:
     import torch
     from tqdm import tqdm
 
-    from stages.diffusion.sampling import load_model, sample_batch
+    from stages.diffusion.sampling import last_states, load_model, to_uint8
     from stages.images.store import image_table, read_images, write_images
 
     settings = shard.settings
@@ -118,15 +119,17 @@ def work(shard: Shard) -> Path:
     weights = shard.inputs[2] if len(shard.inputs) > 2 else None
     score, device, precision = read_json(shard.inputs[0]), settings["device"], settings["precision"]
     model = load_model(score, settings["sampler"], table.images, weights, device, precision)
-    images = []
+    images, stops, stop_below = [], [], settings["sampler"]["stop_below"]
     with tqdm(
         total=settings["stop"] - settings["start"], desc=f"sample {shard.name}", unit="img", mininterval=2
     ) as bar:
         for indices, keep in _batches(settings["start"], settings["stop"], settings["batch"]):
-            drawn = sample_batch(model, settings["seed"], torch.from_numpy(indices))[:keep]
-            images.append(drawn)
+            ends, steps = last_states(model, settings["seed"], torch.from_numpy(indices))
+            images.append(to_uint8(ends)[:keep])
+            if stop_below is not None:
+                stops += list(zip(steps.tolist(), model.actual_level(ends).tolist()))[:keep]
             bar.update(keep)
-    return write_images(shard.path, image_table(np.concatenate(images)))
+    return write_images(shard.path, image_table(np.concatenate(images), metadata={"stops": stops}))
 
 
 def _align(shard: Shard) -> Path:
@@ -169,15 +172,22 @@ def gather(params: Params, parts: list[Path]) -> None:
     metadata = {"variant": params.variant, "seed": params.seed, "sampler": params.spec.sampler.model_dump(mode="json")}
     joined = _joined(parts, metadata)
     write_images(out / "samples.arrow", joined)
-    write_json(
-        out / "sample.json",
-        {
-            "count": len(joined),
-            "nfe": params.spec.sampler.evaluations,
-            "seed": params.seed,
-            "sampler": metadata["sampler"],
-        },
-    )
+    summary = {
+        "count": len(joined),
+        "nfe": params.spec.sampler.evaluations,
+        "seed": params.seed,
+        "sampler": metadata["sampler"],
+    }
+    stops = [stop for part in parts for stop in read_images(part).metadata["stops"]]
+    write_json(out / "sample.json", {**summary, **_stopped(stops, params.spec.sampler.stop_below)})
+
+
+def _stopped(stops: list[tuple[int, float]], stop_below: float | None) -> dict[str, Any]:
+    """Where each sample of a gradient ascent stopped (METHODS §5): its step, its actual noise level there."""
+    if stop_below is None:
+        return {}
+    steps, levels = zip(*stops)
+    return {"stopped": {"step": steps, "level": levels, "below": sum(level < stop_below for level in levels)}}
 
 
 def _joined(parts: list[Path], metadata: dict[str, Any]) -> "ImageTable":

@@ -154,6 +154,14 @@ def test_gradient_ascent_stops_each_sample_below_the_threshold_and_leaves_it_the
     assert (level(states[-1]) >= 0.05 * (1 - 0.1 * 14 / 16) - 1e-12).all()
 
 
+def test_gradient_ascent_that_need_not_start_yields_where_it_is():
+    score, level = shell_score(torch.full((1, 4, 4), 0.4, dtype=torch.float64))
+    sigmas = levels(NoiseParams(sigma_min=0.01, sigma_max=5), 9)
+    draw = draw_for(5, (1, 4, 4))
+    (state,) = samplers.gradient_ascent(score, draw, sigmas, step=0.1, stop_below=100.0, level=level)
+    assert torch.equal(state, draw(0) * float(sigmas[0]))
+
+
 def test_cfdm_euler_carries_a_single_centre_to_itself():
     """With one centre k_t = t x_1, so v = (x_1 - z)/(1 - t) and Euler's last step lands on x_1 exactly."""
     centre = torch.rand(1, 2, 2, dtype=torch.float64)

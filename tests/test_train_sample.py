@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 from stages import sample, train
-from stages.artifacts import sha256_file
+from stages.artifacts import read_json, sha256_file
+from stages.diffusion.sampling import load_model, trajectory
 from stages.errors import InputError
 from stages.images.store import image_table, read_images, write_images
 from stages.protocol import load_tree, run_plain
@@ -134,6 +136,28 @@ def test_more_neighbours_than_there_are_is_one_clear_line(project, k, message):
     write_params(tree)
     with pytest.raises(ValueError, match=message):
         run_plain("train", "net-temperature-pixel")
+
+
+def test_gradient_ascent_says_where_each_sample_stopped(project):
+    """By hand: the first step after which the distance to the nearest training image over sqrt d is below the bound."""
+    tree = load_tree()
+    sampler = {"name": "gradient-ascent", "levels": 60, "step": 0.2, "stop_below": 0.05}
+    tree["variants"] = {"ascent": {"score": "closed-form", "form": "unconditioning", "sampler": sampler}}
+    write_params(tree)
+    run_plain("train", "ascent")
+    run_plain("sample", "ascent")
+    stopped = json.loads(Path("data/sample/ascent/sample.json").read_text())["stopped"]
+    images, score = read_images(train.TRAIN_IMAGES).images, read_json("data/train/ascent/score.json")
+    model = load_model(score, {**sampler, "snr": None, "exact_below": None}, images, None, "cpu")
+    flat = images.reshape(COUNT, -1) / 255
+    states = torch.stack(list(trajectory(model, tree["sample"]["seed"], torch.arange(23)))).double().numpy()
+    gaps = states.reshape(*states.shape[:2], 1, -1) - flat
+    level = np.sqrt(np.square(gaps).sum(-1).min(-1) / 64)
+    first = (level < 0.05).argmax(0)
+    assert stopped["step"] == (first + 1).tolist()
+    np.testing.assert_allclose(stopped["level"], level[first, np.arange(23)], rtol=1e-5)
+    assert stopped["below"] == 23
+    assert len(set(first)) > 1
 
 
 def test_neighbours_of_other_images_are_not_trained_on(project):

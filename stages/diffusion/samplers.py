@@ -79,13 +79,14 @@ def gradient_ascent(
 ) -> Iterator[Tensor]:
     """x += alpha s(x) sigma_hat^2 with a small fixed alpha until the actual noise level is below `stop_below`.
 
-    A sample that has stopped stays where it is; the generator ends when all have, or after len(sigmas) steps.
+    A sample that has stopped stays where it is; the generator ends when all have, or after len(sigmas) steps, and
+    yields at least once.
     """
     x = draw(0) * float(sigmas[0])
-    for _ in range(len(sigmas)):
+    for step_number in range(len(sigmas)):
         at = level(x)
         going = at >= stop_below
-        if not going.any():
+        if step_number and not going.any():
             return
         x = x + (step * going * at**2).to(x.dtype)[:, None, None, None] * score(x, at)
         yield x

@@ -150,12 +150,26 @@ def trajectory(model: Model, seed: int, indices: Tensor) -> Iterator[Tensor]:
 
 def sample_batch(model: Model, seed: int, indices: Tensor) -> np.ndarray:
     """The samples `indices` as uint8 (B, H, W, C). A sample that is not finite raises FloatingPointError."""
-    x = None
-    for state in trajectory(model, seed, indices):
-        x = state
+    return to_uint8(last_states(model, seed, indices)[0])
+
+
+def last_states(model: Model, seed: int, indices: Tensor) -> tuple[Tensor, Tensor]:
+    """Where the samples `indices` end, float32 (B, C, H, W), and after which step each moved no more, int64 (B,).
+
+    A sample that is not finite raises FloatingPointError.
+    """
+    x, steps = None, torch.zeros(len(indices), dtype=torch.int64, device=model.images.device)
+    for step, state in enumerate(trajectory(model, seed, indices), 1):
+        moved = torch.ones_like(steps, dtype=torch.bool) if x is None else (state != x).flatten(1).any(1)
+        x, steps = state, torch.where(moved, step, steps)
     if not torch.isfinite(x).all():
         wrong = indices[~torch.isfinite(x).flatten(1).all(1).cpu()][:5].tolist()
         raise FloatingPointError(f"samples {wrong} of variant form {model.variant.form} are not finite")
+    return x, steps
+
+
+def to_uint8(x: Tensor) -> np.ndarray:
+    """x (B, C, H, W) in [0,1] units, clipped and rounded: uint8 (B, H, W, C)."""
     return (x.clamp(0, 1) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
 
 
