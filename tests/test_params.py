@@ -2,6 +2,8 @@
 
 import copy
 import importlib
+import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +56,13 @@ def test_the_default_is_valid_and_complete(tmp_path):
         variants = TREE["variants"] if importlib.import_module(f"stages.{name}").Params.PER_VARIANT else [None]
         for variant in variants:
             assert name == parameters.stages[name, variant].SECTION
+
+
+def test_the_variant_that_the_readme_adds_is_valid_with_the_default(tmp_path):
+    blocks = re.findall(r"\n\n((?:    [^\n]*\n)+)", (ROOT / "README.md").read_text(encoding="utf-8"))
+    (example,) = (yaml.safe_load(textwrap.dedent(block)) for block in blocks if "form: " in block)
+    parameters = load({**TREE, "variants": {**TREE["variants"], **example}}, tmp_path)
+    assert set(example) <= set(parameters.variants)
 
 
 @pytest.mark.parametrize("path", [path for path in leaves(TREE) if path[0] != "variants"], ids=".".join)
