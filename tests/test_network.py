@@ -8,6 +8,7 @@ from stages.device import uses_bfloat16
 from stages.diffusion.network import NCSNpp, Resample, _attend
 from stages.diffusion.parameters import NetworkParams
 from stages.diffusion.variants import network_score
+from stages.errors import InputError
 
 PAPER = NetworkParams(
     channels=128,
@@ -143,7 +144,7 @@ def test_every_option_at_every_size(resolution, channels):
     x, sigma = torch.empty(2, channels, resolution, resolution, device="meta"), torch.empty(2, device="meta")
     for fir, progressive, patch, embedding in COVERING:
         options = {"fir": fir, "progressive_input": progressive, "patch": patch, "embedding": embedding}
-        params = SMALL.model_copy(update={**options, "attention": [16]})
+        params = SMALL.model_copy(update={**options, "attention": [resolution // patch // 2]})
         with torch.device("meta"):
             assert NCSNpp(params, channels, resolution, True)(x, sigma).shape == x.shape
             blind = NCSNpp(params, channels, resolution, False)
@@ -154,6 +155,12 @@ def test_every_option_at_every_size(resolution, channels):
 def test_resolution_that_cannot_be_halved_is_refused():
     with pytest.raises(ValueError, match=r"resolution 12 is not a multiple of 8"):
         NCSNpp(PAPER, 3, 12, True)
+
+
+def test_attention_where_there_are_no_maps_is_refused():
+    """It would be left out without a word."""
+    with pytest.raises(InputError, match=r"attention: .* no maps of side 16, only 24, 12, 6"):
+        NCSNpp(PAPER, 3, 24, True)
 
 
 def test_attention_is_torchs_own():
