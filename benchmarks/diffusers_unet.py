@@ -29,6 +29,7 @@ from training_step import PAPER, SHAPE, trainer  # noqa: E402
 from stages.device import uses_bfloat16  # noqa: E402
 from stages.diffusion.losses import denoising_target  # noqa: E402
 from stages.diffusion.parameters import NetworkParams  # noqa: E402
+from stages.diffusion.sampling import prepare_network  # noqa: E402
 from stages.diffusion.variants import network_score  # noqa: E402
 
 DOWN = ("SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipDownBlock2D", "SkipDownBlock2D")
@@ -92,7 +93,7 @@ def compare(channels: int, batch: int, precision: str, rounds: int, device: torc
         network = NetworkParams(**{**PAPER, "channels": channels, "embedding": "fourier"})
         own = trainer(network, batch, images, Path(folder), precision, conditioned=True)
         own.target = denoising_target
-        score = network_score(copy.deepcopy(own.state.network).eval(), True, half)
+        score = network_score(prepare_network(copy.deepcopy(own.state.network), device, half), True, half)
         quiet = copy.deepcopy(peer).eval()
 
         def our_training() -> None:

@@ -5,7 +5,8 @@ import torch
 from scipy.signal import upfirdn
 
 from stages.device import uses_bfloat16
-from stages.diffusion.network import NCSNpp, Resample, _attend
+from stages.diffusion import network
+from stages.diffusion.network import Attention, Dropout, NCSNpp, Resample, _attend
 from stages.diffusion.parameters import NetworkParams
 from stages.diffusion.variants import network_score
 from stages.errors import InputError
@@ -103,7 +104,8 @@ def test_embeddings_tell_neighbouring_levels_apart(embedding):
     assert float((e[2] - e[3]).abs().max()) > 1e-2
 
 
-def test_fir_resampling_matches_scipy():
+@pytest.mark.parametrize("way", ["_by_matrices", "_by_convolution"])
+def test_fir_resampling_matches_scipy(way):
     x = torch.randn(1, 1, 8, 8)
     taps = torch.tensor([1.0, 3, 3, 1]) / 8
 
@@ -111,12 +113,28 @@ def test_fir_resampling_matches_scipy():
         full = upfirdn(gain * taps.numpy(), array, up=up, down=1, axis=axis)
         return full
 
-    down = Resample("down", True)(x)[0, 0].numpy()
+    down = getattr(Resample("down", True), way)(x)[0, 0].numpy()
     wanted = along(along(x[0, 0].numpy(), 0, 1, 1, 1), 1, 1, 1, 1)[2:-1:2, 2:-1:2]
     torch.testing.assert_close(torch.tensor(down), torch.tensor(wanted[:4, :4]), rtol=1e-5, atol=1e-5)
-    up = Resample("up", True)(x)[0, 0].numpy()
+    up = getattr(Resample("up", True), way)(x)[0, 0].numpy()
     wanted = along(along(x[0, 0].numpy(), 0, 2, 1, 2), 1, 2, 1, 2)[1:17, 1:17]
     torch.testing.assert_close(torch.tensor(up), torch.tensor(wanted), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("direction", ["down", "up"])
+def test_both_ways_of_fir_resampling_and_their_gradients_agree(direction):
+    """Also on images that are not square, and after a first use without gradients."""
+    layer, results = Resample(direction, True), []
+    with torch.inference_mode():
+        layer(torch.zeros(1, 1, 6, 10))
+    for way in (layer._by_matrices, layer._by_convolution):
+        torch.manual_seed(0)
+        x = torch.randn(2, 3, 6, 10, requires_grad=True)
+        out = way(x)
+        (out * torch.randn(out.shape)).sum().backward()
+        results.append((out, x.grad))
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("fir", [True, False])
@@ -152,6 +170,27 @@ def test_every_option_at_every_size(resolution, channels):
         assert not any("embed" in name or "project" in name for name, _ in blind.named_parameters())
 
 
+@pytest.mark.parametrize("p", [0.1, 0.5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_drops_independently_the_share_asked_for_and_keeps_the_mean(p, dtype):
+    torch.manual_seed(0)
+    layer, x = Dropout(p), torch.full((1, 3, 701, 499), 2.0, dtype=dtype, requires_grad=True)  # no multiple of 4 values
+    out = layer(x)
+    out.sum().backward()
+    kept = (out != 0).flatten()
+    scale = torch.tensor(65536 / (65536 - round(65536 * p))).to(dtype)
+    assert torch.equal(out.unique(), torch.stack((torch.zeros_like(scale), 2 * scale)))
+    assert torch.equal(x.grad.flatten(), torch.where(kept, scale, torch.zeros_like(scale)))
+    count = len(kept)
+    assert abs(float(kept.double().mean()) - (1 - p)) < 5 * (p * (1 - p) / count) ** 0.5
+    for lag in range(1, 9):  # four values share a 64-bit word
+        both = float((kept[:-lag] & kept[lag:]).double().mean())
+        assert abs(both - (1 - p) ** 2) < 5 * ((1 - p) ** 2 / count) ** 0.5
+    torch.manual_seed(0)
+    assert torch.equal(layer(x), out)
+    assert layer.eval()(x) is x
+
+
 def test_resolution_that_cannot_be_halved_is_refused():
     with pytest.raises(ValueError, match=r"resolution 12 is not a multiple of 8"):
         NCSNpp(PAPER, 3, 12, True)
@@ -166,6 +205,24 @@ def test_attention_where_there_are_no_maps_is_refused():
 def test_attention_is_torchs_own():
     q, k, v = torch.randn(3, 2, 9, 5, dtype=torch.float64)
     torch.testing.assert_close(_attend(q, k, v), torch.nn.functional.scaled_dot_product_attention(q, k, v))
+
+
+def test_attention_of_many_pixels_in_bfloat16_is_the_one_of_few_and_so_are_its_gradients(monkeypatch):
+    """As products and as 1 x 1 convolutions. The gradient of the keys' bias is 0 but for rounding."""
+    torch.manual_seed(0)
+    layer, found = perturbed(Attention(16)), []
+    x, weight = torch.randn(2, 16, 16, 16), torch.randn(2, 16, 16, 16)
+    for many in (256, 257):
+        monkeypatch.setattr(network, "MANY_PIXELS", many)
+        own = x.bfloat16().requires_grad_()
+        layer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            out = layer(own)
+        (out.float() * weight).sum().backward()
+        gradients = {name: p.grad for name, p in layer.named_parameters() if name != "key.bias"}
+        found.append({"out": out.detach(), "x": own.grad, **gradients})
+    for name, one in found[0].items():
+        assert float((one.float() - found[1][name].float()).norm()) < 0.01 * float(one.float().norm()), name
 
 
 def test_a_score_in_bfloat16_is_float32_and_near_the_one_in_float32():

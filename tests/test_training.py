@@ -236,6 +236,31 @@ def test_dropout_of_later_passes_is_their_own(tmp_path):
     assert seeds[0] == (1 << 32)
 
 
+def test_half_of_the_images_are_mirrored_together_with_their_neighbours(tmp_path):
+    """Whether an image is mirrored plays no part in its level and noise."""
+    pixels = images()
+    lists = (torch.arange(10)[:, None] + torch.tensor([0, 4, 7])) % 10
+    seen = {True: [], False: []}
+    for flip, into in seen.items():
+
+        def target(x0, sigma, z, neighbors, into=into):
+            into.append((x0, sigma, z, neighbors))
+            return -z
+
+        list(trainer(tmp_path / str(flip), TrainingSet(pixels, lists), target, flip=flip).run())
+    mirrored = []
+    for (x0, sigma, z, near), (plain, own_sigma, own_z, own_near) in zip(seen[True], seen[False], strict=True):
+        assert torch.equal(sigma, own_sigma)
+        assert torch.equal(z, own_z)
+        for b in range(len(x0)):
+            mirror = not torch.equal(x0[b], plain[b])
+            assert torch.equal(x0[b], plain[b].flip(-1) if mirror else plain[b])
+            assert torch.equal(near[b], own_near[b].flip(-1) if mirror else own_near[b])
+            mirrored.append(mirror)
+    assert len(mirrored) == 96
+    assert abs(sum(mirrored) - 48) < 5 * np.sqrt(96) / 2
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_memory_mapped_images_and_neighbours_give_the_same_weights(tmp_path, flip):
     """uint8 (M, H, W, C) from a file, gathered row by row, against the whole set as a tensor: bit for bit."""

@@ -1,5 +1,6 @@
 """From a described score to samples: the model is loaded once, then batches of sample numbers become images."""
 
+import copy
 import dataclasses
 import functools
 import math
@@ -98,10 +99,24 @@ def make_model(
 ) -> Model:
     """A model on `device`, network included; images: uint8 (M, H, W, C); precision: as in `load_model`."""
     pixels = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C")).to(device)
+    half = uses_bfloat16(precision, device)
     if network is not None:
-        network = network.to(device, memory_format=memory_format(device)).eval()
-    sigmas = noise.levels(levels, variant.sampler.levels)
-    return Model(variant, sigmas, pixels, network, uses_bfloat16(precision, device))
+        network = prepare_network(network, device, half)
+    return Model(variant, noise.levels(levels, variant.sampler.levels), pixels, network, half)
+
+
+def prepare_network(network: NCSNpp, device: torch.device, bfloat16: bool) -> NCSNpp:
+    """The network on `device`, ready to be evaluated by `network_score`; in float32 itself, in bfloat16 a copy.
+
+    bfloat16: the weights of its products are cast once, which autocast would do at every evaluation, to the same bits.
+    """
+    network = network.to(device, memory_format=memory_format(device)).eval()
+    if bfloat16:
+        network = copy.deepcopy(network).requires_grad_(False)
+        for layer in network.modules():
+            if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
+                layer.to(torch.bfloat16)
+    return network
 
 
 def load_network(score: dict[str, Any], weights: Path, image_shape: tuple[int, int, int] | None = None) -> NCSNpp:
