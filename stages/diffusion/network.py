@@ -119,14 +119,19 @@ class ResidualBlock(nn.Module):
         self.dropout = Dropout(params.dropout)
 
     def forward(self, x: Tensor, embedding: Tensor | None) -> Tensor:
-        h = functional.silu(self.norm_in(x))
+        h = _silu(self.norm_in(x))
         if self.resample is not None:
             h, x = self.resample(h), self.resample(x)
         h = self.conv_in(h)
         if self.project is not None:
-            h = h + self.project(functional.silu(embedding))[:, :, None, None]
-        h = self.conv_out(self.dropout(functional.silu(self.norm_out(h))))
-        return ((x if self.skip is None else self.skip(x)) + h) * SQRT_HALF
+            h.add_(self.project(functional.silu(embedding))[:, :, None, None])
+        h = self.conv_out(self.dropout(_silu(self.norm_out(h))))
+        return h.add_(x if self.skip is None else self.skip(x)).mul_(SQRT_HALF)
+
+
+def _silu(normed: Tensor) -> Tensor:
+    """swish, in place where no gradient needs what it was."""
+    return functional.silu(normed, inplace=not torch.is_grad_enabled())
 
 
 class Attention(nn.Module):
