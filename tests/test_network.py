@@ -8,6 +8,7 @@ from stages.device import uses_bfloat16
 from stages.diffusion import network
 from stages.diffusion.network import Attention, Dropout, NCSNpp, Resample, _attend
 from stages.diffusion.parameters import NetworkParams
+from stages.diffusion.sampling import prepare_network
 from stages.diffusion.variants import network_score
 from stages.errors import InputError
 
@@ -234,6 +235,18 @@ def test_a_score_in_bfloat16_is_float32_and_near_the_one_in_float32():
     assert half.dtype == torch.float32
     off = ((half - plain).flatten(1).norm(dim=1) / plain.flatten(1).norm(dim=1)).tolist()
     assert all(1e-5 < value < 0.05 for value in off), off
+
+
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_weights_cast_once_give_the_bits_of_autocast_and_leave_the_network_as_it_was(conditioned):
+    plain, cpu = perturbed(NCSNpp(SMALL, 1, 16, conditioned)), torch.device("cpu")
+    x, sigma = torch.randn(3, 1, 16, 16), torch.tensor([0.02, 0.5, 30.0])
+    half = prepare_network(plain, cpu, True)
+    assert half.stem.weight.dtype == torch.bfloat16
+    assert {p.dtype for p in plain.parameters()} == {torch.float32}
+    with torch.inference_mode():
+        assert torch.equal(*(network_score(each, conditioned, True)(x, sigma) for each in (plain, half)))
+    assert prepare_network(plain, cpu, False) is plain
 
 
 @pytest.mark.parametrize("able", [True, False])
