@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba.core import types
 from numba.extending import intrinsic
 
-from stages.search.tile_scores import SUMS, processor_features, x86
+from stages.search.tile_scores import SUMS, processor_features, total, x86
 
 STEP = 256  # bytes that the instructions take at a time
 DEPTH = 16_384  # bytes whose products, below 2**15 each, fit an int32
@@ -55,12 +55,7 @@ def _sum(builder: ir.IRBuilder, a: ir.Value, b: ir.Value, steps: ir.Value) -> ir
     builder.position_at_end(after)
     while len(added) > 1:
         added = [builder.add(x, y) for x, y in zip(added[::2], added[1::2])]
-    total = added[0]
-    while total.type.count > 1:
-        half = total.type.count // 2
-        parts = (ir.Constant(ir.VectorType(ir.IntType(32), half), list(range(i, i + half))) for i in (0, half))
-        total = builder.add(*(builder.shuffle_vector(total, total, part) for part in parts))
-    return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
+    return total(builder, added[0])
 
 
 sum_of_products = sum_function(processor_features())

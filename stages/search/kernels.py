@@ -7,12 +7,15 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from stages.search.byte_products import inner_bytes
+from stages.search.projection import WIDTH
+from stages.search.tile_scores import dot_vectors
 from stages.search.tiled import GROUP, LANES, LOWEST
 
 EMPTY = np.int64(2**63 - 1)
 LINE = 64  # bytes of a cache line
 AHEAD = 8  # rows of coordinates asked for before they are read
 NEXT = 2  # images asked for before they are read
+RUN = 64  # references of a dense block that are looked at together
 PIECE = 32  # images measured under one cut
 SEEDS = 2  # groups looked at for each neighbour that is asked for
 DEPTH = 16_384  # pixels whose squared differences fit an int32
@@ -35,11 +38,10 @@ def _fetch(typing, address):
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
-def fetch(row, start):
-    """Ask for a row, from the element `start` on, before it is needed: memory is slower than what is done with it."""
-    size = row.itemsize
-    for offset in range(start * size, row.shape[0] * size, LINE):
-        _fetch(np.int64(row.ctypes.data + offset))
+def fetch(start, stop):
+    """Ask for the bytes between two addresses before they are needed: memory is slower than what is done with it."""
+    for address in range(start, stop, LINE):
+        _fetch(address)
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
@@ -57,25 +59,16 @@ def squared_distance(a, b):
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
-def dot(a, b):
-    """Inner product of two int16 vectors, int32."""
-    total = np.int32(0)
-    for i in range(a.shape[0]):
-        total = np.int32(total + np.int32(np.int32(a[i]) * np.int32(b[i])))
-    return total
-
-
-@numba.njit(nogil=True, cache=True, boundscheck=False)
 def fine_score(score, x, y, levels, cut):
     """The score at the last of the columns `levels`, where levels end, or at the first that is below `cut`.
 
-    score: at the first level, from `score_tiles`.
+    score: at the first level, from `score_tiles`; x, y: addresses of rows of coordinates.
     """
     for level in range(1, levels.shape[0]):
         if score < cut:
             break
         start, stop = levels[level - 1], levels[level]
-        score = np.int32(score + dot(x[start:stop], y[start:stop]))
+        score = np.int32(score + dot_vectors(x + 2 * start, y + 2 * start, (stop - start) // WIDTH))
     return score
 
 
@@ -208,6 +201,7 @@ def cut_of(keys, count, squared, scale, slack):
 def seeds(scores, maxima, x, y, levels, best, at):
     """Good references, into `at`: the best by the fine score of those that are their groups' best by the coarse one."""
     values, places = np.empty(SEEDS * best.shape[0], np.int32), np.empty(SEEDS * best.shape[0], np.int64)
+    left, rows, row = np.int64(x.ctypes.data), np.int64(y.ctypes.data), np.int64(y.strides[0])
     found = high_scores(maxima, values, places)
     while values[found - 1] == LOWEST:
         found -= 1
@@ -217,24 +211,41 @@ def seeds(scores, maxima, x, y, levels, best, at):
         while scores[tile, v, lane] < values[i]:
             v += 1
         places[i] = GROUP * places[i] + v
-        fetch(y[places[i]], levels[0])
+        fetch(rows + places[i] * row + 2 * levels[0], rows + (places[i] + 1) * row)
     n = 0
     for i in range(found):
         if n < best.shape[0] or values[i] > best[n - 1]:
-            n = keep_high(fine_score(values[i], x, y[places[i]], levels, LOWEST), places[i], n, best, at)
+            n = keep_high(fine_score(values[i], left, rows + places[i] * row, levels, LOWEST), places[i], n, best, at)
+    return n
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def groups_above(maxima, cut):
+    """How many groups have a reference with a coarse score ≥ `cut`."""
+    n = np.int32(0)
+    for group in range(maxima.shape[0]):
+        n += np.int32(maxima[group] >= cut)
     return n
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
 def coarse_survivors(scores, maxima, size, first, cut, kept, at):
-    """References in [first, size) with a coarse score ≥ `cut`, into `kept` and `at`; their number."""
-    n = 0
+    """References in [first, size) with a coarse score ≥ `cut`, into `kept` and `at`, which has room for all
+    groups and one more behind `size`; their number."""
+    groups, first_score = at[size:], np.int64(scores.ctypes.data)
+    found = 0
     for group in range(first // GROUP, maxima.shape[0]):
-        if maxima[group] < cut:
-            continue
-        tile, lane = group // LANES, group % LANES
+        groups[found] = group
+        found += maxima[group] >= cut
+    n = 0
+    for i in range(found):
+        if i + AHEAD < found:
+            ahead = groups[i + AHEAD]
+            line = first_score + (ahead // LANES * GROUP * LANES + ahead % LANES) * scores.itemsize
+            fetch(line, line + GROUP * LINE)
+        tile, lane = groups[i] // LANES, groups[i] % LANES
         for v in range(GROUP):
-            j = GROUP * group + v
+            j = GROUP * groups[i] + v
             if scores[tile, v, lane] >= cut and j >= first and j < size:
                 kept[n], at[n] = scores[tile, v, lane], j
                 n += 1
@@ -244,13 +255,14 @@ def coarse_survivors(scores, maxima, size, first, cut, kept, at):
 @numba.njit(nogil=True, cache=True, boundscheck=False)
 def fine_survivors(n, x, y, levels, cut, kept, at):
     """Those of the n references in `kept` and `at` whose fine score is ≥ `cut` too, in the same place; their number."""
-    for i in range(min(n, AHEAD)):
-        fetch(y[at[i]], levels[0])
+    left, rows, row = np.int64(x.ctypes.data), np.int64(y.ctypes.data), np.int64(y.strides[0])
     m = 0
-    for i in range(n):
+    for i in range(-AHEAD, n):
         if i + AHEAD < n:
-            fetch(y[at[i + AHEAD]], levels[0])
-        score = fine_score(kept[i], x, y[at[i]], levels, cut)
+            fetch(rows + at[i + AHEAD] * row + 2 * levels[0], rows + (at[i + AHEAD] + 1) * row)
+        if i < 0:
+            continue
+        score = fine_score(kept[i], left, rows + at[i] * row, levels, cut)
         if score >= cut:
             kept[m], at[m] = score, at[i]
             m += 1
@@ -263,9 +275,11 @@ def measure(places, n, order, exclude, query, base, reference, norms, count, key
 
     base: ‖x−128‖² + 256 Σ(x−128), so that ‖x−y‖² = base + ‖y−128‖² − 2 y·(x−128) with y as unsigned bytes.
     """
+    rows, size = np.int64(reference.ctypes.data), np.int64(reference.strides[0])
     for i in range(n):
         if i + NEXT < n:
-            fetch(reference[order[places[i + NEXT]]], 0)
+            ahead = rows + order[places[i + NEXT]] * size
+            fetch(ahead, ahead + size)
         row = order[places[i]]
         if row != exclude:
             squared = base + norms[places[i]] - 2 * inner_bytes(reference[row], query)
@@ -279,8 +293,9 @@ def search_block(
 ):  # fmt: skip
     """Finish some queries over one span of the reference, given their coarse scores.
 
-    Every reference that the bound lets through is measured in integers and offered to `keys`. A query with more than
-    `limit` coarse survivors is marked in `hard`, and they in `wanted`, bool (M,): the dense search finishes it.
+    Every reference that the bound lets through is measured in integers and offered to `keys`. A query with coarse
+    survivors in more than `limit` groups is marked in `hard`, and they in `wanted`, a bool per group: the dense search
+    finishes it.
 
     scores: int32 (Q, T, 8, 16) and maxima: int32 (Q, 16 T) from `score_tiles`; x: int16 (Q, W); squared: int64, slack:
     float64 (Q,), of the queries; y: int16 (M, W), the span's references in the order in which they are grouped;
@@ -289,22 +304,22 @@ def search_block(
     """
     k = keys.shape[1]
     best, first = np.empty(k, np.int32), np.empty(k, np.int64)
-    fine, at = np.empty(y.shape[0], np.int32), np.empty(y.shape[0], np.int64)
+    fine, at = np.empty(y.shape[0], np.int32), np.empty(y.shape[0] + maxima.shape[1] + 1, np.int64)
     for q in range(x.shape[0]):
         known = exclude[q], queries[q], base[q], reference, norms, count, keys[q]
         if keys[q, k - 1] == EMPTY:
             measure(first, seeds(scores[q], maxima[q], x[q], y, levels, best, first), order, *known)
         cut = cut_of(keys[q], count, squared[q], scale, slack[q])
-        n = coarse_survivors(scores[q], maxima[q], y.shape[0], 0, cut, fine, at)
-        if n > limit:
+        if groups_above(maxima[q], cut) > limit:
             measure(central, central.shape[0], order, *known)
             cut = cut_of(keys[q], count, squared[q], scale, slack[q])
-            n = coarse_survivors(scores[q], maxima[q], y.shape[0], 0, cut, fine, at)
-        hard[q] = n > limit
+        hard[q] = groups_above(maxima[q], cut) > limit
         if hard[q]:
-            for i in range(n):
-                wanted[at[i]] = True
+            for group in range(wanted.shape[0]):
+                if maxima[q, group] >= cut:  # and nothing else is written: other threads write here, too
+                    wanted[group] = True
             continue
+        n = coarse_survivors(scores[q], maxima[q], y.shape[0], 0, cut, fine, at)
         n = fine_survivors(n, x[q], y, levels, cut, fine, at)
         for start in range(0, n, PIECE):  # the cut rises from piece to piece
             cut = cut_of(keys[q], count, squared[q], scale, slack[q])
@@ -322,7 +337,7 @@ def join_block(scores, maxima, x, squared, slack, scale, y, levels, order, image
 
     Returns how many there are, or −1 if `found` might not hold them. Arrays as in `search_block`; `order` ascends.
     """
-    fine, at = np.empty(y.shape[0], np.int32), np.empty(y.shape[0], np.int64)
+    fine, at = np.empty(y.shape[0], np.int32), np.empty(y.shape[0] + maxima.shape[1] + 1, np.int64)
     n = 0
     for q in range(x.shape[0]):
         i = offset + q
@@ -345,15 +360,16 @@ def join_block(scores, maxima, x, squared, slack, scale, y, levels, order, image
 def dense_block(inner, norms_x, norms_y, rows, count, exclude, keys):
     """Offer the references `rows` (C,) to `keys`, given their exact inner products `inner` (Q, C)."""
     k = keys.shape[1]
-    found = np.empty(inner.shape[1] + 1, np.int64)
     for q in range(inner.shape[0]):
-        worst = keys[q, k - 1] // count
-        n = 0
-        for j in range(inner.shape[1]):
-            found[n] = j
-            n += norms_x[q] + norms_y[j] - 2 * np.int64(inner[q, j]) <= worst
-        for i in range(n):
-            j = found[i]
-            key = (norms_x[q] + norms_y[j] - 2 * np.int64(inner[q, j])) * count + rows[j]
-            if key < keys[q, k - 1] and rows[j] != exclude[q]:
-                insert(keys[q], key)
+        room = keys[q, k - 1] // count - norms_x[q]
+        for start in range(0, inner.shape[1], RUN):
+            stop, n = min(start + RUN, inner.shape[1]), 0
+            for j in range(start, stop):
+                n += norms_y[j] - 2 * np.int64(inner[q, j]) <= room
+            if n == 0:
+                continue
+            for j in range(start, stop):
+                key = (norms_x[q] + norms_y[j] - 2 * np.int64(inner[q, j])) * count + rows[j]
+                if key < keys[q, k - 1] and rows[j] != exclude[q]:
+                    insert(keys[q], key)
+            room = keys[q, k - 1] // count - norms_x[q]

@@ -10,16 +10,25 @@ import dataclasses
 import numpy as np
 
 from stages.errors import InputError
-from stages.search.products import affordable, centred, check_images, products, spread, squared_norms, threads
+from stages.search.products import (
+    affordable,
+    centred,
+    check_images,
+    compiled_norms,
+    products,
+    spread,
+    squared_norms,
+    threads,
+)
 from stages.search.projection import Coordinates, coordinates, fit_projection, slack
 from stages.search.tiled import TILE, Tiles
 
 EMPTY = 2**63 - 1
 SMALL = 1 << 33  # multiplications up to which one plain product is faster than starting the compiled scans
-DIRECTIONS = 256  # of the bound
+DIRECTIONS = 270  # of the bound
 QUERIES = 24  # whose scores are in the cache at once
 CHUNK = 4096  # queries whose coordinates are in memory at once
-HARD = 0.08  # share of the references that may survive before the dense search is faster
+HARD = 0.75  # share of the groups that may hold a survivor before the dense search is faster
 
 
 def nearest(
@@ -115,21 +124,22 @@ class _Search:
         columns = max(TILE, min(self.count, self.budget // (8 * DIRECTIONS)))
         for c in range(0, self.count, columns):
             reference = Tiles.of(projection, self.reference[c : c + columns], c)
+            hard, wanted = [], np.zeros(reference.groups, bool)
             for start in range(0, len(self.queries), CHUNK):
                 at = np.arange(start, min(start + CHUNK, len(self.queries)))
                 queries = coordinates(projection, self.queries[at], reference.layout).as_queries(reference.layout)
                 order = queries.similar()  # so that one finds in the cache what the one before has measured
-                self.dense(*self.bounded(at[order], queries.take(order), reference))
+                hard.append(self.bounded(at[order], queries.take(order), reference, wanted))
+            self.dense(np.concatenate(hard), reference.rows_of(wanted))
 
-    def bounded(self, at: np.ndarray, x: Coordinates, y: Tiles) -> tuple[np.ndarray, np.ndarray]:
-        """Search the references of y for the queries `at`; returns the queries that it gave up on, and the references
-        that the bound leaves for any of these."""
+    def bounded(self, at: np.ndarray, x: Coordinates, y: Tiles, wanted: np.ndarray) -> np.ndarray:
+        """Search the references of y for the queries `at`; returns the queries that it gave up on, and marks in
+        `wanted` the groups in which the bound leaves references for any of these."""
         from stages.search.kernels import search_block
 
         margin, queries, exclude, kept = slack(x, y.rows), centred(self.queries[at]), self.exclude[at], self.keys[at]
         base = x.norms + 256 * queries.sum(1, dtype=np.int64)
-        hard, wanted = np.zeros(len(at), bool), np.zeros(len(y.order), bool)
-        limit = int(HARD * len(y.order))
+        hard, limit = np.zeros(len(at), bool), int(HARD * y.groups)
         step = max(1, min(QUERIES, self.budget // (16 * threads() * len(y.order))))
 
         def scan(a: int, b: int) -> None:
@@ -145,17 +155,17 @@ class _Search:
 
         spread(scan, len(at))
         self.keys[at] = kept
-        return at[hard], y.order[wanted]
+        return at[hard]
 
     def dense(self, at: np.ndarray, rows: np.ndarray) -> None:
         """Exact int8 products of the queries `at` with the references `rows`."""
         d = self.reference.shape[1]
-        columns = max(1, min(8192, self.budget // (8 * d)))
+        columns = max(1, min(2048, self.budget // (8 * d)))
         step = max(1, min(1024, self.budget // (8 * d), self.budget // (16 * columns)))
         for c in range(0, len(rows) if len(at) else 0, columns):
             some = rows[c : c + columns]
             block = self.reference[some]
-            right, norms = centred(block), squared_norms(block)
+            right, norms = centred(block), compiled_norms(block)
             for r in range(0, len(at), step):
                 self._dense_block(at[r : r + step], right, norms, some)
 
@@ -163,7 +173,7 @@ class _Search:
         from stages.search.kernels import dense_block
 
         queries, exclude, kept = self.queries[at], self.exclude[at], self.keys[at]
-        inner, norms_x = products(centred(queries), right), squared_norms(queries)
+        inner, norms_x = products(centred(queries), right), compiled_norms(queries)
 
         def scan(a: int, b: int) -> None:
             dense_block(inner[a:b], norms_x[a:b], norms_y, rows, self.count, exclude[a:b], kept[a:b])

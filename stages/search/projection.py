@@ -17,7 +17,7 @@ import dataclasses
 
 import numpy as np
 
-from stages.search.products import centred, products, spread
+from stages.search.products import centred, compiled_norms, products, spread
 
 WIDTH = 32  # columns that the compiled products take at a time
 CUTS = (122,)  # directions that every pair gets; all of them are for those that these leave
@@ -49,10 +49,7 @@ class Projection:
 
     def integers(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Of uint8 images (N, d): A(x−128), int32 or int64 (N, p); ‖x−m‖² and ‖x−128‖², int64 (N,)."""
-        from stages.search.kernels import squared_lengths
-
-        raw, norms = products(centred(images), self.rows), np.empty(len(images), np.int64)
-        spread(lambda a, b: squared_lengths(images[a:b], norms[a:b]), len(images))
+        raw, norms = products(centred(images), self.rows), compiled_norms(images)
         squared = norms + self.origin[-1] - 2 * raw[:, -1].astype(np.int64)
         return raw[:, :-1], squared, norms
 

@@ -135,6 +135,42 @@ def tile_intrinsic(features: set[str]):
     return one_tile
 
 
+@intrinsic
+def dot_vectors(typing, a, b, vectors):
+    """Σ a_i b_i of `vectors` · 32 int16 at two addresses, vectors > 0; int32."""
+
+    def generate(context, builder, signature, arguments):
+        a, b, count = arguments
+        integer = ir.IntType(64)
+        before, loop, after = builder.block, *(builder.append_basic_block(name) for name in ("vectors", "sum"))
+        builder.branch(loop)
+        builder.position_at_end(loop)
+        step, running = builder.phi(integer), builder.phi(SUMS)
+        step.add_incoming(ir.Constant(integer, 0), before)
+        running.add_incoming(ir.Constant(SUMS, [0] * LANES), before)
+        place = builder.mul(step, ir.Constant(integer, 4 * LANES))
+        left, right = (
+            _load(builder, builder.inttoptr(builder.add(at, place), _PAIRS.as_pointer()), _PAIRS) for at in (a, b)
+        )
+        sums = add_products(builder, running, left, right, processor_features())
+        running.add_incoming(sums, loop)
+        following = builder.add(step, ir.Constant(integer, 1))
+        step.add_incoming(following, loop)
+        builder.cbranch(builder.icmp_signed("<", following, count), loop, after)
+        builder.position_at_end(after)
+        return total(builder, sums)
+
+    return types.int32(types.int64, types.int64, types.int64), generate
+
+
+def total(builder: ir.IRBuilder, vector: ir.Value) -> ir.Value:
+    """The sum of a vector's integers."""
+    while vector.type.count > 1:
+        half = vector.type.count // 2
+        vector = builder.add(*(_part(builder, vector, first, half) for first in (0, half)))
+    return builder.extract_element(vector, ir.Constant(ir.IntType(32), 0))
+
+
 tile = tile_intrinsic(processor_features())  # a global: numba keeps no compiled function that has it from a closure
 
 

@@ -44,6 +44,15 @@ class Tiles:
         central = np.argsort(rows.squared, kind="stable")[:CENTRAL]
         return Tiles(rows, half, order + offset, packed, added, shape, central)
 
+    @property
+    def groups(self) -> int:
+        """Groups of GROUP references that follow each other, those that fill the last tile up included."""
+        return len(self.packed) * LANES
+
+    def rows_of(self, groups: np.ndarray) -> np.ndarray:
+        """The rows in the whole reference of the groups marked in a bool array."""
+        return self.order[np.repeat(groups, GROUP)[: len(self.order)]]
+
     def scratch(self, queries: int) -> "Scratch":
         """Room for the scores of so many queries: one for each thread, used again and again."""
         size, tiles = -(-queries // TOGETHER) * TOGETHER, len(self.packed)
