@@ -10,17 +10,8 @@ import dataclasses
 import numpy as np
 
 from stages.errors import InputError
-from stages.search.products import (
-    affordable,
-    centred,
-    check_images,
-    compiled_norms,
-    products,
-    spread,
-    squared_norms,
-    threads,
-)
-from stages.search.projection import Coordinates, coordinates, fit_projection, slack
+from stages.search.products import affordable, centred, check_images, products, spread, squared_norms, threads
+from stages.search.projection import Coordinates, compiled_norms, coordinates, fit_projection, slack
 from stages.search.tiled import TILE, Tiles
 
 EMPTY = 2**63 - 1

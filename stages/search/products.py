@@ -70,15 +70,6 @@ def squared_norms(images: np.ndarray) -> np.ndarray:
     return norms
 
 
-def compiled_norms(images: np.ndarray) -> np.ndarray:
-    """`squared_norms` by the compiled loop, which is faster but has to be loaded."""
-    from stages.search.kernels import squared_lengths
-
-    norms = np.empty(len(images), np.int64)
-    spread(lambda a, b: squared_lengths(images[a:b], norms[a:b]), len(images))
-    return norms
-
-
 def products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a @ b.T, exactly. a: int8 (n, d), b: int8 (m, d); returns int32 (n, m), int64 where d needs it."""
     d = a.shape[1]

@@ -17,7 +17,7 @@ import dataclasses
 
 import numpy as np
 
-from stages.search.products import centred, compiled_norms, products, spread
+from stages.search.products import centred, products, spread
 
 WIDTH = 32  # columns that the compiled products take at a time
 CUTS = (122,)  # directions that every pair gets; all of them are for those that these leave
@@ -52,6 +52,15 @@ class Projection:
         raw, norms = products(centred(images), self.rows), compiled_norms(images)
         squared = norms + self.origin[-1] - 2 * raw[:, -1].astype(np.int64)
         return raw[:, :-1], squared, norms
+
+
+def compiled_norms(images: np.ndarray) -> np.ndarray:
+    """‖x − 128‖² of uint8 images (N, d), int64 (N,): `products.squared_norms` by a compiled loop."""
+    from stages.search.kernels import squared_lengths
+
+    norms = np.empty(len(images), np.int64)
+    spread(lambda a, b: squared_lengths(images[a:b], norms[a:b]), len(images))
+    return norms
 
 
 def fit_projection(reference: np.ndarray, size: int) -> Projection:
