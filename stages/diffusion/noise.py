@@ -5,6 +5,7 @@ function of (seed, i, n), so a sample is the same whatever its batch, shard, dev
 interrupted, and nothing has to be saved to resume.
 """
 
+import hashlib
 import math
 
 import torch
@@ -53,6 +54,14 @@ def _words(seed: int, indices: Tensor, draw: int, count: int) -> Tensor:
     )
     words = torch.stack(philox(counter, (seed & _MASK, (seed >> 32) & _MASK)), dim=2)
     return words.reshape(len(indices), -1)[:, :count]
+
+
+def generator_seed(*numbers: int) -> int:
+    """A seed of 64 bits for torch's own generators from several numbers, by sha256.
+
+    On a CPU torch keeps the low 32 bits of a seed (MT19937), so that (a << 32) + b would not depend on a.
+    """
+    return int.from_bytes(hashlib.sha256(" ".join(map(str, numbers)).encode()).digest()[:8], "little")
 
 
 def uniform(seed: int, indices: Tensor, draw: int, count: int) -> Tensor:

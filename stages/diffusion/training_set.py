@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from stages.diffusion import noise
+
 SHARE = 0.25
 """Share of a GPU's memory that the training images may take; larger sets stay memory-mapped on disk."""
 
@@ -101,7 +103,7 @@ class EpochOrder:
 
     def _epoch(self, number: int) -> Tensor:
         if number not in self._epochs:
-            generator = torch.Generator().manual_seed((self.seed << 32) + number)
+            generator = torch.Generator().manual_seed(noise.generator_seed(self.seed, number))
             self._epochs = {k: v for k, v in self._epochs.items() if k >= number - 1}
             self._epochs[number] = torch.randperm(self.count, generator=generator)
         return self._epochs[number]
