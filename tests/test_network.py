@@ -239,7 +239,8 @@ def test_a_score_in_bfloat16_is_float32_and_near_the_one_in_float32():
 
 @pytest.mark.parametrize("conditioned", [True, False])
 def test_weights_cast_once_give_the_bits_of_autocast_and_leave_the_network_as_it_was(conditioned):
-    plain, cpu = perturbed(NCSNpp(SMALL, 1, 16, conditioned)), torch.device("cpu")
+    small = SMALL.model_copy(update={"attention": [8]})
+    plain, cpu = perturbed(NCSNpp(small, 1, 16, conditioned)), torch.device("cpu")
     x, sigma = torch.randn(3, 1, 16, 16), torch.tensor([0.02, 0.5, 30.0])
     half = prepare_network(plain, cpu, True)
     assert half.stem.weight.dtype == torch.bfloat16
