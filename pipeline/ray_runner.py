@@ -6,26 +6,40 @@ Prefect tasks to the nodes (prefect-ray) would not allow.
 
 Without `execution.shared` all nodes see the project's folder under the same path. With it, inputs and results travel
 through that place by content (pipeline.shared), and nodes need nothing but Python and the packages.
+
+A training by several processes (train.processes) is a Ray task per process, on as many nodes as it takes, with the
+variables that torchrun would set: the processes find each other at the first one's address.
 """
 
 import dataclasses
-import importlib
 import os
 import re
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayTaskError, TaskCancelledError, WorkerCrashedError
+from ray.exceptions import (
+    LocalRayletDiedError,
+    NodeDiedError,
+    OutOfMemoryError,
+    RayError,
+    RayTaskError,
+    TaskCancelledError,
+    WorkerCrashedError,
+)
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 import pipeline
 import stages
+from pipeline import oom
+from pipeline.checkpoints import SharedScratch
+from pipeline.node import Task, work
 from pipeline.runners import Stopped
 from pipeline.shared import SharedPlace
+from pipeline.stage_run import say
 from stages.errors import InputError
 from stages.protocol import Shard
 
@@ -35,6 +49,12 @@ retried: they would come again."""
 
 REACH = 10.0
 """Seconds to wait for the cluster's port."""
+
+SETTLE = 60.0
+"""Seconds that the processes of a training have to end after one of them failed: the loss of a node is then told from
+the error that it causes in the others."""
+
+LOST = (WorkerCrashedError, LocalRayletDiedError, NodeDiedError)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +87,8 @@ class RayRunner:
             wanted = f"{resources.cpus:g} CPUs and {resources.gpus:g} GPUs"
             raise InputError(f"execution: no node of the Ray cluster at {address} has {wanted}: lower *_per_job")
         self.jobs = int(min(slots, max(1, shards)))
+        self._resources = resources
         self._place = SharedPlace(shared) if shared else None
-        self._work = ray.remote(_work_remotely).options(
-            num_cpus=resources.cpus, num_gpus=resources.gpus, max_retries=RETRIES, retry_exceptions=False
-        )
         self._references: set[Any] = set()
         self._guard = threading.Lock()
         self._stopped = False
@@ -80,35 +98,118 @@ class RayRunner:
         trees = None
         if self._place is not None:
             trees = {path: self._place.put_tree(Path(path)) for path in shard.inputs}
-        with self._guard:
-            if self._stopped:
-                raise Stopped(f"{shard.stage} {shard.name} was not started")
-            url = self._place.url if self._place else None
-            reference = self._work.remote(shard.to_json(), str(Path.cwd()), url, trees)
-            self._references.add(reference)
-        try:
-            digest = self._wait(shard, reference)
-        finally:
-            with self._guard:
-                self._references.discard(reference)
+        url = self._place.url if self._place else None
+        task = Task(shard.to_json(), str(Path.cwd()), url, trees)
+        digest = self._attempts(shard, task)
         if self._place is not None:
             self._place.get(digest, shard.path)
+            SharedScratch(self._place.url, shard).forget()
+
+    def _attempts(self, shard: Shard, task: Task) -> str:
+        """The result's digest; where memory runs out, once more with half of it."""
+        attempts: list[oom.Attempt] = []
+        for share in oom.SHARES:
+            task = dataclasses.replace(task, share=share)
+            try:
+                if shard.stage == "train" and (processes := shard.settings.get("processes", 1)) > 1:
+                    return self._together(shard, task, processes)
+                return self._wait(shard, self._submit(task))
+            except _RanOut as error:
+                attempts.append(oom.Attempt(str(error), None))
+                if share != oom.SHARES[-1]:
+                    say(f"{shard.stage} {shard.name}: {error}: trying once more with half the working memory")
+        raise oom.exhausted(shard.stage, shard.name, *attempts, "how many shards a node takes (execution.cpus_per_job)")
+
+    def _submit(self, task: Task, retries: int = RETRIES, **options: Any) -> Any:
+        resources = {"num_cpus": self._resources.cpus, "num_gpus": self._resources.gpus}
+        remote = ray.remote(work).options(max_retries=retries, retry_exceptions=False, **resources, **options)
+        with self._guard:
+            if self._stopped:
+                raise Stopped("it was not started")
+            reference = remote.remote(task)
+            self._references.add(reference)
+        return reference
 
     def _wait(self, shard: Shard, reference: Any) -> str:
+        """What a task returns; its error as one of this project's."""
         try:
             return ray.get(reference)
         except RayTaskError as error:
             if isinstance(error.cause, InputError):
                 raise InputError(str(error.cause)) from None
+            if isinstance(error.cause, Exception) and oom.ran_out(error.cause):
+                raise _RanOut(f"refused memory ({oom.said(error.cause)})") from error
             raise
         except TaskCancelledError as error:
             raise Stopped(f"{shard.stage} {shard.name} was stopped") from error
         except OutOfMemoryError as error:
-            raise MemoryError(f"{shard.stage} {shard.name}: out of memory on its node, {RETRIES} times over") from error
-        except WorkerCrashedError as error:
+            raise _RanOut("killed by Ray, out of memory on its node") from error
+        except LOST as error:
             if self._stopped:
                 raise Stopped(f"{shard.stage} {shard.name} was stopped") from error
-            raise RuntimeError(f"{shard.stage} {shard.name}: its process was lost {RETRIES + 1} times") from error
+            raise _Lost(f"{shard.stage} {shard.name}: its process was lost {RETRIES + 1} times") from error
+        finally:
+            with self._guard:
+                self._references.discard(reference)
+
+    def _together(self, shard: Shard, task: Task, processes: int) -> str:
+        """One training by several processes; all of them start again, from the last checkpoint, when one is lost."""
+        needed = self._resources.cpus * processes
+        if needed > ray.cluster_resources().get("CPU", 0.0):
+            raise InputError(
+                f"train.processes: {processes} processes with {self._resources.cpus:g} CPUs each are more than the "
+                "Ray cluster has: lower it or execution.cpus_per_job"
+            )
+        for left in reversed(range(RETRIES + 1)):
+            try:
+                return self._group(shard, task, processes)
+            except _Lost:
+                if not left:
+                    raise
+                say(f"{shard.stage} {shard.name}: a process was lost: all {processes} start again")
+        raise AssertionError
+
+    def _group(self, shard: Shard, task: Task, processes: int) -> str:
+        bundle = {"CPU": self._resources.cpus, **({"GPU": self._resources.gpus} if self._resources.gpus else {})}
+        group = placement_group([bundle] * processes, strategy="PACK")
+        try:
+            while not group.wait(1):
+                if self._stopped:
+                    raise Stopped(f"{shard.stage} {shard.name} was not started")
+            first = ray.remote(_rendezvous).options(num_cpus=self._resources.cpus, scheduling_strategy=_at(group, 0))
+            address, port = ray.get(first.remote())
+            members = [
+                dataclasses.replace(task, variables=_torchrun_variables(rank, processes, address, port))
+                for rank in range(processes)
+            ]
+            references = [
+                self._submit(member, retries=0, scheduling_strategy=_at(group, rank))
+                for rank, member in enumerate(members)
+            ]
+            return self._gather(shard, references)
+        finally:
+            remove_placement_group(group)
+
+    def _gather(self, shard: Shard, references: list[Any]) -> str:
+        """The first process's result. Of several errors, wrong input counts most, then the loss of a process."""
+        waiting, errors, results = list(references), [], {}
+        while waiting and not any(isinstance(error, (InputError, _Lost)) for error in errors):
+            ready, waiting = ray.wait(waiting, timeout=SETTLE if errors else None)
+            if not ready:
+                break
+            try:
+                results[ready[0]] = self._wait(shard, ready[0])
+            except (InputError, Stopped, _RanOut, _Lost, RayError) as error:
+                errors.append(error)
+        for reference in waiting:
+            ray.cancel(reference, force=True)
+            with self._guard:
+                self._references.discard(reference)
+        for kind in (InputError, Stopped, _RanOut, _Lost, RayError):
+            for error in errors:
+                if isinstance(error, kind):
+                    raise error
+        return results[references[0]]
 
     def stop(self) -> None:
         """See Runner.stop."""
@@ -146,38 +247,33 @@ def _reach(address: str | None) -> None:
             raise InputError(f"execution.address: no Ray cluster at {address} ({error}): start one") from error
 
 
-def _work_remotely(shard: str, root: str, url: str | None, trees: dict[str, dict[str, str]] | None) -> str:
-    """On a node: do the work of a shard in the project's folder, or in a copy of its inputs; the result's sha256."""
-    found = Shard.from_json(shard)
-    module = importlib.import_module(f"stages.{found.stage}")
-    if url is None or trees is None:
-        with _folder(Path(root)):
-            module.work(found)
-        return ""
-    place, own = SharedPlace(url), node_folder(root)
-    for path, tree in trees.items():
-        place.get_tree(tree, own / path)
-    with _folder(own):
-        if found.path.exists():
-            found.path.unlink()
-        module.work(found)
-        digest = place.put(found.path)
-        found.path.unlink()
-        return digest
+class _RanOut(RuntimeError):
+    """A task ran out of memory; the message says how."""
 
 
-def node_folder(root: str) -> Path:
-    """Where a node keeps its copy of a project's inputs, one per project and user."""
-    return Path.home() / ".cache" / "scoresmooth" / root.strip("/").replace("/", "-")
+class _Lost(RuntimeError):
+    """A task's process or node was lost."""
 
 
-@contextmanager
-def _folder(path: Path) -> Iterator[None]:
-    """Work in `path`, then go back. A Ray worker does one task at a time."""
-    path.mkdir(parents=True, exist_ok=True)
-    before = Path.cwd()
-    os.chdir(path)
-    try:
-        yield
-    finally:
-        os.chdir(before)
+def _rendezvous() -> tuple[str, int]:
+    """An address of this node, and a port that is free there."""
+    address = ray.util.get_node_ip_address()
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return address, probe.getsockname()[1]
+
+
+def _at(group: PlacementGroup, bundle: int) -> PlacementGroupSchedulingStrategy:
+    return PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
+
+
+def _torchrun_variables(rank: int, processes: int, address: str, port: int) -> dict[str, str]:
+    """What torchrun tells its processes. Each is the first of its machine: Ray shows it its own GPU and no other."""
+    return {
+        "TORCHELASTIC_RUN_ID": "ray",
+        "RANK": str(rank),
+        "WORLD_SIZE": str(processes),
+        "LOCAL_RANK": "0",
+        "MASTER_ADDR": address,
+        "MASTER_PORT": str(port),
+    }

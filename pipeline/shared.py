@@ -4,8 +4,10 @@ Everything there is stored under its sha256, so nothing is copied twice, a half-
 one, and nodes need no common file system. Layout: URL/files/SHA256.
 """
 
+import json
 import shutil
 import uuid
+from collections.abc import Collection
 from pathlib import Path
 
 import fsspec
@@ -60,6 +62,35 @@ class SharedPlace:
             target = path / relative if relative else path
             if not (target.is_file() and sha256_file(target) == digest):
                 self.get(digest, target)
+
+    def write_record(self, tree: dict[str, str]) -> None:
+        """Name the tree that is the place's newest state; what reads it finds the old one or this one, whole."""
+        target = f"{self._root}/record.json"
+        temporary = f"{target}.{uuid.uuid4().hex}.part"
+        self._files.makedirs(self._root, exist_ok=True)
+        self._files.pipe_file(temporary, json.dumps(tree, sort_keys=True).encode())
+        self._files.mv(temporary, target)
+
+    def read_record(self) -> dict[str, str] | None:
+        """The tree that `write_record` named last, or None."""
+        self._files.invalidate_cache()
+        try:
+            return json.loads(self._files.cat_file(f"{self._root}/record.json"))
+        except FileNotFoundError:
+            return None
+
+    def keep(self, digests: Collection[str]) -> None:
+        """Remove all files but these. For a place with one writer: others may rely on what is removed."""
+        self._files.invalidate_cache()
+        for path in self._files.ls(f"{self._root}/files", detail=False):
+            if path.rsplit("/", 1)[1] not in digests:
+                self._files.rm_file(path)
+
+    def clear(self) -> None:
+        """Remove the place and all that is in it."""
+        self._files.invalidate_cache()
+        if self._files.exists(self._root):
+            self._files.rm(self._root, recursive=True)
 
     def _target(self, digest: str) -> str:
         return f"{self._root}/files/{digest}"

@@ -1,0 +1,90 @@
+"""Checkpoints of a shard that is worked on elsewhere: another node goes on where a lost one stopped.
+
+In a shared place they lie in URL/scratch/KEY, KEY being the shard's: files by content, and one record that names those
+of the newest state. The record is written last, and files that it does not name any more are removed after it.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+from pipeline.shared import SharedPlace
+from pipeline.stage_run import say
+from stages.protocol import Shard
+
+PERIOD = 0.5
+"""Seconds between two looks at a shard's scratch folder."""
+
+Files = dict[str, tuple[int, int]]
+
+
+class SharedScratch:
+    """A shard's scratch folder, kept in a shared place while a node works on the shard.
+
+    Args:
+        url: of the shared place (execution.shared).
+        shard: placed; its scratch folder is below the working directory.
+    """
+
+    def __init__(self, url: str, shard: Shard) -> None:
+        self._place = SharedPlace(f"{url.rstrip('/')}/scratch/{shard.path.stem}")
+        self._folder, self._name = shard.scratch, f"{shard.stage} {shard.name}"
+
+    @contextlib.contextmanager
+    def mirrored(self, writes: bool) -> Iterator[None]:
+        """Fetch what an earlier attempt left; with `writes`, store what changes in the meantime, and at the end."""
+        self._fetch()
+        ended, thread = threading.Event(), None
+        if writes:
+            thread = threading.Thread(target=self._watch, args=(ended, _listed(self._folder)), daemon=True)
+            thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            if thread is not None:
+                thread.join()
+
+    def forget(self) -> None:
+        """Remove it from the shared place: the shard is done."""
+        self._place.clear()
+
+    def _fetch(self) -> None:
+        tree = self._place.read_record() or {}
+        self._place.get_tree(tree, self._folder)
+        for path in self._folder.rglob("*"):
+            if path.is_file() and path.relative_to(self._folder).as_posix() not in tree:
+                path.unlink()  # of an attempt on this node that the others know nothing of
+        if tree:
+            say(f"{self._name}: going on from the shared place ({', '.join(sorted(tree))})")
+
+    def _watch(self, ended: threading.Event, stored: Files) -> None:
+        last = False
+        while not last:
+            last = ended.wait(PERIOD)
+            found = _listed(self._folder)
+            if found != stored and self._store(found):
+                stored = found
+
+    def _store(self, found: Files) -> bool:
+        """Store the state; False if a file was replaced meanwhile (the next look finds the newer one)."""
+        try:
+            tree = {name: self._place.put(self._folder / name) for name in found}
+        except FileNotFoundError:
+            return False
+        self._place.write_record(tree)
+        self._place.keep(set(tree.values()))
+        return True
+
+
+def _listed(folder: Path) -> Files:
+    """Whole files of a folder (those being written begin with a dot): name -> size, time of change."""
+    found: Files = {}
+    for path in sorted(folder.rglob("*")):
+        if not path.name.startswith("."):
+            with contextlib.suppress(FileNotFoundError):
+                stat = path.stat()
+                if path.is_file():
+                    found[path.relative_to(folder).as_posix()] = (stat.st_size, stat.st_mtime_ns)
+    return found

@@ -1,0 +1,91 @@
+"""What a node of a cluster does: the work of one shard, where all nodes see the project or in a copy of its inputs."""
+
+import dataclasses
+import importlib
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from pipeline import oom
+from pipeline.checkpoints import SharedScratch
+from pipeline.shared import SharedPlace
+from stages.protocol import Shard
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What a node is told.
+
+    Attributes:
+        shard: as JSON.
+        root: the project's folder.
+        url, trees: of the shared place, and path -> tree of every input; None where all nodes see `root`.
+        share: of its working memory that the shard is to do with.
+        variables: environment variables of this process of a training, as torchrun sets them.
+    """
+
+    shard: str
+    root: str
+    url: str | None
+    trees: dict[str, dict[str, str]] | None
+    share: float = 1.0
+    variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+
+def work(task: Task) -> str:
+    """On a node: do the work of a shard in the project's folder, or in a copy of its inputs; the result's sha256."""
+    found = Shard.from_json(task.shard)
+    with ExitStack() as stack:
+        stack.enter_context(_environment({**task.variables, oom.SHARE_VARIABLE: str(task.share)}))
+        module = importlib.import_module(f"stages.{found.stage}")
+        if task.url is None or task.trees is None:
+            stack.enter_context(_folder(Path(task.root)))
+            module.work(found)
+            return ""
+        place, leads = SharedPlace(task.url), task.variables.get("RANK", "0") == "0"
+        stack.enter_context(_folder(node_folder(task.root)))
+        for path, tree in task.trees.items():
+            place.get_tree(tree, Path(path))
+        with SharedScratch(task.url, found).mirrored(writes=leads):
+            found.path.unlink(missing_ok=True)
+            module.work(found)
+        if not leads:
+            return ""
+        digest = place.put(found.path)
+        found.path.unlink()
+        shutil.rmtree(found.scratch, ignore_errors=True)
+        return digest
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables, then put back what was there."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+def node_folder(root: str) -> Path:
+    """Where a node keeps its copy of a project's inputs, one per project and user."""
+    return Path.home() / ".cache" / "scoresmooth" / root.strip("/").replace("/", "-")
+
+
+@contextmanager
+def _folder(path: Path) -> Iterator[None]:
+    """Work in `path`, then go back. A Ray worker does one task at a time."""
+    path.mkdir(parents=True, exist_ok=True)
+    before = Path.cwd()
+    os.chdir(path)
+    try:
+        yield
+    finally:
+        os.chdir(before)
