@@ -6,10 +6,10 @@ stage    A stage's own work in plain Python beside the same stage as a Prefect f
 dvc      `dvc repro` with nothing to do, on the project's own dvc.yaml, params.yaml and code, with small files as data.
 parallel The project's own pipeline, with params.yaml made small (or as it is, with --full): `dvc repro` beside
          `scoresmooth repro --jobs 2`, each from nothing, each with a server of its own; whether all outs are equal.
-ray      Shards of sample and filter, each a fixed amount of work on one core: on this machine with two jobs, beside a
-         Ray cluster of two simulated nodes with one CPU each. Needs pip install '.[ray]'.
+ray      The 16 shards of sample and the 8 of filter of a closed form, one thread each: on this machine with two jobs,
+         beside a Ray cluster of two simulated nodes with one CPU each. Needs pip install '.[ray]'.
 thousand A stage of 1,000 shards: seconds per shard beside plain Python, the server's memory and database before and
-         after, and how long its list of runs then takes to answer.
+         after, and how long the requests of the UI's pages then take.
 
 Times are wall-clock medians with the range, in seconds, of whole processes. Projects are made in a temporary folder.
 The last line is all numbers as JSON.
@@ -17,6 +17,7 @@ The last line is all numbers as JSON.
 
 import argparse
 import contextlib
+import hashlib
 import json
 import os
 import shutil
@@ -127,8 +128,7 @@ def parallel(folder: Path, repeats: int, full: bool) -> Numbers:
     for name, command in commands.items():
         place = folder / command[0]
         _copy_project(place, {} if full else REDUCED)
-        environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(place)}
-        environment["PATH"] = f"{place}:{Path(sys.executable).parent}:{environment['PATH']}"
+        environment = _environment(place)
         start = time.perf_counter()
         with (folder / f"{command[0]}.log").open("wb") as log:
             done = subprocess.run([sys.executable, "-m", *command], cwd=place, env=environment, stdout=log, stderr=log)
@@ -146,12 +146,20 @@ def parallel(folder: Path, repeats: int, full: bool) -> Numbers:
     return {"sequential_s": sequential, "jobs_2_s": at_once, "ratio": sequential / at_once, "different": different}
 
 
+def _environment(place: Path) -> dict[str, str]:
+    """Variables for commands that run the copy's code."""
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "PYTHONPATH": str(place)}
+    environment["PATH"] = f"{place}:{Path(sys.executable).parent}:{environment['PATH']}"
+    return environment
+
+
 def _copy_project(place: Path, changes: dict[str, Any]) -> None:
-    """The project's code and pipeline, without data, as a DVC project of its own."""
+    """The project's code and pipeline, without results, as a DVC project of its own."""
     for name in ("stages", "pipeline"):
         shutil.copytree(ROOT / name, place / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", "pyproject.toml"):
         shutil.copy(ROOT / name, place / name)
+    shutil.copytree(ROOT / "data" / "verdicts", place / "data" / "verdicts")  # people's, a dependency of filter
     tree = yaml.safe_load((ROOT / "params.yaml").read_text())
     for dotted, values in changes.items():
         node = tree
@@ -167,42 +175,73 @@ def _copy_project(place: Path, changes: dict[str, Any]) -> None:
     (place / ".dvc" / "config").write_text(config)
 
 
-BUSY = """
-_work = work
-def work(shard):
-    end = time.process_time() + {seconds}
-    while time.process_time() < end:
-        pass
-    return _work(shard)
-"""
+SHARDS: dict[str, Any] = {
+    "ingest": {"train": 100, "test": 100, "holdout": 100},
+    "sample": {"count": 1600, "batch": 100, "shards": 16},
+    "filter": {"shards": 8},
+    "execution": {"jobs": 2},
+}
+"""What --parts ray changes in params.yaml."""
 
 
-def ray_throughput(folder: Path, repeats: int, seconds: float = 0.5, shards: int = 16) -> Numbers:
-    """Shards per second here with two jobs, and on two nodes with one CPU each."""
+def ray_throughput(folder: Path, repeats: int, variant: str = "closed-kernel") -> Numbers:
+    """Shards per second here with two jobs, and on two nodes with one CPU each; whether the outs are equal."""
     from ray.cluster_utils import Cluster
 
-    project = SmallProject(folder)
-    project.write_stage("sample", suffix=BUSY.format(seconds=seconds))
-    project.params["sample"].update(count=shards, shards=shards)
-    project.params["execution"].update(jobs=2, processes=["train", "sample"])
-    project.write_params()
-    forget = lambda: shutil.rmtree(folder / ".scoresmooth/shards/sample", ignore_errors=True)  # noqa: E731
-    stage = ("stage", "sample", "--variant", "closed")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    _copy_project(folder, SHARDS)
+    environment = _environment(folder)
+
+    def scoresmooth(*arguments: str) -> None:
+        command = [sys.executable, "-m", "pipeline.cli", *arguments]
+        done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+        if done.returncode:
+            raise RuntimeError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
+
+    def stage(name: str, *options: str) -> Callable[[], None]:
+        return lambda: scoresmooth("stage", name, "--variant", variant, *options)
+
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    numbers: Numbers = {}
     try:
         for _ in range(2):
             cluster.add_node(num_cpus=1)
-        for name in ("ingest", "train --variant closed"):
-            project.run("stage", *name.split())
-        local = measure(f"{shards} shards of {seconds} s, here", repeats, lambda: project.run(*stage), forget)
-        project.params["execution"].update(runner="ray", address=cluster.address)
-        project.write_params()
-        remote = measure(f"{shards} shards of {seconds} s, 2 Ray nodes", repeats, lambda: project.run(*stage), forget)
+        for name in ("ingest", "deduplicate", "embed", "index"):
+            scoresmooth("stage", name)
+        scoresmooth("stage", "train", "--variant", variant)
+        tree = yaml.safe_load((folder / "params.yaml").read_text())
+        tree["execution"]["address"] = cluster.address
+        (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+        for name in ("sample", "filter"):
+            numbers[name] = _here_and_there(folder, name, tree[name]["shards"], stage, repeats)
     finally:
-        project.stop()
+        scoresmooth("server", "stop")
         cluster.shutdown()
-    print(f"shards per second: {shards / local:.2f} here, {shards / remote:.2f} on Ray, ratio {local / remote:.2f}")
-    return {"local_s": local, "ray_s": remote, "ratio": local / remote}
+    return numbers
+
+
+def _here_and_there(
+    folder: Path, name: str, shards: int, stage: Callable[..., Callable[[], None]], repeats: int
+) -> Numbers:
+    """One stage's shards here and on Ray; the outs must be equal."""
+
+    def forget() -> None:
+        shutil.rmtree(folder / ".scoresmooth" / "shards" / name, ignore_errors=True)
+
+    local = measure(f"{shards} shards of {name}, here", repeats, stage(name), forget)
+    cached = measure(f"{shards} shards of {name}, all cached", repeats, stage(name))
+    expected = _digests(folder / "data" / name)
+    remote = measure(f"{shards} shards of {name}, 2 Ray nodes", repeats, stage(name, "--runner", "ray"), forget)
+    equal = _digests(folder / "data" / name) == expected
+    rates = f"{shards / local:.2f} here, {shards / remote:.2f} on Ray"
+    print(f"{name}: shards per second: {rates}, ratio {local / remote:.2f}; outs equal: {equal}", flush=True)
+    return {"local_s": local, "cached_s": cached, "ray_s": remote, "ratio": local / remote, "equal": equal}
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    """sha256 of every file."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 def thousand(folder: Path, repeats: int, shards: int = 1000) -> Numbers:
@@ -223,21 +262,46 @@ def thousand(folder: Path, repeats: int, shards: int = 1000) -> Numbers:
         project.run("stage", "sample", "--variant", "closed")
         fresh = time.perf_counter() - start
         after = _memory(record["pid"]), _size(home)
-        start = time.perf_counter()
-        address = f"http://127.0.0.1:{record['port']}/api/task_runs/filter"
-        request = urllib.request.Request(address, b'{"limit": 200}', {"Content-Type": "application/json"})
-        with urllib.request.urlopen(request, timeout=60) as response:
-            listed = len(json.load(response))
-        answer = time.perf_counter() - start
+        answers = _answers(f"http://127.0.0.1:{record['port']}/api", repeats)
     finally:
         project.stop()
     each = (fresh - plain) / shards * 1000
     print(f"{shards} shards: plain {plain:.1f} s, dispatched {fresh:.1f} s ({each:.1f} ms each)")
     print(f"server: {before[0]:.0f} to {after[0]:.0f} MiB, database {before[1]:.1f} to {after[1]:.1f} MiB")
-    print(f"its list of {listed} task runs answers in {answer:.2f} s")
+    print("its pages answer in " + ", ".join(f"{seconds:.2f} s ({page})" for page, seconds in answers.items()))
     per_shard = {"plain_s": plain, "dispatched_s": fresh, "per_shard_ms": each}
     growth = {"server_mib": [before[0], after[0]], "database_mib": [before[1], after[1]]}
-    return {**per_shard, **growth, "answer_s": answer}
+    return {**per_shard, **growth, "answers_s": answers}
+
+
+def _answers(api: str, repeats: int) -> dict[str, float]:
+    """Median seconds of what the UI's pages ask for: the list of runs, a run's tasks, its graph and its artifacts."""
+
+    def ask(path: str, body: dict[str, Any] | None) -> Any:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(f"{api}/{path}", data, {"Content-Type": "application/json"})
+        with urllib.request.urlopen(request, timeout=60) as response:
+            return json.load(response)
+
+    newest = ask("flow_runs/filter", {"sort": "START_TIME_DESC", "limit": 1})[0]["id"]
+    run = {"flow_runs": {"id": {"any_": [newest]}}}
+    pages: dict[str, tuple[str, dict[str, Any] | None]] = {
+        "runs": ("flow_runs/paginate", {"sort": "START_TIME_DESC", "limit": 50, "page": 1}),
+        "200 tasks of a run": ("task_runs/filter", {**run, "limit": 200}),
+        "its number of tasks": ("task_runs/count", run),
+        "its graph": (f"flow_runs/{newest}/graph-v2", None),
+        "its artifacts": ("artifacts/filter", {**run, "limit": 50}),
+        "its log": ("logs/filter", {"logs": {"flow_run_id": {"any_": [newest]}}, "limit": 200}),
+    }
+    found = {}
+    for page, (path, body) in pages.items():
+        times = []
+        for _ in range(repeats):
+            start = time.perf_counter()
+            ask(path, body)
+            times.append(time.perf_counter() - start)
+        found[page] = statistics.median(times)
+    return found
 
 
 def _memory(pid: int) -> float:

@@ -1,6 +1,7 @@
 """One stage from params.yaml to its outs: validated, locked, planned, then given to a flow."""
 
 import importlib
+import os
 import signal
 import time
 from contextlib import ExitStack, nullcontext
@@ -78,6 +79,8 @@ def _ray_runner(name: str, params: StageParams, execution: Execution, shards: in
 
 def import_ray_runner() -> ModuleType:
     """pipeline.ray_runner; raises InputError if Ray is not installed."""
+    # Ray would start a shard that its memory monitor killed again without end; it reads this when it is imported
+    os.environ.setdefault("RAY_task_oom_retries", "0")
     try:
         return importlib.import_module("pipeline.ray_runner")
     except ModuleNotFoundError as error:
@@ -130,10 +133,25 @@ def _run_stages(graph: "StageGraph", stages: set[str], changed: set[str], jobs: 
         return max(1, len(gpus.visible()) // parameters.execution.gpus_per_job) if on_gpu else jobs
 
     reproducer = Reproducer(jobs, changed, lambda name: bool(graph.changed([name])))
+    alone = {name for name in stages if jobs > 1 and _runs_alone(name, parameters)}
     try:
-        outcomes = repro_flow.run(graph, stages, reproducer, limit, address is not None)
+        outcomes = repro_flow.run(graph, stages, reproducer, limit, alone, address is not None)
     except StageFailed:
         return False  # it was printed when it happened
     for outcome in outcomes:
         say(f"{outcome.name:40} {outcome.state:10} {outcome.seconds:8.1f} s {outcome.memory:6.0f} MiB")
     return True
+
+
+def _runs_alone(name: str, parameters: Parameters) -> bool:
+    """Whether a stage takes all processors while it runs: its result depends on how many threads it has."""
+    from pipeline.repro import SAME_THREADS, threads_alone
+
+    stage, _, variant = name.partition("@")
+    params = parameters.stages.get((stage, variant or None))
+    if stage not in SAME_THREADS or params is None or parameters.execution.runner != "local":
+        return False
+    on_gpu = bool(gpus.visible()) and may_use_gpu(stage, params)
+    if (getattr(params, "threads", None) or threads_alone()) == 1:
+        return False
+    return not on_gpu and bool(stage_module(stage).plan(params))  # a closed form trains nothing

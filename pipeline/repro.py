@@ -25,7 +25,9 @@ TAIL = 25
 
 SAME_THREADS = ("train",)
 """Stages whose results depend on the number of threads in the last bits: a backward pass adds gradients up by thread.
-The other stages' do not (benchmarks/orchestration.py --parts parallel compares all outs)."""
+The other stages' do not (benchmarks/orchestration.py --parts parallel compares all outs). With several threads such a
+stage runs alone: its threads wait for each other spinning, within oneDNN too, whatever OMP_WAIT_POLICY says, so two
+trainings with two threads each on two cores took 20 times as long per step as one (1.7 s instead of 0.08 s)."""
 
 STOP_GRACE = 35.0
 """Seconds between asking a stage to stop and killing it: a training writes a checkpoint first (CHILD_GRACE)."""
@@ -153,13 +155,17 @@ class Reproducer:
 def thread_variables(name: str, jobs: int) -> dict[str, str]:
     """Environment variables that share the processors among `jobs` processes; what the user set stays.
 
-    A stage in SAME_THREADS keeps the number that it has alone; its threads then wait asleep, not spinning.
+    A stage in SAME_THREADS keeps the number that it has alone.
     """
-    if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
+    if jobs == 1 or "OMP_NUM_THREADS" in os.environ or name.split("@")[0] in SAME_THREADS:
         return {}
-    if name.split("@")[0] in SAME_THREADS:
-        return {"OMP_WAIT_POLICY": "PASSIVE"}
     return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs))}
+
+
+def threads_alone() -> int:
+    """How many threads a stage in SAME_THREADS computes with on CPUs, where its parameters do not say."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdigit() and int(asked) > 0 else len(os.sched_getaffinity(0))
 
 
 def log_path(name: str) -> Path:

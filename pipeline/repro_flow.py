@@ -23,13 +23,15 @@ from pipeline.tracking import PARENT
 
 
 def run(
-    graph: StageGraph, stages: Collection[str], reproducer: Reproducer, limit: Callable[[str], int], lasting: bool
-) -> list[Outcome]:
+    graph: StageGraph, stages: Collection[str], reproducer: Reproducer, limit: Callable[[str], int],
+    alone: Collection[str], lasting: bool,
+) -> list[Outcome]:  # fmt: skip
     """Bring `stages` up to date; their outcomes, in the graph's order. Raises StageFailed after the first failure.
 
     Args:
         stages: names in `graph`; whatever they depend on is in it, too, or up to date.
         limit: how many stages of this stage's kind may run at once (GPUs are fewer than jobs).
+        alone: stages beside which nothing else may run.
         lasting: see pipeline.tracking.tracked.
     """
     order = [name for name in graph.names if name in stages]
@@ -38,7 +40,7 @@ def run(
     def body() -> None:
         # the children get their grace first, then this process its own
         with interruptible(reproducer.stop, STOP_GRACE + 5):
-            schedule = _Schedule(graph, order, reproducer, limit, outcomes)
+            schedule = _Schedule(graph, order, reproducer, limit, alone, outcomes)
             try:
                 schedule.run()
             finally:
@@ -76,9 +78,11 @@ class _Schedule:
         order: list[str],
         reproducer: Reproducer,
         limit: Callable[[str], int],
+        alone: Collection[str],
         outcomes: dict[str, Outcome],
     ) -> None:
         self._graph, self._reproducer, self._limit, self._outcomes = graph, reproducer, limit, outcomes
+        self._alone = frozenset(alone)
         self._waiting = sorted(order, key=lambda name: (-graph.depth(name), order.index(name)))
         self._running: dict[str, PrefectFuture[Any]] = {}
         self._futures: dict[str, PrefectFuture[Any]] = {}
@@ -113,12 +117,13 @@ class _Schedule:
 
     def _next(self) -> str | None:
         """A stage that may start now, or None."""
-        if len(self._running) >= self._reproducer.jobs:
+        if len(self._running) >= self._reproducer.jobs or self._alone & self._running.keys():
             return None
         for name in self._waiting:
             ready = all(self._outcomes[below].good for below in self._graph.upstream[name] if below in self._outcomes)
             alike = sum(self._limit(other) == self._limit(name) for other in self._running)
-            if ready and alike < self._limit(name):
+            room = not self._running if name in self._alone else alike < self._limit(name)
+            if ready and room:
                 self._waiting.remove(name)
                 return name
         return None

@@ -51,6 +51,7 @@ class Params(StageParams):
     optimization: OptimizationParams
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto: a GPU when there is one")
     processes: int = Field(gt=0, description="processes that share every batch: one per GPU, or on the CPU")
+    threads: int | None = Field(gt=0, description="CPU threads of each process; null: OMP_NUM_THREADS or all")
     snapshots: list[int] = Field(description="steps after which the EMA weights are kept, ascending")
 
     @field_validator("snapshots")
@@ -85,6 +86,8 @@ def plan(params: Params) -> list[Shard]:
     if params.spec.neighbors is not None:
         inputs.append(str(DATA / "index" / f"{params.spec.neighbors.space}_neighbors.arrow"))
     settings = {**_score(params), "device": params.device, "processes": params.processes}
+    if params.threads is not None:
+        settings["threads"] = params.threads
     if params.snapshots:
         settings["snapshots"] = params.snapshots
     del settings["variant"]  # two names for the same thing share their training
@@ -99,10 +102,19 @@ def work(shard: Shard) -> Path:
     World(0, processes).span(shard.settings["optimization"]["batch"])
     if processes > 1 and not started_by_torchrun():
         return _torchrun(shard, processes)
+    _use_threads(shard.settings.get("threads"))
     with join(processes, pick_device(shard.settings["device"])) as (world, device), _told(shard, world):
         _train(shard, _trainer(shard, device, world), world)
         world.wait()
     return shard.path
+
+
+def _use_threads(count: int | None) -> None:
+    """Compute with so many threads, so that the weights do not depend on how many processors there are."""
+    if count is not None:
+        import torch
+
+        torch.set_num_threads(count)
 
 
 def _train(shard: Shard, trainer: "Trainer", world: "World") -> None:

@@ -12,8 +12,9 @@ import yaml
 from small_project import ROOT, SmallProject
 from test_pipeline import logged, processes, query, until
 
-from pipeline import gpus
+from pipeline import dispatch, gpus
 from pipeline.locks import locked, name_holder
+from pipeline.params import load_params
 from pipeline.repro import thread_variables
 from stages.errors import InputError
 
@@ -171,9 +172,69 @@ def test_threads_are_shared_among_the_stages(monkeypatch):
     assert thread_variables("sample@a", 1) == {}
     assert thread_variables("sample@a", 3) == {"OMP_NUM_THREADS": "2"}
     assert thread_variables("sample@a", 20) == {"OMP_NUM_THREADS": "1"}
-    assert "OMP_NUM_THREADS" not in thread_variables("train@a", 3)  # the same weights as without --jobs
+    assert thread_variables("train@a", 3) == {}  # the same weights as without --jobs
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
     assert thread_variables("sample@a", 3) == {}
+
+
+@pytest.mark.parametrize(
+    ("threads", "name", "alone"),
+    [
+        ("2", "train@net-conditioning", True),
+        ("1", "train@net-conditioning", False),
+        ("2", "train@closed-conditioning", False),  # nothing is trained
+        ("2", "sample@net-conditioning", False),
+    ],
+)
+def test_a_training_with_several_threads_runs_alone(monkeypatch, threads, name, alone):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    monkeypatch.setattr(gpus, "visible", tuple)
+    assert dispatch._runs_alone(name, load_params()) == alone
+
+
+@pytest.mark.parametrize(("asked", "alone"), [(1, False), (2, True)])
+def test_the_threads_of_the_parameters_count(monkeypatch, asked, alone):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("OMP_NUM_THREADS", str(3 - asked))
+    monkeypatch.setattr(gpus, "visible", tuple)
+    parameters, key = load_params(), ("train", "net-conditioning")
+    parameters.stages[key] = parameters.stages[key].model_copy(update={"threads": asked})
+    assert dispatch._runs_alone("train@net-conditioning", parameters) == alone
+
+
+SCHEDULE = """
+from pipeline.repro import Outcome, Reproducer
+from pipeline.repro_flow import _Schedule
+
+class Graph:
+    names = ("in", "x", "y", "train@a", "train@b", "sample@a", "sample@b")
+    upstream = {"in": (), "x": (), "y": (), "train@a": ("in",), "train@b": ("in",),
+                "sample@a": ("train@a",), "sample@b": ("train@b",)}
+    def depth(self, name):
+        return {"in": 3, "train@a": 2, "train@b": 2}.get(name, 1)
+
+outcomes = {name: Outcome(name, "not started") for name in Graph.names}
+reproducer = Reproducer(2, (), bool)
+schedule = _Schedule(Graph(), list(Graph.names), reproducer, lambda name: 2, {"train@a", "train@b"}, outcomes)
+while schedule._waiting or schedule._running:
+    while name := schedule._next():
+        schedule._running[name] = None
+    print(*schedule._running)
+    first = next(iter(schedule._running))
+    del schedule._running[first]
+    outcomes[first] = Outcome(first, "done")
+"""
+
+
+def test_nothing_runs_beside_a_stage_that_takes_all_processors(tmp_path):
+    """Whatever else may run does so two at a time. Stages end in the order in which they started."""
+    environment = {**os.environ, "PREFECT_HOME": str(tmp_path), "DO_NOT_TRACK": "1"}
+    command = [sys.executable, "-c", SCHEDULE]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    lines = ["in x", "x y", "y", "train@a", "train@b", "sample@a sample@b", "sample@b"]
+    assert done.stdout.splitlines() == lines
 
 
 @pytest.fixture

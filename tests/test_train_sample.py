@@ -17,6 +17,7 @@ import yaml
 from stages import sample, train
 from stages.artifacts import read_json, sha256_file
 from stages.diffusion.sampling import load_model, trajectory
+from stages.diffusion.training import Trainer
 from stages.errors import InputError
 from stages.images.store import image_table, read_images, write_images
 from stages.protocol import load_tree, run_plain
@@ -68,6 +69,24 @@ def names(score):
 
 def outs(*variants):
     return {path: sha256_file(path) for v in variants for path in sorted(Path("data").glob(f"*/{v}/*"))}
+
+
+def test_training_uses_the_threads_of_its_parameters(project, monkeypatch):
+    """And they are part of what its result is found by, where they are given."""
+    seen, run, before = [], Trainer.run, torch.get_num_threads()
+    monkeypatch.setattr(Trainer, "run", lambda self, *rest: (seen.append(torch.get_num_threads()), run(self, *rest))[1])
+    settings = []
+    try:
+        for threads in (None, 3, 1):
+            tree = small_params()
+            tree["train"]["threads"] = threads
+            write_params(tree)
+            settings.append(train.plan(train.Params.from_tree(tree, "net-conditioning"))[0].settings)
+            run_plain("train", "net-conditioning")
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [before, 3, 1]
+    assert [found.get("threads") for found in settings] == [None, 3, 1]
 
 
 def test_every_default_variant_trains_and_samples(project):
