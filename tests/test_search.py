@@ -1,6 +1,10 @@
 """Exact search against int64 brute force, on every path and under tiny memory budgets."""
 
 import functools
+import os
+import platform
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -262,6 +266,21 @@ def test_byte_products_are_exact(d):
     for x in a:
         for y in b:
             assert inner_bytes(x, y) == int(x.astype(np.int64) @ y.astype(np.int64))
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="names an x86 processor")
+def test_byte_products_without_the_instruction(tmp_path):
+    """A processor without VNNI takes the loop: the branch that this one compiles away."""
+    code = """
+import numpy as np
+from stages.search.byte_products import FAST, inner_bytes
+rng = np.random.default_rng(0)
+a, b = rng.integers(0, 256, 3100).astype(np.uint8), rng.integers(-128, 128, 3100).astype(np.int8)
+print(FAST, inner_bytes(a, b) == int(a.astype(np.int64) @ b.astype(np.int64)))
+"""
+    cpu = {"NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2", "NUMBA_CACHE_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", code], env={**os.environ, **cpu}, capture_output=True, text=True)
+    assert done.stdout.split() == ["False", "True"], done.stderr
 
 
 @pytest.mark.parametrize("kind", KINDS)
