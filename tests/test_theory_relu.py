@@ -132,3 +132,11 @@ def test_three_pieces_of_a_known_loss():
     loss = line.loss(sigma**2, kappa)
     assert relu_claims.three_piece_variation(loss, sigma) == pytest.approx(2 / (1 - kappa * sigma), rel=1e-6)
     assert relu_claims.three_piece_variation(1e-9, 0.5) == math.inf
+
+
+def test_the_draws_depend_on_the_seed():
+    """On a CPU torch keeps the low 32 bits of a seed: (seed << 32) + step was the step alone."""
+    points, sigmas = torch.zeros(2, 3, dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
+    draws = {seed: relu_networks.sampled(points, sigmas, 4, seed) for seed in (0, 1)}
+    assert not torch.equal(draws[0](5)[0], draws[1](5)[0])
+    assert torch.equal(draws[0](5)[0], relu_networks.sampled(points, sigmas, 4, 0)(5)[0])

@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from stages.diffusion import samplers
 from stages.theory import smoothed_samples as ss
 
 TRAIN = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
@@ -110,3 +111,19 @@ def test_frechet_distance_of_pixels_by_hand():
     # means 3 apart; variances 2 and 8: 9 + (√8 − √2)², that is 9 + 2
     x, y = np.array([[-1.0, 0.0], [1.0, 0.0]]), np.array([[1.0, 0.0], [5.0, 0.0]])
     assert ss.measure("", 0.0, x, TRAIN, y)["fd_pixels"] == pytest.approx(11)
+
+
+def test_the_kernels_draws_are_not_the_noise_that_sampling_starts_from(monkeypatch):
+    """With seed 0 both were one stream: sample 0 started at its own first shift."""
+    starts = []
+    real = samplers.reverse_diffusion
+
+    def watched(score, draw, sigmas):
+        starts.append(draw(0).flatten())
+        return real(score, draw, sigmas)
+
+    monkeypatch.setattr(samplers, "reverse_diffusion", watched)
+    ss.led_samples(TRAIN, 0.5, 4, 5, (0.1, 1.0), 2, seed=0)
+    shifts = ss._draws(4, 2, TRAIN.shape[1], 0)
+    assert starts[0][0] != shifts.flatten()[0]
+    assert np.intersect1d(starts[0].numpy(), shifts.numpy()).size == 0

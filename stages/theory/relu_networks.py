@@ -15,6 +15,8 @@ import torch
 from scipy.optimize import OptimizeResult, minimize
 from torch import Tensor
 
+from stages.diffusion.noise import generator_seed
+
 RESTARTS = 100  # of the convex reference's solver, at most
 Draw = Callable[[int], tuple[Tensor, Tensor]]
 
@@ -153,7 +155,7 @@ def sampled(points: Tensor, sigmas: Tensor, batch: int, seed: int) -> Draw:
     """Batches of p_σ, anew at every step: a function of (seed, step)."""
 
     def draw(step: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed((seed << 32) + step)
+        generator = torch.Generator().manual_seed(generator_seed(seed, step))
         rows = torch.randint(len(points), (len(sigmas), batch), generator=generator)
         noise = torch.randn(len(sigmas), batch, points.shape[1], generator=generator, dtype=torch.float64)
         x = points[rows] + sigmas[:, None, None] * noise

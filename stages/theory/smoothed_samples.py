@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 KDE, LED, CFDM = "kernel density", "log-domain (LED-KDE)", "σ-CFDM"
 COPY = 0.7  # r_1/r_2 below this counts as a copy (METHODS §6)
+SHIFTS, NOISE = 0, 1  # streams of random numbers of their own: the kernel's draws and the samplers'
 
 
 class SmoothedSamples(ImageBlock):
@@ -111,7 +112,9 @@ def _draws(count: int, draws: int, dimension: int, seed: int) -> "Tensor":
     """Each sample's own kernel draws (count, draws, d), in pairs ξ, −ξ."""
     import torch
 
-    generator = torch.Generator().manual_seed(seed)
+    from stages.diffusion.noise import generator_seed
+
+    generator = torch.Generator().manual_seed(generator_seed(seed, SHIFTS))
     half = torch.randn(count, -(-draws // 2), dimension, generator=generator, dtype=torch.float64)
     return torch.cat([half, -half], dim=1)[:, :draws]
 
@@ -124,6 +127,7 @@ def led_samples(
     import torch
 
     from stages.diffusion import empirical_score as closed
+    from stages.diffusion.noise import generator_seed
     from stages.diffusion.samplers import reverse_diffusion
 
     centres = closed.make_centres(torch.from_numpy(np.ascontiguousarray(train)))
@@ -135,7 +139,7 @@ def led_samples(
     smooth = plain if h == 0 else closed.smoothed(plain, h, _draws(count, draws, train.shape[1], seed))
 
     def draw(n: int) -> "Tensor":
-        generator = torch.Generator().manual_seed((seed << 20) + n)
+        generator = torch.Generator().manual_seed(generator_seed(seed, NOISE, n))
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     sigmas = torch.logspace(math.log10(noise[1]), math.log10(noise[0]), levels, dtype=torch.float64)
@@ -150,12 +154,14 @@ def cfdm_samples(train: np.ndarray, h: float, count: int, levels: int, draws: in
     import torch
 
     from stages.diffusion.empirical_score import cfdm_velocity, make_centres
+    from stages.diffusion.noise import generator_seed
     from stages.diffusion.samplers import cfdm
 
     dimension = train.shape[1]
     centres = make_centres(torch.from_numpy(np.ascontiguousarray(train)))
     shifts = torch.zeros(1, dimension, dtype=torch.float64) if h == 0 else _draws(count, draws, dimension, seed)
-    start = torch.randn(count, dimension, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+    generator = torch.Generator().manual_seed(generator_seed(seed, NOISE, 0))
+    start = torch.randn(count, dimension, generator=generator, dtype=torch.float64)
     for z in cfdm(lambda z, t: cfdm_velocity(centres, z, t, shifts, h), lambda _: start, levels):
         last = z
     return last.numpy()
