@@ -160,8 +160,16 @@ def audit(
 
 
 @app.command()
+def code() -> None:
+    """Write data/code/STAGE.txt: the files that each stage imports, with their digests. What dvc.yaml calls."""
+    from pipeline.dag import write_code_lists
+
+    write_code_lists()
+
+
+@app.command()
 def dag(write: Annotated[bool, typer.Option("--write", help="correct dvc.yaml")] = False) -> None:
-    """Compare the code deps and params of dvc.yaml with what the stages import and read."""
+    """Compare the deps and params of dvc.yaml with what the stages are and read."""
     from pipeline.dag import update
 
     changed = update(write=write)

@@ -1,4 +1,9 @@
-"""dvc.yaml kept in step with the code: DVC does not follow imports, so every stage lists its import closure."""
+"""What the DVC stages depend on, from the code: digests of each one's import closure, and the keys it reads.
+
+DVC does not follow imports. Its stage `code` writes, whenever anything below stages/ changed, one list of files and
+digests per stage; the other stages depend on their own list. So an edit reaches exactly the stages that import it, and
+dvc.yaml and dvc.lock need not repeat some thirty files for each stage of each variant.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -7,28 +12,30 @@ from ruamel.yaml import YAML
 
 from pipeline import closure
 from pipeline.params import STAGES, stage_module
-from stages.artifacts import atomic_path
+from stages.artifacts import atomic_path, sha256_file, write_text
 from stages.errors import InputError
+from stages.protocol import DATA
 
 FILE = Path("dvc.yaml")
+CODE = DATA / "code"
 
 
-def code_deps(name: str) -> list[str]:
-    """The code that stage `name` must list in dvc.yaml. Dispatching changes no result, so pipeline/ is not in it."""
-    return closure.code_files(name)
+def code_list(name: str) -> Path:
+    """The file that stage `name` depends on for its code."""
+    return CODE / f"{name}.txt"
 
 
-def param_keys(name: str) -> list[str]:
-    """The keys of params.yaml that stage `name` must list."""
-    return stage_module(name).Params.keys("${key}")
+def write_code_lists() -> None:
+    """Write every stage's code list: a line per file, sha256 and path. Dispatching changes no result: no pipeline/."""
+    for name in STAGES:
+        lines = (f"{sha256_file(closure.ROOT / file)}  {file}\n" for file in closure.code_files(name))
+        write_text(code_list(name), "".join(lines))
 
 
-def listed(stage: dict[str, Any]) -> tuple[list[str], list[str], list[str]]:
-    """What a stage of dvc.yaml lists: code deps, the other deps, params."""
+def listed(stage: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """What a stage of dvc.yaml lists: deps and params."""
     body = stage.get("do", stage)
-    deps = list(body.get("deps", []))
-    code = [dep for dep in deps if dep.startswith("stages/")]
-    return code, [dep for dep in deps if dep not in code], list(body.get("params", []))
+    return list(body.get("deps", [])), list(body.get("params", []))
 
 
 def update(write: bool, path: Path = FILE) -> list[str]:
@@ -41,27 +48,28 @@ def update(write: bool, path: Path = FILE) -> list[str]:
     yaml.indent(mapping=2, sequence=4, offset=2)
     document = yaml.load(path.read_text(encoding="utf-8"))
     changes: list[str] = []
-    for name in STAGES:
+    for name in ("code", *STAGES):
         if name not in document["stages"]:
             raise InputError(f"{path} has no stage {name}: add it")
-        changes += _update_stage(name, document["stages"][name])
+    changes += _differences("code", "outs", document["stages"]["code"], [str(code_list(name)) for name in STAGES])
+    for name in STAGES:
+        body = document["stages"][name].get("do", document["stages"][name])
+        data = [dep for dep in body.get("deps") or [] if Path(dep).parent != CODE]
+        changes += _differences(name, "deps", body, [str(code_list(name)), *data])
+        changes += _differences(name, "params", body, stage_module(name).Params.keys("${key}"))
     if changes and write:
         with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
             yaml.dump(document, file)
     return changes
 
 
-def _update_stage(name: str, stage: dict[str, Any]) -> list[str]:
-    code, data, params = listed(stage)
-    body = stage.get("do", stage)
-    changes = []
-    for kind, have, want in (("deps", code, code_deps(name)), ("params", params, param_keys(name))):
-        changes += [f"{name}: {kind} + {item}" for item in want if item not in have]
-        changes += [f"{name}: {kind} - {item}" for item in have if item not in want]
-    if changes:
-        body["deps"] = code_deps(name) + data
-        if param_keys(name):
-            body["params"] = param_keys(name)
-        else:
-            body.pop("params", None)
-    return changes
+def _differences(stage: str, kind: str, body: dict[str, Any], want: list[str]) -> list[str]:
+    """How `body[kind]` differs from `want`, a line each; it is set to that."""
+    have = list(body.get(kind) or [])
+    if want:
+        body[kind] = want
+    else:
+        body.pop(kind, None)
+    return [f"{stage}: {kind} + {item}" for item in want if item not in have] + [
+        f"{stage}: {kind} - {item}" for item in have if item not in want
+    ]

@@ -1,6 +1,7 @@
 """The walls of the house: which part may import which, and that dvc.yaml says what the code does."""
 
 import ast
+import hashlib
 import importlib
 import re
 import subprocess
@@ -152,10 +153,43 @@ def test_every_stage_speaks_the_protocol(name):
         assert info.is_required(), f"{name}.{field} has a default: params.yaml spells every key"
 
 
-@pytest.mark.parametrize("name", STAGES)
-def test_code_deps_in_dvc_yaml_are_the_import_closure(name, document):
-    code, _, _ = dag.listed(document["stages"][name])
-    assert code == closure.code_files(name), "run: scoresmooth dag --write"
+def test_dvc_yaml_is_what_the_code_says(document):
+    assert dag.update(write=False) == [], "run: scoresmooth dag --write"
+    assert document["stages"]["code"]["deps"] == ["stages"]
+    for name in STAGES:
+        deps, _ = dag.listed(document["stages"][name])
+        assert [dep for dep in deps if dep.startswith("data/code/")] == [f"data/code/{name}.txt"]
+
+
+def test_what_dvc_yaml_lacks_or_has_too_much_is_said_and_corrected(tmp_path, document):
+    path = tmp_path / "dvc.yaml"
+    path.write_text((ROOT / "dvc.yaml").read_text().replace("data/code/fid.txt", "data/code/index.txt"))
+    assert set(dag.update(write=True, path=path)) == {
+        "code: outs + data/code/fid.txt",
+        "fid: deps + data/code/fid.txt",
+        "fid: deps - data/code/index.txt",
+    }
+    assert yaml.safe_load(path.read_text()) == document
+
+
+def test_a_stages_code_list_holds_its_import_closure(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dag.write_code_lists()
+    lists = {name: (tmp_path / "data" / "code" / f"{name}.txt").read_text() for name in STAGES}
+    for name, text in lists.items():
+        digests = dict(reversed(line.split("  ")) for line in text.splitlines())
+        assert list(digests) == closure.code_files(name)
+        assert all(digests[file] == hashlib.sha256((ROOT / file).read_bytes()).hexdigest() for file in digests)
+    reached = {name for name, text in lists.items() if "stages/diffusion/losses.py" in text}
+    assert reached == {"train"}
+
+
+def test_compiled_code_is_no_dependency():
+    from dvc.repo import Repo
+
+    with Repo(str(ROOT)) as repo:
+        assert repo.dvcignore.is_ignored_dir(str(ROOT / "stages" / "diffusion" / "__pycache__"))
+        assert not repo.dvcignore.is_ignored_dir(str(ROOT / "stages" / "diffusion"))
 
 
 def test_documentation_is_no_dependency():
@@ -165,14 +199,14 @@ def test_documentation_is_no_dependency():
 
 @pytest.mark.parametrize("name", STAGES)
 def test_params_in_dvc_yaml_are_what_the_stage_reads(name, document):
-    _, _, params = dag.listed(document["stages"][name])
+    _, params = dag.listed(document["stages"][name])
     assert params == importlib.import_module(f"stages.{name}").Params.keys("${key}"), "run: scoresmooth dag --write"
 
 
 def test_peoples_verdicts_are_a_dependency_that_git_keeps(document):
     """filter.verdicts names files in this folder; DVC needs it to exist, and must not make it or remove it."""
     folder = str(importlib.import_module("stages.filter").VERDICTS)
-    assert folder in dag.listed(document["stages"]["filter"])[1]
+    assert folder in dag.listed(document["stages"]["filter"])[0]
     assert (ROOT / folder / "README.md").is_file()
     outs = [str(out) for stage in document["stages"].values() for out in stage.get("do", stage)["outs"]]
     assert not [out for out in outs if out == "data" or out.startswith(folder)]
@@ -181,7 +215,7 @@ def test_peoples_verdicts_are_a_dependency_that_git_keeps(document):
 
 
 def test_execution_is_no_dependency(document):
-    listed = {key for stage in document["stages"].values() for key in dag.listed(stage)[2]}
+    listed = {key for stage in document["stages"].values() for key in dag.listed(stage)[1]}
     assert not {key for key in listed if key.split(".")[0] == "execution"}
 
 
@@ -195,7 +229,7 @@ def test_commands_and_outs_follow_the_names(name, document):
     own = f"data/{name}/${{key}}" if per_variant else f"data/{name}"
     outs = [out if isinstance(out, str) else next(iter(out)) for out in body["outs"] + body.get("metrics", [])]
     assert all(out == own or out.startswith(f"{own}/") for out in outs)
-    assert not [dep for dep in dag.listed(stage)[1] if not dep.startswith(("data/", "${verify.blocks}"))]
+    assert not [dep for dep in dag.listed(stage)[0] if not dep.startswith(("data/", "${verify.blocks}"))]
 
 
 def test_a_change_of_one_variant_reaches_its_own_stages_and_the_report_only(monkeypatch):
