@@ -184,10 +184,12 @@ def test_a_stages_code_list_holds_its_import_closure(tmp_path, monkeypatch):
     assert reached == {"train"}
 
 
-def test_compiled_code_is_no_dependency():
+def test_compiled_code_and_documentation_are_no_dependency():
     from dvc.repo import Repo
 
     with Repo(str(ROOT)) as repo:
+        assert repo.dvcignore.is_ignored_file(str(ROOT / "stages" / "theory" / "README.md"))
+        assert not repo.dvcignore.is_ignored_file(str(ROOT / "stages" / "theory" / "claims.py"))
         assert repo.dvcignore.is_ignored_dir(str(ROOT / "stages" / "diffusion" / "__pycache__"))
         assert not repo.dvcignore.is_ignored_dir(str(ROOT / "stages" / "diffusion"))
 
