@@ -50,7 +50,7 @@ BLOCKS: dict[str, Any] = {
         "lowest": 0.2,
         "levels": 2,
         "width": 32,
-        "steps": 800,
+        "steps": 1600,
         "batch": 64,
         "samples": 4000,
     },

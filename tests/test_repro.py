@@ -17,6 +17,7 @@ from pipeline.locks import locked, name_holder
 from pipeline.params import load_params
 from pipeline.repro import thread_variables
 from stages.errors import InputError
+from stages.protocol import load_tree
 
 
 @pytest.fixture(scope="module")
@@ -186,11 +187,16 @@ def test_threads_are_shared_among_the_stages(monkeypatch):
         ("2", "sample@net-conditioning", False),
     ],
 )
-def test_a_training_with_several_threads_runs_alone(monkeypatch, threads, name, alone):
+def test_a_training_with_several_threads_runs_alone(monkeypatch, tmp_path, threads, name, alone):
     monkeypatch.chdir(ROOT)
     monkeypatch.setenv("OMP_NUM_THREADS", threads)
     monkeypatch.setattr(gpus, "visible", tuple)
-    assert dispatch._runs_alone(name, load_params()) == alone
+    tree = load_tree()
+    for given in (None, int(threads)):
+        tree["train"]["threads"] = given
+        path = tmp_path / "params.yaml"
+        path.write_text(yaml.safe_dump(tree))
+        assert dispatch._runs_alone(name, load_params(path)) == alone
 
 
 @pytest.mark.parametrize(("asked", "alone"), [(1, False), (2, True)])
