@@ -153,7 +153,7 @@ def test_disk_full_while_a_checkpoint_is_written(dispatched):
         dispatched.release()
         output, _ = process.communicate(timeout=60)
         assert process.returncode == 1
-        assert "No space left on device" in output
+        assert "No space left on device" in output, output
         filler.unlink()
         dispatched.log()
         dispatched.stages("train@net")

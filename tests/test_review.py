@@ -527,8 +527,9 @@ def test_a_second_tab_sees_it_and_a_dead_server_is_waited_for(folder, browser):
         at(one, 1)
         two.call("Page.bringToFront")
         wait_for(lambda: "1 decided" in two.text("#count"))
-        server.end(signal.SIGKILL)
         one.call("Page.bringToFront")
+        wait_for(lambda: one.run("load(2).done"))  # the pictures ahead are there before the server dies
+        server.end(signal.SIGKILL)
         one.press("n")
         at(one, 2)
         one.press("u")
