@@ -110,7 +110,7 @@ class Judge:
         m, found = searched.matches, searched.scores
         candidate = np.zeros(len(searched), bool)
         candidate[lowest(rho(m.squared), candidate_count(len(searched), self.rules.percentile))] = True
-        near = np.nan_to_num(found.best, nan=np.inf) < self.thresholds.candidate
+        near = found.best < self.thresholds.candidate
         transform = np.where(near, found.transform, 0)
         row, distance, mirror = shown_match(m, transform)
         first, second = self._ask(searched, candidate, near, row, mirror)
@@ -130,7 +130,7 @@ class Judge:
     ) -> tuple[np.ndarray, np.ndarray]:
         """Feature distances, float64 (3, N) twice: of the candidates to their nearest image, and of all that need
         them to the match that is shown. Copies beyond doubt are embedded only where they are candidates."""
-        doubtful = near & ~(np.nan_to_num(searched.scores.best, nan=np.inf) < self.thresholds.copy)
+        doubtful = near & ~(searched.scores.best < self.thresholds.copy)
         one, two = np.flatnonzero(candidate), np.flatnonzero(candidate | doubtful)
         plain = Questions(one, np.zeros(len(one), bool), searched.matches.index[one, 0])
         questions = Questions.join(plain, Questions(two, mirror[two], row[two]))

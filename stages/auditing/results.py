@@ -114,15 +114,14 @@ def pairs_table(samples: Judged, images: ImageSet, train: ImageSet) -> pa.Table:
         "feature_spacing": number(np.where(np.isinf(samples.feature_spacing), np.nan, samples.feature_spacing)),
         **{f"flag_{name}": flags for name, flags in samples.flags.items()},
     }
-    return pa.table(columns).take(pa.array(order(samples.verdict, np.nan_to_num(found.best, nan=np.inf))))
+    return pa.table(columns).take(pa.array(order(samples.verdict, found.best)))
 
 
 def write_pairs(out: Path, pairs: pa.Table, samples: Judged, images: ImageSet, train: ImageSet, digests: Any) -> None:
     """pairs.parquet, candidates.parquet (for `scoresmooth review`) and samples-kept.txt."""
     write_parquet(out / "pairs.parquet", pairs, digests)
     suspected = np.array([verdict != "novel" for verdict in samples.verdict])
-    score = np.nan_to_num(samples.searched.scores.best, nan=np.inf)
-    rows = choose(score, samples.copied, suspected | samples.candidate, MOST_CANDIDATES)
+    rows = choose(samples.searched.scores.best, samples.copied, suspected | samples.candidate, MOST_CANDIDATES)
     place = np.empty(len(samples), np.int64)
     place[pairs["sample_index"].to_numpy()] = np.arange(len(samples))
     chosen = pairs.take(pa.array(place[rows]))

@@ -110,13 +110,12 @@ def verdicts(
     best, how = found.best, np.array(["", "mirrored, ", "shifted, "])[found.transform]
     words = np.array([f"{h}rho* {value:.2f}" for h, value in zip(how, best)])
     identical = matches.squared[:, 0] == 0
-    below = np.nan_to_num(best, nan=np.inf)
     c, d = f"{thresholds.copy:.2f}", f"{thresholds.candidate:.2f}"
-    suspect = below < thresholds.candidate
+    suspect = best < thresholds.candidate  # never where rho* is unknown (NaN)
     rules = [
         (identical, "copy", "equals a training image byte for byte"),
-        (below == 0, "copy", "equals a training image byte for byte after "),
-        (below < thresholds.copy, "copy", f" is below {c}: so near no unseen image should come"),
+        (best == 0, "copy", "equals a training image byte for byte after "),
+        (best < thresholds.copy, "copy", f" is below {c}: so near no unseen image should come"),
         (suspect & confirmed, "near_copy", f" is below {d}, and the features agree"),
         (suspect, "unsure", f" is below {d}, but the features do not agree"),
         (candidate & confirmed, "same_content", "nearest by rho among the samples, and the features agree"),
