@@ -32,12 +32,6 @@ def write_code_lists() -> None:
         write_text(code_list(name), "".join(lines))
 
 
-def listed(stage: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """What a stage of dvc.yaml lists: deps and params."""
-    body = stage.get("do", stage)
-    return list(body.get("deps", [])), list(body.get("params", []))
-
-
 def update(write: bool, path: Path = FILE) -> list[str]:
     """The differences between dvc.yaml and the code, a line each; with `write`, dvc.yaml is corrected.
 

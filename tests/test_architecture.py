@@ -34,6 +34,12 @@ ARROWS = {
 }
 
 
+def listed(stage: dict[str, Any]) -> tuple[list[str], list[str]]:
+    """What a stage of dvc.yaml lists: deps and params."""
+    body = stage.get("do", stage)
+    return body["deps"], body.get("params", [])
+
+
 @pytest.fixture(scope="module")
 def graph() -> grimp.ImportGraph:
     return grimp.build_graph("stages", "pipeline", include_external_packages=True, cache_dir=None)
@@ -157,7 +163,7 @@ def test_dvc_yaml_is_what_the_code_says(document):
     assert dag.update(write=False) == [], "run: scoresmooth dag --write"
     assert document["stages"]["code"]["deps"] == ["stages"]
     for name in STAGES:
-        deps, _ = dag.listed(document["stages"][name])
+        deps, _ = listed(document["stages"][name])
         assert [dep for dep in deps if dep.startswith("data/code/")] == [f"data/code/{name}.txt"]
 
 
@@ -201,14 +207,14 @@ def test_documentation_is_no_dependency():
 
 @pytest.mark.parametrize("name", STAGES)
 def test_params_in_dvc_yaml_are_what_the_stage_reads(name, document):
-    _, params = dag.listed(document["stages"][name])
+    _, params = listed(document["stages"][name])
     assert params == importlib.import_module(f"stages.{name}").Params.keys("${key}"), "run: scoresmooth dag --write"
 
 
 def test_peoples_verdicts_are_a_dependency_that_git_keeps(document):
     """filter.verdicts names files in this folder; DVC needs it to exist, and must not make it or remove it."""
     folder = str(importlib.import_module("stages.filter").VERDICTS)
-    assert folder in dag.listed(document["stages"]["filter"])[0]
+    assert folder in listed(document["stages"]["filter"])[0]
     assert (ROOT / folder / "README.md").is_file()
     outs = [str(out) for stage in document["stages"].values() for out in stage.get("do", stage)["outs"]]
     assert not [out for out in outs if out == "data" or out.startswith(folder)]
@@ -217,8 +223,8 @@ def test_peoples_verdicts_are_a_dependency_that_git_keeps(document):
 
 
 def test_execution_is_no_dependency(document):
-    listed = {key for stage in document["stages"].values() for key in dag.listed(stage)[1]}
-    assert not {key for key in listed if key.split(".")[0] == "execution"}
+    keys = {key for stage in document["stages"].values() for key in listed(stage)[1]}
+    assert not {key for key in keys if key.split(".")[0] == "execution"}
 
 
 @pytest.mark.parametrize("name", STAGES)
@@ -231,7 +237,7 @@ def test_commands_and_outs_follow_the_names(name, document):
     own = f"data/{name}/${{key}}" if per_variant else f"data/{name}"
     outs = [out if isinstance(out, str) else next(iter(out)) for out in body["outs"] + body.get("metrics", [])]
     assert all(out == own or out.startswith(f"{own}/") for out in outs)
-    assert not [dep for dep in dag.listed(stage)[0] if not dep.startswith(("data/", "${verify.blocks}"))]
+    assert not [dep for dep in listed(stage)[0] if not dep.startswith(("data/", "${verify.blocks}"))]
 
 
 def test_a_change_of_one_variant_reaches_its_own_stages_and_the_report_only(monkeypatch):
