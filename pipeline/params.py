@@ -74,7 +74,9 @@ def load_params(path: Path | str = "params.yaml") -> Parameters:
     """Read and validate all of params.yaml. Raises InputError: one line, naming the dotted key."""
     tree = load_tree(path)
     _reject_unknown_sections(tree)
-    _reject_outside_paths(tree)
+    _reject_outside_paths(tree, path)
+    for part in filter(Path.is_file, _named_files(tree)):
+        _reject_outside_paths(load_tree(part), part)
     variants = _variant_names(tree)
     execution = _execution(tree)
     found: dict[tuple[str, str | None], StageParams] = {}
@@ -143,27 +145,25 @@ def _named_files(node: Any) -> Iterator[Path]:
         yield from _named_files(value)
 
 
-def _reject_outside_paths(node: Any, key: str = "") -> None:
+def _reject_outside_paths(node: Any, file: Path | str, key: str = "") -> None:
     """A path that leaves the project must say so: it is absolute, and below an allowed folder where there are such.
 
     Values are paths, or KIND:PATH?option=PATH. Links inside the project are followed: who made them meant them.
     """
     if isinstance(node, dict):
         for name, value in node.items():
-            _reject_outside_paths(value, f"{key}.{name}" if key else str(name))
+            _reject_outside_paths(value, file, f"{key}.{name}" if key else str(name))
     elif isinstance(node, list):
         for index, value in enumerate(node):
-            _reject_outside_paths(value, f"{key}.{index}")
+            _reject_outside_paths(value, file, f"{key}.{index}")
     elif isinstance(node, str) and "://" not in node:
         allowed = [Path(folder).resolve() for folder in os.environ.get(ALLOWED, "").split(":") if folder]
         for part in re.split(r"^[a-z0-9]+:|\?\w+=|&\w+=", node):
             path = Path(part).expanduser()
             if ".." in path.parts:
-                raise InputError(f"params.yaml: {key}: {node} leaves the project by '..': write an absolute path")
+                raise InputError(f"{file}: {key}: {node} leaves the project by '..': write an absolute path")
             if path.is_absolute() and allowed and not any(path.resolve().is_relative_to(root) for root in allowed):
-                raise InputError(
-                    f"params.yaml: {key}: {path} is outside {ALLOWED}={os.environ[ALLOWED]}: add its folder"
-                )
+                raise InputError(f"{file}: {key}: {path} is outside {ALLOWED}={os.environ[ALLOWED]}: add its folder")
 
 
 def _reject_unknown_sections(tree: dict[str, Any]) -> None:

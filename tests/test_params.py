@@ -190,6 +190,13 @@ def test_a_relative_path_cannot_leave_the_project(value, tmp_path):
     assert f"ingest.source: {value} leaves the project by '..'" in message(tree, tmp_path)
 
 
+def test_a_path_in_the_blocks_file_cannot_leave_the_project(tmp_path):
+    blocks = tmp_path / "blocks.yaml"
+    blocks.write_text(yaml.safe_dump({**TREE["verify"]["blocks"], "smoothed_images": {"dataset": "folder:../y"}}))
+    text = message(changed(("verify", "blocks"), lambda node, key: node.__setitem__(key, str(blocks))), tmp_path)
+    assert text.startswith(f"{blocks}: smoothed_images.dataset: folder:../y leaves the project by '..'")
+
+
 def test_absolute_paths_lie_below_the_allowed_folders_where_there_are_any(tmp_path, monkeypatch):
     def source(path: Path) -> dict[str, Any]:
         return changed(("ingest", "source"), lambda node, key: node.__setitem__(key, f"folder:{path}"))
