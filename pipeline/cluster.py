@@ -32,11 +32,8 @@ def check(execution: Execution) -> tuple[list[str], list[str]]:
         digest = place.put(marker) if place else None
         names = sorted({name for stage in STAGES for name in closure.packages(stage)} | {"ray"})
         here = describe(str(marker.absolute()), names, execution.shared, digest)
-        nodes = {
-            node["NodeManagerAddress"] + " " + node["NodeID"][:8]: node["NodeID"]
-            for node in ray.nodes()
-            if node["Alive"]
-        }
+        alive = [node for node in ray.nodes() if node["Alive"]]
+        nodes = {node["NodeManagerAddress"] + " " + node["NodeID"][:8]: node for node in alive}
         found = _ask(nodes, str(marker.absolute()), names, execution.shared, digest)
     finally:
         marker.unlink()
@@ -44,15 +41,20 @@ def check(execution: Execution) -> tuple[list[str], list[str]]:
     return lines, _missing(here, found, execution)
 
 
-def _ask(nodes: dict[str, str], *arguments: Any) -> dict[str, dict[str, Any]]:
+def _ask(nodes: dict[str, dict[str, Any]], *arguments: Any) -> dict[str, dict[str, Any]]:
+    """What every node says of itself, with the CPUs and GPUs that Ray gives out there."""
     remote = ray.remote(describe)
     references = {
         name: remote.options(
-            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False), max_retries=0
+            num_cpus=0, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False), max_retries=0
         ).remote(*arguments)
         for name, node in nodes.items()
     }
-    return {name: ray.get(reference, timeout=WAIT) for name, reference in references.items()}
+    given = {
+        name: {key: int(node["Resources"].get(what, 0)) for key, what in (("cpus", "CPU"), ("gpus", "GPU"))}
+        for name, node in nodes.items()
+    }
+    return {name: ray.get(reference, timeout=WAIT) | given[name] for name, reference in references.items()}
 
 
 def describe(marker: str, packages: list[str], url: str | None, digest: str | None) -> dict[str, Any]:
@@ -100,6 +102,18 @@ def _missing(here: dict[str, Any], nodes: dict[str, dict[str, Any]], execution: 
         if not found["shared"]:
             what = f"execution.shared {execution.shared}" if execution.shared else f"the folder {Path.cwd()}"
             lines.append(f"{name}: {what} (mount it there, or set execution.shared to what all nodes see)")
+    lines += _small(nodes, execution)
     if execution.address is not None and not here["token"]:
         lines.append("a token (export RAY_AUTH_MODE=token on all nodes: whoever reaches the ports can run code)")
+    return lines
+
+
+def _small(nodes: dict[str, dict[str, Any]], execution: Execution) -> list[str]:
+    """What a shard asks for that no single node has; where no node has a GPU, shards ask for none."""
+    wanted = {"CPUs": ("cpus", execution.cpus_per_job), "GPUs": ("gpus", execution.gpus_per_job)}
+    lines = []
+    for what, (key, count) in wanted.items():
+        most = max((found[key] for found in nodes.values()), default=0)
+        if most < count and (most or what == "CPUs"):
+            lines.append(f"{count:g} {what} on one node (execution.{key}_per_job; the node with most has {most})")
     return lines

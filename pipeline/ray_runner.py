@@ -77,16 +77,13 @@ class RayRunner:
 
     def __init__(self, address: str | None, resources: RayResources, shared: str | None, shards: int) -> None:
         connect(address)
-        total = ray.cluster_resources()
-        if not total.get("GPU"):  # device auto; a stage that insists on a GPU says so itself
+        if not ray.cluster_resources().get("GPU"):  # device auto; a stage that insists on a GPU says so itself
             resources = RayResources(resources.cpus, 0)
-        slots = total.get("CPU", 0.0) // resources.cpus
-        if resources.gpus:
-            slots = min(slots, total.get("GPU", 0.0) // resources.gpus)
-        if slots < 1:
+        slots = _slots(resources)
+        if not slots:
             wanted = f"{resources.cpus:g} CPUs and {resources.gpus:g} GPUs"
             raise InputError(f"execution: no node of the Ray cluster at {address} has {wanted}: lower *_per_job")
-        self.jobs = int(min(slots, max(1, shards)))
+        self.jobs = min(slots, max(1, shards))
         self._resources = resources
         self._place = SharedPlace(shared) if shared else None
         self._references: set[Any] = set()
@@ -154,8 +151,7 @@ class RayRunner:
 
     def _together(self, shard: Shard, task: Task, processes: int) -> str:
         """One training by several processes; all of them start again, from the last checkpoint, when one is lost."""
-        needed = self._resources.cpus * processes
-        if needed > ray.cluster_resources().get("CPU", 0.0):
+        if processes > _slots(self._resources):
             raise InputError(
                 f"train.processes: {processes} processes with {self._resources.cpus:g} CPUs each are more than the "
                 "Ray cluster has: lower it or execution.cpus_per_job"
@@ -235,6 +231,17 @@ def connect(address: str | None) -> None:
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"execution.address: no Ray cluster at {address} ({reason}): start one") from error
+
+
+def _slots(resources: RayResources) -> int:
+    """How many shards the nodes hold at once: Ray would wait for ever with what fits into no single node."""
+    total = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            has = node["Resources"]
+            room = has.get("CPU", 0.0) // resources.cpus
+            total += int(min(room, has.get("GPU", 0.0) // resources.gpus) if resources.gpus else room)
+    return total
 
 
 def _reach(address: str | None) -> None:

@@ -6,12 +6,16 @@ import importlib
 import re
 import subprocess
 import sys
+import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import grimp
 import pytest
 import yaml
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from pipeline import closure, dag
 from pipeline.params import STAGES
@@ -133,6 +137,9 @@ def test_nothing_is_unpickled_or_extracted():
     for path in [*(ROOT / "stages").rglob("*.py"), *(ROOT / "pipeline").rglob("*.py")]:
         tree = ast.parse(path.read_text())
         names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and {alias.name for alias in node.names} != {"UnpicklingError"}:
+                names.add(node.module)
         assert not names & {"pickle", "cloudpickle", "dill", "joblib", "shelve", "tarfile"}, path
         for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
             said = ast.unparse(call)
@@ -141,6 +148,38 @@ def test_nothing_is_unpickled_or_extracted():
                 assert "allow_pickle=False" in said, f"{path}: {said}"
             if ast.unparse(call.func) == "torch.load":
                 assert "weights_only=True" in said, f"{path}: {said}"
+
+
+def asked(lines: list[str], extras: frozenset[str] = frozenset()) -> set[tuple[str, frozenset[str]]]:
+    """The packages, each with its extras, that these requirements name for this interpreter."""
+    return {
+        (canonicalize_name(one.name), frozenset(one.extras))
+        for one in map(Requirement, lines)
+        if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in {"", *extras})
+    }
+
+
+def test_every_package_is_pinned_to_the_version_that_is_installed():
+    """Whoever looks the pins up (pip-audit) sees all that runs. An extra that is not installed is followed no further."""
+    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
+    pins = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
+    assert len(pins) == len(lines)
+    assert all(re.fullmatch(r"[0-9][0-9A-Za-z.]*", version) for version in pins.values())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    waiting = asked(sum(project["optional-dependencies"].values(), project["dependencies"]))
+    seen = set(waiting)
+    while waiting:
+        name, extras = waiting.pop()
+        try:
+            new = asked(metadata.requires(name) or [], extras) - seen
+            assert metadata.version(name) == pins[name], name
+        except metadata.PackageNotFoundError:
+            continue
+        seen |= new
+        waiting |= new
+    names = {name for name, _ in seen}
+    assert {"torch", "ray", "alembic"} <= names
+    assert names - pins.keys() == set()
 
 
 def test_packages_hold_no_code_of_their_own():

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from small_project import SmallProject
-from test_pipeline import SAMPLE, logged, processes, query, results, samples, undisturbed, until
+from test_pipeline import SAMPLE, logged, orphans, processes, query, results, samples, undisturbed, until
 
 from pipeline import cache, oom
 from stages.artifacts import sha256_file
@@ -47,6 +47,7 @@ def project(started):
     started.log()
     yield started
     started.release()
+    until(lambda: not orphans(started))
 
 
 @contextlib.contextmanager
@@ -116,7 +117,9 @@ def dispatched(tmp_path):
     project = Dispatched(tmp_path)
     project.stages("ingest", "train@net")
     project.log()
-    return project
+    yield project
+    project.release()
+    until(lambda: not orphans(project))
 
 
 def test_disk_full_while_a_shard_is_written(dispatched):
@@ -197,6 +200,7 @@ def test_a_killed_training_process_goes_on_from_its_checkpoint_in_another_one(di
     assert "train net: killed (out of memory?), at " in output
     assert "MiB: trying once more with half the working memory" in output
     assert dispatched.log() == [f"train net step {n}" for n in range(13)]
+    assert json.loads((dispatched.folder / "data/train/net/score.json").read_text()) == ["ABCDEFGHIJKLM"]
 
 
 def grow(dispatched: Dispatched, stage: str, mark: str, code: str) -> None:
@@ -234,8 +238,8 @@ def test_a_shard_without_memory_is_tried_again_with_half_of_it(dispatched):
     ],
 )
 def test_a_shard_without_memory_twice_is_one_line(dispatched, stage, mark, remedy):
+    path = dispatched.folder / "stages" / f"{stage}.py"
     if stage == "filter":
-        path = dispatched.folder / "stages" / "filter.py"
         path.write_text(
             path.read_text().replace("return []", 'return [Shard("filter", "net 1/1", {}, (), ".txt")]')
             + '\ndef work(shard):\n    log("filter")\n    return write_text(shard.path, "")\n'
@@ -244,6 +248,7 @@ def test_a_shard_without_memory_twice_is_one_line(dispatched, stage, mark, remed
     dispatched.params["execution"]["processes"] = ["train", "filter"]
     dispatched.params["train"]["steps"] = 12
     dispatched.write_params()
+    enough = path.read_text()
     grow(dispatched, stage, mark, "os.kill(os.getpid(), signal.SIGKILL)")
     output = dispatched.stages(f"{stage}@net", code=1)
     assert output.count("trying once more") == 1
@@ -252,6 +257,14 @@ def test_a_shard_without_memory_twice_is_one_line(dispatched, stage, mark, remed
     assert re.search(r"killed \(out of memory\?\), at \d+ MiB; with half the working memory: killed .* MiB\. ", line)
     assert remedy in line
     assert "execution.jobs (1)" in line
+    path.write_text(enough)
+    dispatched.log()
+    dispatched.stages(f"{stage}@net")
+    if stage == "train":
+        assert dispatched.log() == [f"train net step {n}" for n in range(12)]
+        assert json.loads((dispatched.folder / "data/train/net/score.json").read_text()) == ["ABCDEFGHIJKL"]
+    else:
+        assert dispatched.log() == ["filter", "filter"]  # its work and its gathering
 
 
 @contextlib.contextmanager
@@ -373,6 +386,47 @@ def test_a_clock_that_jumps_makes_no_stale_digest(tmp_path, monkeypatch, jump):
     second = cache.place(shard, "code")
     assert first.path != second.path
     assert cache.input_digest("input.bin") == sha256_file(path)
+
+
+CLOCK = """
+import time
+from pathlib import Path
+clock, real, real_ns = Path("clock"), time.time, time.time_ns
+ahead = lambda: int(clock.read_text()) if clock.exists() else 0
+time.time, time.time_ns = lambda: real() + ahead(), lambda: real_ns() + ahead() * 10**9
+"""
+
+
+def set_clock(project: SmallProject, seconds: int) -> None:
+    """From now on time.time() in the project's processes is so far ahead; 0: right again."""
+    (project.folder / "clock.new").write_text(str(seconds))
+    (project.folder / "clock.new").rename(project.folder / "clock")
+
+
+@pytest.mark.parametrize("jump", [-10 * 365 * 86400, 10 * 365 * 86400])
+def test_a_clock_that_jumps_while_a_stage_runs_loses_nothing(dispatched, monkeypatch, jump):
+    """Half of the results bear the time after the jump, as the kernel would have stamped them."""
+    monkeypatch.setattr(sys.modules[__name__], "DISPATCH", CLOCK + DISPATCH)
+    before = {path for path in dispatched.folder.rglob("*") if path.is_file() and not path.is_symlink()}
+    dispatched.hold(2)
+    process = dispatched.start_stages("sample@net")
+    until(lambda: logged(dispatched, 2))
+    set_clock(dispatched, jump)
+    dispatched.release()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert dispatched.log() == [f"sample net {n}/4" for n in range(1, 5)]
+    then = time.time() + jump
+    for path in results(dispatched, "sample")[2:]:
+        for written in (path, path.with_suffix(".manifest"), path.with_suffix(".lock")):
+            assert written not in before
+            os.utime(written, (then, then))
+    for ahead in (jump, 0, -jump):
+        set_clock(dispatched, ahead)
+        dispatched.stages("sample@net")
+        assert dispatched.log() == []
+    found = samples(dispatched)
+    assert undisturbed(dispatched) == found
 
 
 @pytest.fixture

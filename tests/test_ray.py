@@ -4,8 +4,10 @@ import shutil
 import sys
 
 import pytest
-from small_project import SmallProject
+from small_project import PARAMS, SmallProject
 from test_pipeline import SAMPLE, logged, processes, samples, until
+
+from pipeline.params import Execution
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 
@@ -88,9 +90,49 @@ def test_no_cluster_at_the_address_is_one_line(project):
     assert "error: execution.address: no Ray cluster at 127.0.0.1:1" in output
 
 
+def test_a_shard_that_fits_into_no_node_is_one_line_and_not_waited_for(project):
+    """The two nodes have two CPUs together, but one each."""
+    project.params["execution"]["cpus_per_job"] = 2
+    project.write_params()
+    output = project.run(*SAMPLE, code=2)
+    assert "error: execution: no node of the Ray cluster at " in output
+    assert " has 2 CPUs and 0 GPUs: lower *_per_job" in output
+
+
+def answer(**changes):
+    """What a node says of itself (cluster.describe)."""
+    here = {"python": "3.12.1", "packages": {"ray": "2", "torch": "2"}, "code": "c", "shared": True, "gpus": 0}
+    return {**here, "token": True, "cpus": 4, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpus", "missing"),
+    [
+        ({}, 1, []),  # a cluster of CPUs
+        ({"gpus": 2}, 2, []),
+        ({"gpus": 1}, 2, ["2 GPUs on one node (execution.gpus_per_job; the node with most has 1)"]),
+        ({"cpus": 2}, 1, ["3 CPUs on one node (execution.cpus_per_job; the node with most has 2)"]),
+        ({"python": "3.11.0"}, 1, ["a: Python 3.12.1 (it has 3.11.0)"]),
+        ({"packages": {"ray": "2", "torch": "1"}}, 1, ["a: torch 2 (it has 1)"]),
+        ({"code": "d"}, 1, ["a: this project's code (it runs another version)"]),
+        (
+            {"shared": False},
+            1,
+            ["a: execution.shared s3://b (mount it there, or set execution.shared to what all nodes see)"],
+        ),
+    ],
+)
+def test_what_a_node_lacks_is_named(changes, gpus, missing):
+    from pipeline import cluster
+
+    execution = Execution(**{**PARAMS["execution"], "shared": "s3://b", "gpus_per_job": gpus, "cpus_per_job": 3})
+    assert cluster._missing(answer(), {"a": answer(**changes)}, execution) == missing
+
+
 def test_cluster_check_says_what_is_missing(project, tmp_path):
     output = project.run("cluster", "check", code=1)
     assert output.count("shared place seen") == 4  # here and three nodes
+    assert [output.count(f", {cpus} CPUs, 0 GPUs, ") for cpus in (0, 1)] == [1, 2]  # what Ray gives out there
     assert [line for line in output.splitlines() if line.startswith("missing: ")] == [
         "missing: a token (export RAY_AUTH_MODE=token on all nodes: whoever reaches the ports can run code)"
     ]
