@@ -160,7 +160,7 @@ def asked(lines: list[str], extras: frozenset[str] = frozenset()) -> set[tuple[s
 
 
 def test_every_package_is_pinned_to_the_version_that_is_installed():
-    """Whoever looks the pins up (pip-audit) sees all that runs. An extra that is not installed is followed no further."""
+    """Whoever looks the pins up (pip-audit) sees all that runs. An extra that is absent is followed no further."""
     lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
     pins = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
     assert len(pins) == len(lines)
