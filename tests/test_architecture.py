@@ -182,6 +182,25 @@ def test_every_package_is_pinned_to_the_version_that_is_installed():
     assert names - pins.keys() == set()
 
 
+def test_the_containers_do_what_the_readme_says_and_publish_on_loopback_only():
+    readme, guide = (ROOT / "README.md").read_text(), (ROOT / "docs" / "operations.md").read_text()
+    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    commands = re.findall(r"docker compose run --rm worker (make (\w+))", guide)
+    assert [command for command, _ in commands] == ["make repro", "make test"]
+    for command, target in commands:
+        assert f"\n    {command} " in readme
+        assert target in targets
+    image = (ROOT / "Dockerfile").read_text()
+    assert image.rstrip().endswith('CMD ["make", "repro"]')
+    assert "\nUSER 10001\n" in image  # not root
+    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
+    assert sorted(services) == ["database", "server", "worker"]
+    published = [port for service in services.values() for port in service.get("ports", ())]
+    assert published == ["127.0.0.1:4200:4200"]
+    deployment = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"][0]
+    assert deployment["work_pool"]["name"] in services["worker"]["command"]
+
+
 def test_packages_hold_no_code_of_their_own():
     """closure.code_files leaves __init__.py out: it may hold a docstring and nothing else."""
     for path in (ROOT / "stages").rglob("__init__.py"):

@@ -1,7 +1,10 @@
 """The dispatch, end to end on tiny stages: what was computed is found again, whatever was killed or damaged."""
 
+import base64
+import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -14,7 +17,9 @@ from pathlib import Path
 from threading import Thread
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from small_project import SmallProject
 
 from pipeline import server
@@ -136,6 +141,12 @@ def test_two_racing_processes_start_one_server(started):
 
 
 def test_the_ui_tells_the_story(project):
+    noise = np.random.default_rng(0).integers(0, 256, (600, 700, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(project.folder / "drawn.png")
+    path = project.folder / "stages" / "sample.py"
+    more = '; import shutil; shutil.copy("drawn.png", out / "pairs.png"); write_text(out / "report.html", "<p>")'
+    last = 'write_json(out / "sample.json", {"count": params.count})'
+    path.write_text(path.read_text().replace(last, last + more))
     first = project.run(*SAMPLE)
     assert "4 shards, 0 cached, 4 to compute" in first
     expected = samples(project)
@@ -144,7 +155,14 @@ def test_the_ui_tells_the_story(project):
     names = {f"net {n}/4" for n in range(1, 5)}
     until(lambda: task_states(project, run) == {**dict.fromkeys(names, "Completed"), "gather": "Completed"})
     shown = query(project, "artifacts", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
-    assert {item["key"] for item in shown} == {"sample-net-params", "sample-net-progress", "sample-net-sample"}
+    data = {item["key"].removeprefix("sample-net-"): item["data"] for item in shown}
+    assert sorted(data) == ["pairs", "params", "progress", "report", "sample"]
+    assert json.loads(data["sample"]) == [{"name": "count", "value": 8}]
+    assert {"name": "count", "value": 8} in json.loads(data["params"])
+    assert data["progress"] == 100
+    assert (project.folder / "data/sample/net/report.html").as_uri() in data["report"]
+    picture = base64.b64decode(re.search(r"\(data:image/png;base64,(.*)\)", data["pairs"])[1])
+    assert Image.open(io.BytesIO(picture)).size == (350, 300)  # more than 512 KiB: halved
     assert project.log() == [f"sample net {n}/4" for n in range(1, 5)]
 
     assert "4 shards, 4 cached, 0 to compute" in project.run(*SAMPLE)
@@ -307,6 +325,16 @@ def test_a_killed_server_comes_back_on_its_port_with_its_history(project):
     output = project.run(*SAMPLE)
     assert status.split()[0] in output
     assert len(query(project, "flow_runs", {})) == runs + 1
+
+
+def test_old_runs_are_forgotten_and_results_stay(project):
+    project.run(*SAMPLE)
+    runs = len(query(project, "flow_runs", {}))
+    assert "forgot 0 runs" in project.run("server", "prune", "--days", "1")
+    assert len(query(project, "flow_runs", {})) == runs
+    assert f"forgot {runs} runs" in project.run("server", "prune", "--days", "0")
+    assert query(project, "flow_runs", {}) == []
+    assert "4 cached, 0 to compute" in project.run(*SAMPLE)
 
 
 class Foreign(BaseHTTPRequestHandler):
