@@ -27,8 +27,10 @@ from stages.features.coverage import precision_recall_density_coverage
 from stages.features.kid import kernel_distance
 from stages.images.store import image_table
 from stages.memorization.copying_test import assign, cell_centres, cell_distances, copying_test, u_z_score
+from stages.search import nearest_short as nearest_short_module
 from stages.search.alignment import best_shift, tile_distance
 from stages.search.nearest import nearest
+from stages.search.nearest_short import nearest_short
 
 BUDGET = 1 << 28
 
@@ -254,6 +256,38 @@ def test_matches_are_a_brute_force_s(store):
     np.testing.assert_allclose(got.rho[3:, 0], np.sqrt(found.squared[3:, 0] / 300) / 255 / scale[3:], rtol=1e-12)
     np.testing.assert_array_equal(got.transform[:3], [0, 1, 2])
     np.testing.assert_array_equal(got.best[:3], 0)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    st.integers(1, 70), st.integers(1, 300), st.sampled_from([1, 3, 64, 192]), st.integers(1, 13),
+    st.sampled_from(["any", "two values", "extreme", "equal"]), st.booleans(), st.integers(0, 2**31),
+)  # fmt: skip
+def test_the_nearest_short_vectors_are_a_brute_force_s(queries, count, d, k, kind, tight, seed):
+    """Ties by row, whatever the blocks; all distances equal, and as large as bytes allow."""
+    generator = np.random.default_rng(seed)
+    levels = {"any": range(256), "two values": (7, 8), "extreme": (0, 255), "equal": (3,)}[kind]
+    a, b = (generator.choice(levels, (n, d)).astype(np.uint8) for n in (queries, count))
+    k = min(k, count)
+    squared = np.square(a[:, None].astype(np.int64) - b).sum(2)
+    expected = np.argsort(squared, axis=1, kind="stable")[:, :k]
+    with pytest.MonkeyPatch.context() as patch:
+        if tight:
+            patch.setattr(nearest_short_module, "COLUMNS", 7)
+            patch.setattr(nearest_short_module, "ROWS", 5)
+        assert np.array_equal(nearest_short(a, b, k), expected)
+
+
+def test_the_nearest_short_vectors_of_a_large_search_are_those_of_the_other_one():
+    """Blocks that take the int8 product, and more than one of them along either side."""
+    images = smooth(5000, 8, 3)
+    reduced = images.reshape(len(images), -1)
+    assert np.array_equal(nearest_short(reduced[:900], reduced, 12), nearest(reduced[:900], reduced, 12)[0])
+
+
+def test_vectors_that_are_too_long_for_the_scan_are_refused():
+    with pytest.raises(InputError, match=r"the 1 nearest of \(2, 4097\) to \(1, 4097\): at most 4096 values each"):
+        nearest_short(np.zeros((1, 4097), np.uint8), np.zeros((2, 4097), np.uint8), 1)
 
 
 def test_reduced_images_are_rounded_cell_means():

@@ -13,6 +13,7 @@ from stages.artifacts import sha256_json
 from stages.auditing.store import Arrays, Store
 from stages.search.alignment import best_shift, tile_distance
 from stages.search.nearest import nearest
+from stages.search.nearest_short import nearest_short
 
 NEIGHBORS = 50  # of every image, exact
 OUTSIDE = 10  # nearest images outside the nearest one's duplicate group: the scale of rho
@@ -221,7 +222,7 @@ def shortlist(images: np.ndarray, index: np.ndarray, reduced: np.ndarray, budget
     shifts = [(y, x) for y in steps for x in steps]
     count = min(COARSE_NEIGHBORS, len(reduced))
     moved = np.concatenate([reduce(_moved(images, *shift)) for shift in shifts])
-    found = nearest(moved, reduced, count, memory_budget=budget)[0]
+    found = nearest_short(moved, reduced, count, budget)
     return np.concatenate([index[:, :PIXEL_CANDIDATES], *np.split(found, len(shifts))], axis=1)
 
 

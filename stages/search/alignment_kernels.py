@@ -1,9 +1,11 @@
-"""Compiled scans of `alignment`."""
+"""Compiled scans of `alignment` and `nearest_short`."""
 
 import numba
 import numpy as np
 
-from stages.search.kernels import squared_distance
+from stages.search.kernels import insert, squared_distance
+
+RUN = 64  # references that are looked at together
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
@@ -68,3 +70,38 @@ def search_tiles(queries, reference, candidates, rows, columns, found):
                     break
             best = min(best, worst)
         found[q] = best
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"nnan", "nsz"}, boundscheck=False)
+def lowest(inner, norms):
+    """The least ‖y‖² − 2 x·y. A running minimum, which the compiler does vector by vector; counting it does not."""
+    low = np.int32(norms[0] - np.int32(2) * inner[0])
+    for j in range(inner.shape[0]):
+        low = min(low, np.int32(norms[j] - np.int32(2) * inner[j]))
+    return low
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def keep_lowest(inner, norms, first, count, keys):
+    """Offer the references first, first + 1, ... to the ascending `keys`, int64 (Q, k).
+
+    A key is (‖y‖² − 2 x·y) · count + row, which orders a query's references by distance, ties by row.
+    inner: int32 (Q, C), the products x·y; norms: int32 (C,), ‖y‖².
+    """
+    for q in range(inner.shape[0]):
+        room = admitted(keys[q], count)
+        for start in range(0, inner.shape[1], RUN):
+            stop = min(start + RUN, inner.shape[1])
+            if lowest(inner[q, start:stop], norms[start:stop]) > room:
+                continue
+            for j in range(start, stop):
+                score = np.int32(norms[j] - np.int32(2) * inner[q, j])
+                if score <= room:
+                    insert(keys[q], np.int64(score) * count + first + j)
+            room = admitted(keys[q], count)
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def admitted(keys, count):
+    """The largest score that may still enter `keys`."""
+    return np.int32(min(keys[keys.shape[0] - 1] // count, np.int64(2**31 - 1)))
