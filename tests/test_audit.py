@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from browser import Browser, find_browser
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -144,6 +145,33 @@ def test_the_page_stands_alone(planted):
         assert outside not in page
     assert page.count('<article class="card') == 200
     assert "14 of 200 samples are copies" in page or "samples are copies of training images" in page
+
+
+def test_the_page_filters_and_sorts_in_a_real_browser(planted, tmp_path):
+    if find_browser() is None:
+        pytest.skip("there is no Chromium on this machine")
+    _, out, result, _ = planted
+    pairs = pq.read_table(out / "pairs.parquet").to_pylist()
+    cards = "[...document.querySelectorAll('#cards .card')].filter((c) => !c.hidden)"
+    with Browser(tmp_path / "profile") as browser:
+        tab = browser.open((out / "report.html").as_uri())
+        assert tab.run(f"{cards}.length") == 60
+        tab.run("document.getElementById('more').click()")
+        assert tab.run(f"{cards}.map((c) => +c.dataset.sample)") == [pair["sample_index"] for pair in pairs]
+        for verdict, count in result["verdicts"].items():
+            tab.run(f"document.querySelector('[data-verdict-filter={verdict}]').click()")
+            assert set(tab.run(f"{cards}.map((c) => c.dataset.verdict)")) <= {verdict}
+            assert tab.run(f"{cards}.length") == min(count, 60)
+        tab.run("document.querySelector('.filters button').click()")  # all
+        change = "document.getElementById('sort').dispatchEvent(new Event('change'))"
+        tab.run(f"document.getElementById('sort').value = 'distance'; {change}")
+        distance = {pair["sample_index"]: pair["distance"] for pair in pairs}
+        shown = tab.run(f"{cards}.map((c) => +c.dataset.sample)")
+        assert [distance[sample] for sample in shown] == sorted(distance.values())[:60]
+        sizes = "[...new Set([...document.images].map((i) => i.naturalWidth))]"
+        tab.run("Promise.all([...document.images].map((i) => { i.loading = 'eager'; return i.decode(); }))")
+        assert tab.run(sizes) == [14]  # sample, match, difference and the next four are there
+        assert tab.run("document.querySelectorAll('#cards .card:first-child img').length") == 7
 
 
 def test_a_finished_audit_is_read_from_its_pieces_and_ends_the_same(planted, monkeypatch):

@@ -217,14 +217,16 @@ def brute_outside(query, reference: Reference, count: int) -> list[int]:
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(3, 60), st.integers(1, 6), st.integers(1, 4), st.integers(0, 2**16))
-def test_the_next_images_outside_the_group_are_a_brute_force_s(count, groups, k, seed):
+@given(st.integers(3, 60), st.integers(1, 6), st.integers(1, 4), st.integers(0, 2**16), st.sampled_from([0, 12, 1024]))
+def test_the_next_images_outside_the_group_are_a_brute_force_s(count, groups, k, seed, wide):
     generator = np.random.default_rng(seed)
     images = generator.integers(0, 5, (count, 2, 2, 1), np.uint8)
     reference = reference_of(images, np.arange(count), generator.integers(0, groups, count), "")
     queries = generator.integers(0, 5, (4, 4), np.uint8)
     index, squared = nearest(queries, reference.flat, min(k, count))
-    found = outside(queries, index, squared, reference, 3, BUDGET)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("stages.auditing.matching.WIDE", wide)
+        found = outside(queries, index, squared, reference, 3, BUDGET)
     assert found.tolist() == [brute_outside(query, reference, 3) for query in queries]
 
 
@@ -445,6 +447,38 @@ def test_the_feature_spacing_is_the_least_over_the_compared_images(store, known)
         assert found.spacing[place] == pytest.approx(np.delete(own[row], row).min(), rel=1e-6)
         assert found.spacing_grouped[place] == pytest.approx(own[row][group != group[row]].min(), rel=1e-6)
     assert found.spacing[0] < 0.1 < found.spacing_grouped[0]
+
+
+def test_what_was_embedded_for_one_set_is_not_embedded_again_for_another(store, tmp_path):
+    embedder, images = Embedder(encoder_params("pixels", None, 8), "cpu", store), pictures(5)
+    encode, seen = embedder.encoder, []
+    embedder.encoder = lambda block: seen.append(len(block)) or encode(block)
+    ids = list("abcde")
+    first = embedder.remembering(images[[0, 2, 0]], ["a", "c", "a"])
+    second = embedder.remembering(images, ids)
+    assert seen == [2, 3]
+    assert np.array_equal(second, encode(images))
+    assert np.array_equal(first, second[[0, 2, 0]])
+    again = Embedder(encoder_params("pixels", None, 8), "cpu", store)
+    again.encoder = None  # all of it is in the store
+    assert np.array_equal(again.remembering(images[[0, 2]], ["a", "c"]), second[[0, 2]])
+
+
+def test_the_bar_never_runs_over_and_ends_full():
+    progress = Progress(quiet=True)
+    task = progress.bar.tasks[0]
+    progress.expect(3.0)
+    shown = []
+    for seconds in (1.0, 1.5, 2.0):
+        progress.advance(seconds)
+        shown.append((task.completed, task.total))
+    assert shown == [(1.0, 3.0), (2.5, 3.0), (4.5, 4.5)]
+    progress.expect(2.0)
+    progress.advance(1.0)
+    assert (task.completed, task.total) == (5.5, 6.5)
+    progress.finish()
+    assert task.finished
+    assert task.completed == task.total == 5.5
 
 
 def test_an_encoder_is_ours_or_one_of_timm():

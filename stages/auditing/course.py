@@ -10,13 +10,15 @@ from stages.auditing import results as r
 from stages.auditing.embedding import SECONDS_PER_IMAGE, Embedder, encoder_params
 from stages.auditing.feature_distances import drawn, feature_distances
 from stages.auditing.groups import Duplicates, find_duplicates, halves
+from stages.auditing.groups import expected_seconds as grouping_seconds
 from stages.auditing.judging import Judge, Searched, cross_fitted
 from stages.auditing.loading import ImageSet, common_shape, differences, expected_seconds, load, open_all
 from stages.auditing.matching import expected_seconds as matching_seconds
 from stages.auditing.matching import match, reference_of
 from stages.auditing.page import render
+from stages.auditing.planting import WORDS
 from stages.auditing.scores import calibrate
-from stages.auditing.second_stage import KnownFeatures
+from stages.auditing.second_stage import KnownFeatures, expected_images
 from stages.auditing.self_test import plant_all, planted_count, self_test
 from stages.auditing.settings import AuditParams
 from stages.auditing.store import Store
@@ -63,7 +65,9 @@ class Course:
         self._search()
         self._judge()
         progress.step("writing")
-        return self._write()
+        result = self._write()
+        progress.finish()
+        return result
 
     def _search(self) -> None:
         """Duplicate groups, and every image against its reference: samples, control and planted copies."""
@@ -89,10 +93,15 @@ class Course:
         """Tell the progress bar what lies ahead."""
         sizes = {role: len(images) for role, images in self.sets.items()}
         control = sizes.get("holdout", min(sizes["train"] // 2, max(FEWEST_CONTROL, sizes["samples"])))
-        count = sizes["samples"] + control + 7 * planted_count(control)
+        planted = len(WORDS) * planted_count(control)
+        count = sizes["samples"] + control + planted
         dimension = self.sets["train"].table.dimension
         embedded = sum(min(self.params.features, n) for n in (sizes["train"], sizes["samples"], control))
-        self.store.progress.expect(matching_seconds(count, sizes["train"], dimension) + SECONDS_PER_IMAGE * embedded)
+        # the candidates by rho, and as many that rho* leaves in doubt
+        asked = expected_images(round(2 * count * self.params.percentile / 100))
+        groups = sum(grouping_seconds(size, dimension) for size in sizes.values())
+        searches = matching_seconds(count, sizes["train"], dimension)
+        self.store.progress.expect(groups + searches + SECONDS_PER_IMAGE * (embedded + asked))
 
     def _duplicates(self, images: ImageSet, near: float | None) -> Duplicates:
         return find_duplicates(images.table, near, NEAR_SHARE, images.digest, self.store, self.params.budget)

@@ -20,17 +20,15 @@ class Embedder:
     Attributes:
         name: the encoder.
         metadata: what makes features comparable (`Encoder.metadata`).
-        embedded: images that were asked for so far.
     """
 
     def __init__(self, params: EncoderParams, device: str, store: Store):
         self.encoder = load_encoder(params, device)
         self.name, self.metadata = params.name, self.encoder.metadata
-        self.store, self.embedded = store, 0
+        self.store, self._known = store, dict[str, np.ndarray]()
 
     def __call__(self, images: np.ndarray, ids: list[str]) -> np.ndarray:
         """Features float32 (N, D) of images uint8 (N, H, W, C) with these ids, N ≥ 1."""
-        self.embedded += len(images)
         parts = []
         for start in range(0, len(images), BLOCK):
             block = images[start : start + BLOCK]
@@ -39,6 +37,15 @@ class Embedder:
             found = self.store.arrays("features", key, cost, lambda block=block: {"feature": self.encoder(block)})
             parts.append(found["feature"])
         return np.concatenate(parts)
+
+    def remembering(self, images: np.ndarray, ids: list[str]) -> np.ndarray:
+        """The same, each id embedded once in the whole audit: pairs share images, judged sets share pairs."""
+        new = {name: row for row, name in reversed(list(enumerate(ids))) if name not in self._known}
+        rows = sorted(new.values())
+        if rows:
+            names = [ids[row] for row in rows]
+            self._known |= zip(names, self(images[rows], names))
+        return np.stack([self._known[name] for name in ids])
 
 
 def encoder_params(name: str, weights: str | None, resolution: int) -> EncoderParams:

@@ -21,6 +21,7 @@ REACH = 2  # pixels of shift
 COARSE = 8  # cells per side of a reduced image
 COARSE_NEIGHBORS = 12
 PIXEL_CANDIDATES = 8
+WIDE = 1_024  # neighbours that are searched at most to get beyond a duplicate group; larger groups go one by one
 BLOCK = 4_096  # images per stored piece
 
 
@@ -181,20 +182,34 @@ def outside(
     searched. −1 fills up where the reference has no more.
     """
     own = reference.group[index[:, 0]]
+    result, found = _foreign(reference, own, index, squared, count)
+    short = np.flatnonzero(found < count)
+    size = np.bincount(reference.group)[own[short]]
+    wide = short[size + count <= WIDE]
+    if len(wide):  # so many neighbours are enough, whatever the group
+        k = min(len(reference), int(size.max(where=size + count <= WIDE, initial=1)) + count)
+        further = nearest(queries[wide], reference.flat, k, memory_budget=budget)
+        result[wide], _ = _foreign(reference, own[wide], *further, count)
+    rest = short[size + count > WIDE]
+    for group in np.unique(own[rest]):
+        others = np.flatnonzero(reference.group != group)
+        some, wanted = rest[own[rest] == group], min(count, len(others))
+        if wanted:
+            result[some, :wanted] = nearest(queries[some], reference.flat[others], wanted, memory_budget=budget)[1]
+    return result
+
+
+def _foreign(
+    reference: Reference, own: np.ndarray, index: np.ndarray, squared: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The first `count` squares of each list outside the group `own`, −1 filling up; and how many there are."""
     foreign = reference.group[index] != own[:, None]
     order = np.argsort(~foreign, axis=1, kind="stable")[:, :count]  # the foreign ones first, nearest first
-    taken = np.where(np.take_along_axis(foreign, order, 1), np.take_along_axis(squared, order, 1), -1)
-    result = np.full((len(queries), count), -1, np.int64)
-    result[:, : taken.shape[1]] = taken
-    short = foreign.sum(1) < count
-    for group in np.unique(own[short]):
-        others = np.flatnonzero(reference.group != group)
-        if len(others) == 0:
-            continue
-        some = np.flatnonzero(short & (own == group))
-        wanted = min(count, len(others))
-        result[some, :wanted] = nearest(queries[some], reference.flat[others], wanted, memory_budget=budget)[1]
-    return result
+    result = np.full((len(index), count), -1, np.int64)
+    result[:, : order.shape[1]] = np.where(
+        np.take_along_axis(foreign, order, 1), np.take_along_axis(squared, order, 1), -1
+    )
+    return result, foreign.sum(1)
 
 
 def reduce(images: np.ndarray) -> np.ndarray:

@@ -76,7 +76,8 @@ def ask(
     rows, at = np.unique(questions.row, return_inverse=True)
     neighbors = _own_neighbors(rows, reference, budget)
     needed = np.unique(np.concatenate([rows, neighbors[neighbors >= 0]]))
-    train = embedder(reference.images[needed], [reference_ids[row] for row in needed]).astype(np.float64)
+    names = [reference_ids[row] for row in needed]
+    train = embedder.remembering(reference.images[needed], names).astype(np.float64)
     own = train[np.searchsorted(needed, rows)]
     spacing, grouped = np.empty(len(rows)), np.empty(len(rows))
     for number, row in enumerate(rows):
@@ -108,4 +109,4 @@ def _query_features(questions: Questions, images: np.ndarray, ids: list[str], em
     pixels, names = images[keys // 2], [ids[key // 2] + ("|" * (key % 2)) for key in keys]
     turned = np.flatnonzero(keys % 2)
     pixels[turned] = mirrored(pixels[turned])
-    return embedder(pixels, names).astype(np.float64)[back]
+    return embedder.remembering(pixels, names).astype(np.float64)[back]

@@ -34,7 +34,7 @@ class Progress:
         )
         self.bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self.task = self.bar.add_task("reading", total=1.0)
-        self.known = 0.0
+        self.known = self.done = 0.0
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -54,8 +54,15 @@ class Progress:
             self.console.print(words, highlight=False)
 
     def advance(self, seconds: float) -> None:
-        """So much of the expected work is done."""
-        self.bar.advance(self.task, seconds)
+        """So much of the work is done; what nobody expected is expected now, so that the bar never runs over."""
+        self.done += seconds
+        self.expect(max(0.0, self.done - self.known))
+        self.bar.update(self.task, completed=self.done)
+
+    def finish(self) -> None:
+        """Everything is done, whatever was expected."""
+        self.known = self.done
+        self.bar.update(self.task, total=self.done)
 
     def say(self, words: str) -> None:
         """A line that stays."""
