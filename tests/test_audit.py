@@ -67,12 +67,15 @@ def audit(tmp_path):
 
 @pytest.fixture(scope="module")
 def planted(digits, tmp_path_factory):
-    """One audit with 6 equal, 4 mirrored and 4 shifted copies among 200 samples."""
+    """One audit with 6 equal, 4 mirrored, 4 shifted and 3 cropped copies among 200 samples."""
     folder = tmp_path_factory.mktemp("planted")
     samples = digits[500:700].copy()
     samples[:6] = digits[:6]
     samples[6:10] = digits[10:14, :, ::-1]
     samples[10:14] = np.roll(digits[20:24], 1, axis=1)  # the border of a digit is black
+    for row in range(14, 17):
+        part = Image.fromarray(digits[row + 17, 1:13, 2:14, 0])
+        samples[row, :, :, 0] = np.asarray(part.resize((14, 14), Image.Resampling.BICUBIC))
     specs = {
         "train": save(folder / "train.npy", digits[:500]),
         "samples": save(folder / "samples.npy", samples),
@@ -93,9 +96,13 @@ def test_planted_copies_are_found_and_told_apart(planted):
     for place, pair in enumerate(pairs[10:14]):
         assert (pair["train_index"], pair["verdict"], pair["distance"]) == (20 + place, "copy", 0)
         assert pair["transform"] == "shifted by (-1, 0)"
+    for place, pair in enumerate(pairs[14:17]):
+        assert (pair["train_index"], pair["verdict"]) == (31 + place, "copy")
+        assert pair["transform"] == "enlarged from 12 × 12 at (1, 2)"
+        assert pair["distance"] == pair["cropped_distance"] < 0.1
     assert result["metrics"]["byte_identical"]["flagged"] == 6
     assert result["metrics"]["calibrated"]["flagged"] == sum(p["flag_calibrated"] for p in pairs)
-    assert sum(p["verdict"] == "copy" for p in pairs[14:]) <= 2
+    assert sum(p["verdict"] == "copy" for p in pairs[17:]) <= 2
     assert result["extraction"]["unique_training_images"] == len(
         {p["train_index"] for p in pairs if p["verdict"] in ("copy", "near_copy")}
     )

@@ -175,17 +175,20 @@ def shown_match(m: Matches, transform: np.ndarray) -> tuple[np.ndarray, np.ndarr
     """(reference row, distance, mirrored?) of each image under its transform (place in TRANSFORMS)."""
     plain, mirrored = (np.sqrt(s[:, 0] / m.dimension) / 255 for s in (m.squared, m.mirrored_squared))
     at = np.arange(len(m))
-    row = np.stack([m.index[:, 0], m.mirrored_index[:, 0], m.shift_row])[transform, at]
-    distance = np.stack([plain, mirrored, m.shift_distance])[transform, at]
-    return row, distance, (transform == 1) | ((transform == 2) & m.shift_mirrored)
+    row = np.stack([m.index[:, 0], m.mirrored_index[:, 0], m.shift_row, m.crop_row])[transform, at]
+    distance = np.stack([plain, mirrored, m.shift_distance, m.crop_distance])[transform, at]
+    turned = np.stack([transform == 0, transform == 1, m.shift_mirrored, m.crop_mirrored])[transform, at]
+    return row, distance, turned & (transform > 0)
 
 
 def transform_words(m: Matches, transform: np.ndarray) -> list[str]:
-    """none, mirrored, shifted by (dy, dx), mirrored and shifted by (dy, dx)."""
+    """none, mirrored, shifted by (dy, dx), enlarged from side × side at (y, x); the last two also mirrored."""
     words = []
-    for kind, (dy, dx), turned in zip(transform, m.shift.tolist(), m.shift_mirrored):
+    columns = transform, m.shift.tolist(), m.shift_mirrored, m.crop_window.tolist(), m.crop_mirrored
+    for kind, (dy, dx), turned, (y, x, side), crop_turned in zip(*columns):
         shifted = f"{'mirrored and ' if turned else ''}shifted by ({dy}, {dx})"
-        words.append(("none", "mirrored", shifted)[kind])
+        cropped = f"{'mirrored and ' if crop_turned else ''}enlarged from {side} × {side} at ({y}, {x})"
+        words.append(("none", "mirrored", shifted, cropped)[kind])
     return words
 
 
@@ -210,8 +213,8 @@ def metric_definitions(
     )
     words["calibrated"] = (
         "verdict copy: rho* below the threshold that the control sets, or equal to a training image; rho* is the "
-        "distance over the mean of the 10 nearest outside the duplicate group, least over the image, its mirror image "
-        "and shifts of up to 2 pixels; control images are judged under the threshold of the half they are not in",
+        "distance over the mean of the 10 nearest outside the duplicate group, least over the image, its mirror image, "
+        "shifts of up to 2 pixels and crops; control images are judged under the threshold of the half they are not in",
         thresholds.copy,
     )
     words["copy_or_near_copy"] = (

@@ -10,6 +10,8 @@ import dataclasses
 import numpy as np
 
 from stages.artifacts import sha256_json
+from stages.auditing import crops
+from stages.auditing.reduced import COARSE, Window, reduce
 from stages.auditing.store import Arrays, Store
 from stages.search.alignment import best_shift, tile_distance
 from stages.search.nearest import nearest
@@ -18,7 +20,6 @@ from stages.search.nearest_short import nearest_short
 NEIGHBORS = 50  # of every image, exact
 OUTSIDE = 10  # nearest images outside the nearest one's duplicate group: the scale of rho
 REACH = 2  # pixels of shift
-COARSE = 8  # cells per side of a reduced image
 COARSE_NEIGHBORS = 12
 PIXEL_CANDIDATES = 8
 WIDE = 1_024  # neighbours that are searched at most to get beyond a duplicate group; larger groups go one by one
@@ -35,6 +36,7 @@ class Reference:
         group: int64 (M,); equal for images of one duplicate group.
         digest: of images and groups.
         own: (index, squared), int64 (M, n): each one's nearest other images, where they are known already.
+        kept: reduced images, by window, where they take little room (`reduced`).
     """
 
     images: np.ndarray
@@ -42,6 +44,7 @@ class Reference:
     group: np.ndarray
     digest: str
     own: tuple[np.ndarray, np.ndarray] | None = None
+    kept: dict[Window | None, np.ndarray] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -50,6 +53,15 @@ class Reference:
     def flat(self) -> np.ndarray:
         """uint8 (M, d)."""
         return self.images.reshape(len(self), -1)
+
+    def reduced(self, window: Window | None, budget: int) -> np.ndarray:
+        """`reduce(images, window)`: uint8 (M, D), kept for the next block while all take a quarter of `budget`."""
+        if window in self.kept:
+            return self.kept[window]
+        found = reduce(self.images, window)
+        if found.nbytes + sum(array.nbytes for array in self.kept.values()) <= budget // 4:
+            self.kept[window] = found
+        return found
 
     def neighbors(self, rows: np.ndarray, budget: int) -> tuple[np.ndarray, np.ndarray]:
         """The NEIGHBORS nearest other images of distinct rows: index and squared distance, int64 (R, n)."""
@@ -71,6 +83,8 @@ class Matches:
         shift: (N, 2), its (dy, dx).
         shift_mirrored: bool (N,), whether it matches the mirrored image.
         shift_distance: float64 (N,), root mean squared difference over the overlap, pixels in [0, 1].
+        crop_row, crop_distance: (N,), the best match over enlarged windows (`crops.Cropped`) of the shortlist and the
+            mirror image; crop_window: (N, 3), its (y, x, side); crop_mirrored: bool (N,).
         tile: float64 (N,), tile-max distance: the least over the k nearest.
         own_index, own_squared: (N, n), from the nearest reference image to those nearest to it, itself not counted.
         own_outside: (N,), square from there to the next image outside its group; −1 where there is none.
@@ -87,6 +101,10 @@ class Matches:
     shift: np.ndarray
     shift_mirrored: np.ndarray
     shift_distance: np.ndarray
+    crop_row: np.ndarray
+    crop_window: np.ndarray
+    crop_mirrored: np.ndarray
+    crop_distance: np.ndarray
     tile: np.ndarray
     own_index: np.ndarray
     own_squared: np.ndarray
@@ -127,15 +145,14 @@ def match(images: np.ndarray, digest: str, reference: Reference, store: Store, b
         digest: of what `images` is, for the store.
         budget: bytes of working memory.
     """
-    parts, reduced = [], None
+    parts = []
     key = [digest, reference.digest, NEIGHBORS, OUTSIDE, REACH, COARSE, COARSE_NEIGHBORS, PIXEL_CANDIDATES]
+    key += crops.SETTINGS
     for start in range(0, len(images), BLOCK):
         block = np.ascontiguousarray(images[start : start + BLOCK])
 
         def compute(block: np.ndarray = block) -> Arrays:
-            nonlocal reduced
-            reduced = reduce(reference.images) if reduced is None else reduced
-            return _match(block, reference, reduced, budget)
+            return _match(block, reference, budget)
 
         cost = expected_seconds(len(block), len(reference), block[0].size)
         found = store.arrays("matches", [*key, start, len(block)], cost, compute)
@@ -143,23 +160,33 @@ def match(images: np.ndarray, digest: str, reference: Reference, store: Store, b
     return Matches.join(parts)
 
 
-def _match(block: np.ndarray, reference: Reference, reduced: np.ndarray, budget: int) -> Arrays:
+def _match(block: np.ndarray, reference: Reference, budget: int) -> Arrays:
     count, k = len(block), min(NEIGHBORS, len(reference))
     images = np.concatenate([block, mirrored(block)])  # one search prepares the reference once
     flat = images.reshape(len(images), -1)
     index, squared = nearest(flat, reference.flat, k, memory_budget=budget)
     beyond = outside(flat, index, squared, reference, OUTSIDE, budget)
-    candidates = shortlist(images, index, reduced, budget)
+    candidates = shortlist(images, index, reference, budget)
     shifted = best_shift(images, reference.images, candidates, min(REACH, (min(images.shape[1:3]) - 1) // 2))
-    turned = shifted.distance[count:] < shifted.distance[:count]
-    best = np.arange(count) + count * turned
+    turned, best = _nearer_half(shifted.distance)
+    cropped = crops.best_crop(images, reference.images, index, lambda window: reference.reduced(window, budget), budget)
+    crop_turned, crop_best = _nearer_half(cropped.distance)
     found = {"index": index, "squared": squared, "outside": beyond}
     halves = {name: values[:count] for name, values in found.items()}
     halves |= {f"mirrored_{name}": values[count:] for name, values in found.items()}
     halves |= {"shift_row": shifted.row[best], "shift": shifted.shift[best], "shift_mirrored": turned}
     halves["shift_distance"] = shifted.distance[best]
+    halves |= {"crop_row": cropped.row[crop_best], "crop_window": cropped.window[crop_best]}
+    halves |= {"crop_mirrored": crop_turned, "crop_distance": cropped.distance[crop_best]}
     halves["tile"] = tile_distance(block, reference.images, halves["index"])
     return halves | _own(halves["index"][:, 0], reference, budget)
+
+
+def _nearer_half(distance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of 2N distances, N images and then their mirror images: whether the latter is nearer, and its place; (N,)."""
+    plain, turned = np.split(distance, 2)
+    nearer = turned < plain
+    return nearer, np.arange(len(plain)) + len(plain) * nearer
 
 
 def _own(nearest_rows: np.ndarray, reference: Reference, budget: int) -> Arrays:
@@ -212,20 +239,7 @@ def _foreign(
     return result, foreign.sum(1)
 
 
-def reduce(images: np.ndarray) -> np.ndarray:
-    """Images (N, H, W, C) as the means of at most COARSE × COARSE cells, rounded to uint8: (N, cells · C)."""
-    height, width = images.shape[1:3]
-    rows, columns = (np.arange(min(COARSE, n) + 1) * n // min(COARSE, n) for n in (height, width))
-    area = np.diff(rows)[:, None] * np.diff(columns)
-    reduced = []
-    for start in range(0, len(images), 1024):
-        sums = np.add.reduceat(images[start : start + 1024].astype(np.int64), rows[:-1], axis=1)
-        sums = np.add.reduceat(sums, columns[:-1], axis=2)
-        reduced.append(((sums + area[:, :, None] // 2) // area[:, :, None]).astype(np.uint8))
-    return np.concatenate(reduced).reshape(len(images), -1)
-
-
-def shortlist(images: np.ndarray, index: np.ndarray, reduced: np.ndarray, budget: int) -> np.ndarray:
+def shortlist(images: np.ndarray, index: np.ndarray, reference: Reference, budget: int) -> np.ndarray:
     """Reference rows worth trying at every shift, int64 (N, S), −1 filling up.
 
     The PIXEL_CANDIDATES nearest by pixels, and of every coarse shift of the image the COARSE_NEIGHBORS nearest among
@@ -235,7 +249,7 @@ def shortlist(images: np.ndarray, index: np.ndarray, reduced: np.ndarray, budget
     cell = min(images.shape[1:3]) / COARSE
     steps = (0,) if cell >= 4 * REACH else (-1, 1) if cell >= 4 else range(-REACH, REACH + 1)
     shifts = [(y, x) for y in steps for x in steps]
-    count = min(COARSE_NEIGHBORS, len(reduced))
+    reduced, count = reference.reduced(None, budget), min(COARSE_NEIGHBORS, len(reference))
     moved = np.concatenate([reduce(_moved(images, *shift)) for shift in shifts])
     found = nearest_short(moved, reduced, count, budget)
     return np.concatenate([index[:, :PIXEL_CANDIDATES], *np.split(found, len(shifts))], axis=1)

@@ -7,6 +7,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from stages.auditing.crops import shrunk
 from stages.auditing.judging import Judged
 from stages.auditing.loading import ImageSet
 from stages.auditing.results import following
@@ -134,13 +135,22 @@ def _difference(sample: np.ndarray, match: np.ndarray, transform: str, samples: 
     """AMPLIFIED times |sample − match| where the two overlap under the transform; the rest is black."""
     if transform.startswith("mirrored"):
         sample = sample[:, ::-1]
-    dy, dx = samples.searched.matches.shift[index].tolist() if "shifted" in transform else (0, 0)
     height, width = sample.shape[:2]
     result = np.zeros(sample.shape, np.uint8)
+    if "enlarged" in transform:
+        y, x, side = samples.searched.matches.crop_window[index].tolist()
+        inside = slice(y, y + side), slice(x, x + side)
+        result[inside] = _amplified(shrunk(sample[None], side)[0], match[inside])
+        return result
+    dy, dx = samples.searched.matches.shift[index].tolist() if "shifted" in transform else (0, 0)
     ys, xs = slice(max(0, -dy), height - max(0, dy)), slice(max(0, -dx), width - max(0, dx))
     other = match[ys.start + dy : ys.stop + dy, xs.start + dx : xs.stop + dx]
-    result[ys, xs] = np.minimum(255, AMPLIFIED * np.abs(sample[ys, xs].astype(np.int64) - other))
+    result[ys, xs] = _amplified(sample[ys, xs], other)
     return result
+
+
+def _amplified(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return np.minimum(255, AMPLIFIED * np.abs(a.astype(np.int64) - b)).astype(np.uint8)
 
 
 def _histogram(samples: Judged, control: Judged, thresholds: dict[str, float]) -> dict[str, Any]:

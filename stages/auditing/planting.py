@@ -9,7 +9,7 @@ from PIL import Image
 NOISE = 0.03  # standard deviation, pixels in [0, 1]
 JPEG_QUALITY = 60
 SHIFT = 2
-CROP = 1 / 16  # taken off each side before resizing back
+CROP = (0.8, 0.95)  # part of the side that is left, anywhere in the image, before resizing back
 
 WORDS = {
     "exact": "the training image itself",
@@ -17,7 +17,7 @@ WORDS = {
     "jpeg": f"as JPEG of quality {JPEG_QUALITY}",
     "mirrored": "mirrored left to right",
     "shifted": f"shifted by up to {SHIFT} pixels along each axis",
-    "cropped": f"cropped by {CROP:.1%} on each side and resized back",
+    "cropped": f"cropped to {CROP[0]:.0%} to {CROP[1]:.0%} of the side, anywhere, and resized back",
     "duplicated": f"of a training image that repeats, with noise of {NOISE:g}",
 }
 
@@ -53,9 +53,11 @@ def _shifted(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     return image[rows][:, np.clip(np.arange(image.shape[1]) + dx, 0, image.shape[1] - 1)]
 
 
-def _cropped(image: np.ndarray, _: np.random.Generator) -> np.ndarray:
+def _cropped(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     height, width = image.shape[:2]
-    box = (width * CROP, height * CROP, width * (1 - CROP), height * (1 - CROP))
+    part = generator.uniform(*CROP)
+    left, top = generator.uniform(0, 1 - part, 2) * (width, height)
+    box = (left, top, left + part * width, top + part * height)
     resized = _picture(image).resize((width, height), Image.Resampling.BICUBIC, box=box)
     return np.asarray(resized, np.uint8).reshape(image.shape)
 

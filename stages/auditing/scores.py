@@ -2,8 +2,8 @@
 
 Distances say nothing without a scale: ρ is the distance to a match over the mean distance of the OUTSIDE nearest
 training images that do not repeat the nearest one, so neither a repeated training image nor a plain background makes
-or hides a copy. ρ* is the least ρ over the plain image, the mirrored one and the shifts. What ρ* real unseen images
-reach is measured on the control, and the thresholds come from there.
+or hides a copy. ρ* is the least ρ over the plain image, the mirrored one, the shifts and the crops. What ρ* real
+unseen images reach is measured on the control, and the thresholds come from there.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from stages.memorization.ratios import nn_ratio, pixel_distance
 
 COPY_CAP, CANDIDATE_CAP = 1 / 3, 2 / 3  # thresholds of ρ* never exceed these, whatever the control says
 COPY_SHARE = 0.25  # of the percentile: how many of the control may fall below the threshold of a copy
-TRANSFORMS = ("plain", "mirrored", "shifted")
+TRANSFORMS = ("plain", "mirrored", "shifted", "cropped")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Scores:
     Attributes:
         ratio: r₁/r₂.
         ratio_grouped: r₁ over the distance to the nearest image outside the nearest one's duplicate group.
-        rho: (N, 3), ρ of the plain image, of the mirrored one and of the best shift.
+        rho: (N, 4), ρ of the plain image, of the mirrored one, of the best shift and of the best crop (NaN where images
+            are too small for one).
     """
 
     ratio: np.ndarray
@@ -49,7 +50,9 @@ def scores(matches: Matches) -> Scores:
     plain, mirrored = pixel_distance(matches.squared[:, 0], d), pixel_distance(matches.mirrored_squared[:, 0], d)
     scale, mirrored_scale = _scale(matches.outside, d), _scale(matches.mirrored_outside, d)
     shift_scale = np.where(matches.shift_mirrored, mirrored_scale, scale)
-    rho = [over(plain, scale), over(mirrored, mirrored_scale), over(matches.shift_distance, shift_scale)]
+    crop_scale = np.where(matches.crop_mirrored, mirrored_scale, scale)
+    rho = [over(plain, scale), over(mirrored, mirrored_scale)]
+    rho += [over(matches.shift_distance, shift_scale), over(matches.crop_distance, crop_scale)]
     next_group = np.where(matches.outside[:, 0] < 0, np.nan, pixel_distance(np.maximum(matches.outside[:, 0], 0), d))
     return Scores(nn_ratio(matches.squared), over(plain, next_group), np.stack(rho, axis=1))
 
@@ -97,7 +100,7 @@ def verdicts(
 ) -> tuple[list[str], list[str]]:
     """(verdict, reason) of every image.
 
-        copy          ρ* below the copy threshold, or equal to a training image (also mirrored or shifted)
+        copy          ρ* below the copy threshold, or equal to a training image (also mirrored, shifted or cropped)
         near_copy     ρ* below the candidate threshold, and the features agree
         unsure        ρ* below the candidate threshold, and the features do not agree: a person has to look
         same_content  among the lowest percentile of ρ (candidate), and the features agree
@@ -107,7 +110,7 @@ def verdicts(
         candidate: bool (N,), among the lowest percentile of ρ = l1/mean(l1..lk) (METHODS §6, first stage).
         confirmed: bool (N,), the features of the image and of its match agree (second stage).
     """
-    best, how = found.best, np.array(["", "mirrored, ", "shifted, "])[found.transform]
+    best, how = found.best, np.array(["", "mirrored, ", "shifted, ", "cropped, "])[found.transform]
     words = np.array([f"{h}rho* {value:.2f}" for h, value in zip(how, best)])
     identical = matches.squared[:, 0] == 0
     c, d = f"{thresholds.copy:.2f}", f"{thresholds.candidate:.2f}"
@@ -125,6 +128,6 @@ def verdicts(
     first = np.argmax(np.stack([applies for applies, _, _ in rules]), axis=0)
     reasons = [rules[rule][2] for rule in first]
     reasons = [f"{w}{r}" if r.startswith(" ") else r for w, r in zip(words, reasons)]
-    after = {1: "mirroring", 2: "shifting"}
+    after = {1: "mirroring", 2: "shifting", 3: "cropping"}
     reasons = [r + after[t] if r.endswith("after ") else r for r, t in zip(reasons, found.transform)]
     return [rules[rule][1] for rule in first], reasons

@@ -68,6 +68,50 @@ def best_shift(queries: np.ndarray, reference: np.ndarray, candidates: np.ndarra
     return Shifted(found[:, 0], found[:, 1:3], found[:, 3], found[:, 4])
 
 
+@dataclasses.dataclass(frozen=True)
+class Windowed:
+    """The best match of every query over candidates and windows of theirs that are as large as the query.
+
+    Attributes:
+        row: int64 (Q,), the reference row; -1 where a query has no candidate.
+        place: int64 (Q, 2), (y, x): query pixel (i, j) lies on reference pixel (i + y, j + x).
+        distance: float64 (Q,), root mean squared difference, pixels in [0, 1]; infinite without a candidate.
+    """
+
+    row: np.ndarray
+    place: np.ndarray
+    distance: np.ndarray
+
+
+def best_window(queries: np.ndarray, reference: np.ndarray, candidates: np.ndarray, places: np.ndarray) -> Windowed:
+    """The candidate and the place of a window in it with the least squared difference; exact.
+
+    Args:
+        queries: uint8 (Q, h, w, C).
+        reference: uint8 (M, H, W, C), at least as large.
+        candidates: int64 (Q, S), rows of `reference`; -1: none.
+        places: int64 (P, 2), (y, x) of the windows' first pixels.
+
+    Ties go to the lower row, then to the earlier place.
+    """
+    from stages.search.alignment_kernels import search_windows
+
+    _check(queries, reference[:, : queries.shape[1], : queries.shape[2]], candidates)
+    room = np.array(reference.shape[1:3]) - queries.shape[1:3]
+    if len(places) == 0 or places.min() < 0 or (places > room).any():
+        raise InputError(f"windows {queries.shape[1:3]} do not all lie inside images {reference.shape[1:3]}")
+    found = np.zeros((len(queries), 4), np.int64)
+    candidates, places = np.sort(candidates, axis=1), np.ascontiguousarray(places, np.int64)
+    queries, reference = np.ascontiguousarray(queries), np.ascontiguousarray(reference)
+
+    def scan(a: int, b: int) -> None:
+        search_windows(queries[a:b], reference, candidates[a:b], places, found[a:b])
+
+    spread(scan, len(queries))
+    distance = np.sqrt(found[:, 3] / queries[:1].size) / 255 if len(queries) else np.zeros(0)
+    return Windowed(found[:, 0], found[:, 1:3], np.where(found[:, 0] < 0, np.inf, distance))
+
+
 def tile_distance(queries: np.ndarray, reference: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """The least, over the candidates, of the largest distance of a tile; float64 (Q,), pixels in [0, 1].
 

@@ -1,4 +1,4 @@
-"""Compiled scans of `alignment` and `nearest_short`."""
+"""Compiled scans of `alignment` and `nearest_short`, and the means that reduced images are made of."""
 
 import numba
 import numpy as np
@@ -45,6 +45,48 @@ def search_shifts(queries, reference, candidates, shifts, found):
             found[q, 1], found[q, 2], found[q, 3], found[q, 4] = shifts[at, 0], shifts[at, 1], best_sum, best_count
         else:
             found[q, 1:5] = 0
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def search_windows(queries, reference, candidates, places, found):
+    """found[q] = row, y, x, sum of the best candidate and window; candidates ascend."""
+    height, width, channels = queries.shape[1:]
+    for q in range(queries.shape[0]):
+        query = queries[q].reshape(height, -1)
+        found[q, 0], best = -1, np.int64(2**63 - 1)
+        for c in range(candidates.shape[1]):
+            candidate = candidates[q, c]
+            if candidate < 0 or (c > 0 and candidate == candidates[q, c - 1]):
+                continue
+            image = reference[candidate].reshape(reference.shape[1], -1)
+            for p in range(places.shape[0]):
+                top, left = places[p, 0], places[p, 1] * channels
+                total = np.int64(0)
+                for y in range(height):
+                    total += squared_distance(query[y], image[top + y, left : left + width * channels])
+                    if total >= best:
+                        break
+                if total < best:
+                    best = total
+                    found[q, 0], found[q, 1], found[q, 2] = candidate, places[p, 0], places[p, 1]
+        found[q, 3] = best if found[q, 0] >= 0 else 0
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def cell_means(images, rows, columns, means):
+    """means[n], uint8 (cells · C,) = the means of image n between the edges `rows` and `columns`, rounded half up."""
+    for n in range(images.shape[0]):
+        at = 0
+        for i in range(rows.shape[0] - 1):
+            for j in range(columns.shape[0] - 1):
+                area = (rows[i + 1] - rows[i]) * (columns[j + 1] - columns[j])
+                for c in range(images.shape[3]):
+                    total = np.int64(area // 2)
+                    for y in range(rows[i], rows[i + 1]):
+                        for x in range(columns[j], columns[j + 1]):
+                            total += images[n, y, x, c]
+                    means[n, at] = total // area
+                    at += 1
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)

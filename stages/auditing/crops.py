@@ -1,0 +1,95 @@
+"""Copies that were cropped and enlarged again: every image, made smaller, against windows of the reference images.
+
+An image that shows only a part of a training image, enlarged to the full size, is pixel for pixel far from it. Made
+as small as that part was, it lies on it. SIDES are the parts that are tried, REACH how far their middle may be from
+the image's middle. As for shifts, a shortlist by reduced images comes first, then every window of it exactly.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import numpy as np
+from PIL import Image
+
+from stages.auditing.reduced import COARSE, Window, reduce
+from stages.search.alignment import best_window
+from stages.search.nearest_short import nearest_short
+
+SIDES = (15 / 16, 7 / 8, 13 / 16)  # of the image's side
+REACH = 3  # pixels, along each axis
+NEIGHBORS = 4  # of every coarse window
+PIXEL_CANDIDATES = 4
+SETTINGS = [list(SIDES), REACH, NEIGHBORS, PIXEL_CANDIDATES]
+
+Reduced = Callable[[Window], np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cropped:
+    """The best match of N images over sides and windows.
+
+    Attributes:
+        row: int64 (N,), the reference row.
+        window: int64 (N, 3), (y, x, side) of the window of it; 0 where images are too small for any.
+        distance: float64 (N,), root mean squared difference inside the window, pixels in [0, 1]; NaN where images are
+            too small.
+    """
+
+    row: np.ndarray
+    window: np.ndarray
+    distance: np.ndarray
+
+
+def best_crop(images: np.ndarray, reference: np.ndarray, index: np.ndarray, reduced: Reduced, budget: int) -> Cropped:
+    """The window that each image fits best when it is made smaller; ties to the larger side.
+
+    Args:
+        images: uint8 (N, H, W, C); reference: uint8 (M, H, W, C).
+        index: int64 (N, k), the nearest reference images.
+        reduced: a window → what `reduce(reference, window)` returns.
+    """
+    best = Cropped(index[:, 0].copy(), np.zeros((len(images), 3), np.int64), np.full(len(images), np.inf))
+    for side in window_sides(images.shape[1]):
+        small = shrunk(images, side)
+        candidates = _shortlist(small, images.shape[1] - side, index, reduced, budget)
+        found = best_window(small, reference, candidates, np.array(_places(images.shape[1] - side, 0)))
+        nearer = found.distance < best.distance
+        best.row[nearer], best.distance[nearer] = found.row[nearer], found.distance[nearer]
+        best.window[nearer, :2], best.window[nearer, 2] = found.place[nearer], side
+    return dataclasses.replace(best, distance=np.where(np.isinf(best.distance), np.nan, best.distance))
+
+
+def window_sides(side: int) -> list[int]:
+    """The windows' sides in pixels for images of this side: smaller than it, descending, at least COARSE."""
+    return sorted({round(part * side) for part in SIDES} - set(range(COARSE)) - {side}, reverse=True)
+
+
+def shrunk(images: np.ndarray, side: int) -> np.ndarray:
+    """Images (N, H, W, C) at side × side pixels, bicubic."""
+
+    def small(image: np.ndarray) -> np.ndarray:
+        picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+        return np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC), np.uint8).reshape(side, side, -1)
+
+    return np.stack([small(image) for image in images])
+
+
+def _shortlist(small: np.ndarray, room: int, index: np.ndarray, reduced: Reduced, budget: int) -> np.ndarray:
+    """Reference rows worth trying at every place, int64 (N, S): near by pixels, or by a reduced window."""
+    side, queries = small.shape[1], reduce(small)
+    found = []
+    for y, x in _places(room, max(1, side // COARSE // 4)):
+        cells = reduced((y, x, side))
+        found.append(nearest_short(queries, cells, min(NEIGHBORS, len(cells)), budget))
+    return np.concatenate([index[:, :PIXEL_CANDIDATES], *found], axis=1)
+
+
+def _places(room: int, tolerance: int) -> list[tuple[int, int]]:
+    """(y, x) of windows with `room` beside them, at most REACH from the middle; such that none of these is further
+    than `tolerance`, along an axis, from a listed one."""
+    middle = room // 2
+    first, last = max(0, middle - REACH), min(room, middle + REACH)
+    span = last - first + 1
+    count = -(-span // (2 * tolerance + 1))
+    steps = [first + round((i + 0.5) * span / count - 0.5) for i in range(count)]
+    return [(y, x) for y in steps for x in steps]
