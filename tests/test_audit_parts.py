@@ -140,8 +140,8 @@ def test_every_window_near_the_middle_is_near_one_that_is_searched(room, toleran
 
 def test_the_best_crop_is_a_brute_force_s():
     """With so few reference images all of them are on the shortlist."""
-    assert crops.window_sides(32) == [30, 28, 26]
-    assert crops.window_sides(8) == []
+    assert crops.window_sides(32, crops.SIDES) == [31, 30, 29, 28, 27, 26]
+    assert crops.window_sides(8, crops.SIDES) == []
     reference, images = smooth(4, 16, 3), smooth(7, 16, 3, 1)
     for row in range(4):  # 14 of 16 pixels of each, enlarged
         part = Image.fromarray(reference[row, row % 3 :, 1:][:14, :14])

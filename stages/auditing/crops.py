@@ -2,7 +2,8 @@
 
 An image that shows only a part of a training image, enlarged to the full size, is pixel for pixel far from it. Made
 as small as that part was, it lies on it. SIDES are the parts that are tried, REACH how far their middle may be from
-the image's middle. As for shifts, a shortlist by reduced images comes first, then every window of it exactly.
+the image's middle. As for shifts, a shortlist by reduced images comes first, then every window of it exactly. Sides
+that a shortlist is made at may lie further apart than those that are tried: a reduced image tells them hardly apart.
 """
 
 import dataclasses
@@ -15,11 +16,12 @@ from stages.auditing.reduced import COARSE, Window, reduce
 from stages.search.alignment import best_window
 from stages.search.nearest_short import nearest_short
 
-SIDES = (15 / 16, 7 / 8, 13 / 16)  # of the image's side
+SIDES = (31 / 32, 30 / 32, 29 / 32, 28 / 32, 27 / 32, 26 / 32)  # of the image's side
+SHORTLIST_SIDES = (30 / 32, 27 / 32)
 REACH = 3  # pixels, along each axis
 NEIGHBORS = 4  # of every coarse window
 PIXEL_CANDIDATES = 4
-SETTINGS = [list(SIDES), REACH, NEIGHBORS, PIXEL_CANDIDATES]
+SETTINGS = [list(SIDES), list(SHORTLIST_SIDES), REACH, NEIGHBORS, PIXEL_CANDIDATES]
 
 Reduced = Callable[[Window], np.ndarray]
 
@@ -49,19 +51,21 @@ def best_crop(images: np.ndarray, reference: np.ndarray, index: np.ndarray, redu
         reduced: a window → what `reduce(reference, window)` returns.
     """
     best = Cropped(index[:, 0].copy(), np.zeros((len(images), 3), np.int64), np.full(len(images), np.inf))
-    for side in window_sides(images.shape[1]):
-        small = shrunk(images, side)
-        candidates = _shortlist(small, images.shape[1] - side, index, reduced, budget)
-        found = best_window(small, reference, candidates, np.array(_places(images.shape[1] - side, 0)))
+    whole, candidates = images.shape[1], index[:, :PIXEL_CANDIDATES]
+    for side in window_sides(whole, SHORTLIST_SIDES):
+        near = _shortlist(shrunk(images, side), whole - side, reduced, budget)
+        candidates = np.concatenate([candidates, near], axis=1)
+    for side in window_sides(whole, SIDES):
+        found = best_window(shrunk(images, side), reference, candidates, np.array(_places(whole - side, 0)))
         nearer = found.distance < best.distance
         best.row[nearer], best.distance[nearer] = found.row[nearer], found.distance[nearer]
         best.window[nearer, :2], best.window[nearer, 2] = found.place[nearer], side
     return dataclasses.replace(best, distance=np.where(np.isinf(best.distance), np.nan, best.distance))
 
 
-def window_sides(side: int) -> list[int]:
-    """The windows' sides in pixels for images of this side: smaller than it, descending, at least COARSE."""
-    return sorted({round(part * side) for part in SIDES} - set(range(COARSE)) - {side}, reverse=True)
+def window_sides(side: int, parts: tuple[float, ...]) -> list[int]:
+    """`parts` of a side in pixels: descending, smaller than it, at least COARSE."""
+    return sorted({round(part * side) for part in parts} - set(range(COARSE)) - {side}, reverse=True)
 
 
 def shrunk(images: np.ndarray, side: int) -> np.ndarray:
@@ -74,14 +78,13 @@ def shrunk(images: np.ndarray, side: int) -> np.ndarray:
     return np.stack([small(image) for image in images])
 
 
-def _shortlist(small: np.ndarray, room: int, index: np.ndarray, reduced: Reduced, budget: int) -> np.ndarray:
-    """Reference rows worth trying at every place, int64 (N, S): near by pixels, or by a reduced window."""
-    side, queries = small.shape[1], reduce(small)
-    found = []
+def _shortlist(small: np.ndarray, room: int, reduced: Reduced, budget: int) -> np.ndarray:
+    """The reference rows of which some window, reduced, is near: int64 (N, S)."""
+    side, queries, found = small.shape[1], reduce(small), []
     for y, x in _places(room, max(1, side // COARSE // 4)):
         cells = reduced((y, x, side))
         found.append(nearest_short(queries, cells, min(NEIGHBORS, len(cells)), budget))
-    return np.concatenate([index[:, :PIXEL_CANDIDATES], *found], axis=1)
+    return np.concatenate(found, axis=1)
 
 
 def _places(room: int, tolerance: int) -> list[tuple[int, int]]:
