@@ -19,7 +19,7 @@ from stages.auditing.loading import common_shape, open_all
 from stages.auditing.matching import OUTSIDE, Reference, _moved, match, mirrored, outside, reference_of
 from stages.auditing.page import chosen
 from stages.auditing.reduced import reduce
-from stages.auditing.scores import CANDIDATE_CAP, COPY_CAP, Scores, Thresholds, calibrate, scores, verdicts
+from stages.auditing.scores import CANDIDATE_CAP, COPY_CAP, CROP_WEIGHT, Scores, Thresholds, calibrate, scores, verdicts
 from stages.auditing.second_stage import KnownFeatures, Questions, ask
 from stages.auditing.settings import audit_params
 from stages.auditing.store import Progress, Store
@@ -326,6 +326,8 @@ def test_matches_are_a_brute_force_s(store):
     got = scores(found)
     scale = np.sqrt(found.outside / found.dimension).mean(1) / 255
     np.testing.assert_allclose(got.rho[3:, 0], np.sqrt(found.squared[3:, 0] / 300) / 255 / scale[3:], rtol=1e-12)
+    cropped = np.where(found.crop_mirrored, np.sqrt(found.mirrored_outside / 300).mean(1) / 255, scale)
+    np.testing.assert_allclose(got.rho[:, 3], CROP_WEIGHT * found.crop_distance / cropped, rtol=1e-12)
     np.testing.assert_array_equal(got.transform[:3], [0, 1, 2])
     np.testing.assert_array_equal(got.best[:3], 0)
 

@@ -1,8 +1,8 @@
-"""Every image against the reference: exact neighbours, also mirrored, best shift, tiles, the next duplicate group.
+"""Every image against the reference: exact neighbours, also mirrored, best shift and crop, tiles, the next group.
 
-The nearest images and the mirrored ones are exact over the whole reference. Shifts are searched in two steps: a
-shortlist (the nearest by pixels, and the nearest among reduced images, see `shortlist`), then the exact best shift over
-the shortlist. The shortlist is the one step that is no proof; the self-test measures what it misses.
+The nearest images and the mirrored ones are exact over the whole reference. Shifts and crops are searched in two steps:
+a shortlist (the nearest by pixels, and the nearest among reduced images, see `shortlist`), then the exact best shift, or
+window, over the shortlist. The shortlist is the one step that is no proof; the self-test measures what it misses.
 """
 
 import dataclasses
@@ -134,7 +134,7 @@ def mirrored(images: np.ndarray) -> np.ndarray:
 
 def expected_seconds(count: int, reference: int, dimension: int) -> float:
     """Estimated seconds of `match`, for the progress bar."""
-    return 2e-11 * count * reference * dimension**0.9
+    return count * (2e-11 * reference * dimension**0.9 + 4e-7 * dimension)  # searches, then shifts and windows
 
 
 def match(images: np.ndarray, digest: str, reference: Reference, store: Store, budget: int) -> Matches:

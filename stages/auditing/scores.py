@@ -15,6 +15,8 @@ from stages.memorization.ratios import nn_ratio, pixel_distance
 
 COPY_CAP, CANDIDATE_CAP = 1 / 3, 2 / 3  # thresholds of ρ* never exceed these, whatever the control says
 COPY_SHARE = 0.25  # of the percentile: how many of the control may fall below the threshold of a copy
+CROP_WEIGHT = 1.2  # of a crop's ρ: among so many windows, smoothed by being made smaller, unseen images come nearer,
+# by about this much where thresholds are set (CIFAR-10); without it crops would lower the thresholds of all the rest
 TRANSFORMS = ("plain", "mirrored", "shifted", "cropped")
 
 
@@ -25,8 +27,8 @@ class Scores:
     Attributes:
         ratio: r₁/r₂.
         ratio_grouped: r₁ over the distance to the nearest image outside the nearest one's duplicate group.
-        rho: (N, 4), ρ of the plain image, of the mirrored one, of the best shift and of the best crop (NaN where images
-            are too small for one).
+        rho: (N, 4), ρ of the plain image, of the mirrored one, of the best shift, and CROP_WEIGHT times ρ of the best
+            crop (NaN where images are too small for one).
     """
 
     ratio: np.ndarray
@@ -52,7 +54,7 @@ def scores(matches: Matches) -> Scores:
     shift_scale = np.where(matches.shift_mirrored, mirrored_scale, scale)
     crop_scale = np.where(matches.crop_mirrored, mirrored_scale, scale)
     rho = [over(plain, scale), over(mirrored, mirrored_scale)]
-    rho += [over(matches.shift_distance, shift_scale), over(matches.crop_distance, crop_scale)]
+    rho += [over(matches.shift_distance, shift_scale), CROP_WEIGHT * over(matches.crop_distance, crop_scale)]
     next_group = np.where(matches.outside[:, 0] < 0, np.nan, pixel_distance(np.maximum(matches.outside[:, 0], 0), d))
     return Scores(nn_ratio(matches.squared), over(plain, next_group), np.stack(rho, axis=1))
 
