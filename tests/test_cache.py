@@ -136,6 +136,7 @@ def flip(path):
     path.write_bytes(content)
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize(
     ("damage", "reason"),
     [

@@ -71,6 +71,7 @@ def test_two_processes_give_the_weights_of_one(project, environment):
         assert [float(v) for v in one] == pytest.approx([float(v) for v in two], rel=1e-4, nan_ok=True)
 
 
+@pytest.mark.faults
 def test_a_terminated_run_of_two_processes_saves_where_it_stopped(project, environment):
     """SIGTERM to the process that started torchrun reaches both; the first one writes the checkpoint."""
     with_processes(2, steps=100000, checkpoint_every=100000, log_every=5)

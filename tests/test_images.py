@@ -547,6 +547,31 @@ def test_wrong_input_is_one_clear_line(tmp_path: Path) -> None:
         assert "\n" not in str(caught.value), spec
 
 
+def test_arrays_that_would_unpack_to_too_much_are_refused_before_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.savez_compressed(tmp_path / "labels.npz", STACK, labels=np.zeros(10**6, np.int64))
+    np.savez(tmp_path / "images.npz", STACK)
+    np.save(tmp_path / "images.npy", STACK)
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": "|u1", "fortran_order": False, "shape": (10**12, 4, 4)})
+    with zipfile.ZipFile(tmp_path / "promises.npz", "w") as archive:
+        archive.writestr("arr_0.npy", header.getvalue() + bytes(64))
+    with pytest.raises(InputError, match="promises.npz is truncated"):
+        open_source(f"npz:{tmp_path}/promises.npz")
+
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("unpacked")
+
+    monkeypatch.setattr(np.lib.npyio.NpzFile, "__getitem__", never)
+    with pytest.raises(InputError, match="must be 7 integers, not int64 .1000000,."):
+        open_source(f"npz:{tmp_path}/labels.npz")
+    monkeypatch.setattr(sources, "MAX_PIXELS", 29)
+    for name in ("images.npz", "images.npy"):
+        with pytest.raises(InputError, match="has images of 5 x 6 pixels: more than 29 are refused"):
+            open_source(f"npz:{tmp_path}/{name}")
+
+
 def test_a_damaged_npz_stops_the_reading(tmp_path: Path) -> None:
     path = tmp_path / "a.npz"
     np.savez(path, np.zeros((400, 32, 32, 3), np.uint8))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from small_project import ROOT, SmallProject
-from test_pipeline import logged, processes, query, until
+from test_pipeline import logged, orphans, processes, query, until
 
 from pipeline import dispatch, gpus
 from pipeline.locks import locked, name_holder
@@ -41,6 +41,7 @@ def project(started):
     started.log()
     yield started
     started.release()
+    until(lambda: not orphans(started))
 
 
 EIGHT = sorted(f"sample {variant} {n}/4" for variant in ("closed", "net") for n in range(1, 5))

@@ -188,6 +188,7 @@ def test_neighbours_of_other_images_are_not_trained_on(project):
         run_plain("train", "net-temperature-pixel")
 
 
+@pytest.mark.faults
 def test_killed_training_resumes_and_ends_with_identical_weights(project):
     """kill -9 after a checkpoint: the next run starts from it, not from the beginning."""
     tree = load_tree()

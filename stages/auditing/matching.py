@@ -1,8 +1,9 @@
 """Every image against the reference: exact neighbours, also mirrored, best shift and crop, tiles, the next group.
 
-The nearest images and the mirrored ones are exact over the whole reference. Shifts and crops are searched in two steps:
-a shortlist (the nearest by pixels, and the nearest among reduced images, see `shortlist`), then the exact best shift, or
-window, over the shortlist. The shortlist is the one step that is no proof; the self-test measures what it misses.
+The nearest images and the mirrored ones are exact over the whole reference. Shifts and crops are searched in two
+steps: a shortlist (the nearest by pixels, and the nearest among reduced images, see `shortlist`), then the exact best
+shift, or window, over the shortlist. The shortlist is the one step that is no proof; the self-test measures what it
+misses.
 """
 
 import dataclasses

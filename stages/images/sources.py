@@ -20,6 +20,7 @@ import glob
 import importlib.util
 import json
 import lzma
+import math
 import os
 import re
 import zipfile
@@ -36,7 +37,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from stages.errors import InputError
-from stages.images.decode import MAX_BYTES, SUFFIXES, UnreadableImage, decode
+from stages.images.decode import MAX_BYTES, MAX_PIXELS, SUFFIXES, UnreadableImage, decode
 from stages.images.store import read_images
 
 # Before decoding, an image is its encoded bytes, its pixels, an opened picture, or the reason why there is none.
@@ -485,6 +486,7 @@ def _open_npz(path: str, images: str = "", labels: str = "") -> Source:
             with archive.open(f"{key}.npy") as file:
                 shape, fortran, kind = _npy_header(file)
                 offset = file.tell()
+            size = archive.getinfo(f"{key}.npy").file_size
     except (zipfile.BadZipFile, OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
@@ -492,6 +494,8 @@ def _open_npz(path: str, images: str = "", labels: str = "") -> Source:
     _check_images(f"{path}[{key}]", shape, kind)
     if fortran:
         raise InputError(f"{path}[{key}] is in Fortran order: save np.ascontiguousarray(images)")
+    if size < offset + math.prod(shape):  # however many images the header names
+        raise InputError(f"{path} is truncated: write it again")
     return NpzSource(path, f"{key}.npy", _npz_labels(path, keys, labels, shape[0]), shape, offset)
 
 
@@ -514,13 +518,16 @@ def _npz_labels(path: str, keys: list[str], asked: str, count: int) -> np.ndarra
         return np.full(count, -1, np.int64)
     key = _npz_key(path, keys, asked, ("labels",), "labels")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            labels = archive[key]
-    except ValueError as error:  # Python objects, which only pickle could read
-        raise InputError(f"{path}[{key}] cannot be read without pickle: save integers") from error
-    if labels.shape != (count,) or labels.dtype.kind not in "iu":
-        raise InputError(f"{path}[{key}] must be {count} integers, not {labels.dtype} {labels.shape}")
-    return labels.astype(np.int64)
+        with zipfile.ZipFile(path) as archive, archive.open(f"{key}.npy") as file:
+            shape, _, kind = _npy_header(file)  # before anything is unpacked
+    except (zipfile.BadZipFile, zlib.error, ValueError) as error:
+        raise InputError(f"{path}[{key}] is damaged ({error}): write it again") from error
+    if kind.hasobject:
+        raise InputError(f"{path}[{key}] cannot be read without pickle: save integers")
+    if shape != (count,) or kind.kind not in "iu":
+        raise InputError(f"{path}[{key}] must be {count} integers, not {kind} {shape}")
+    with np.load(path, allow_pickle=False) as archive:
+        return archive[key].astype(np.int64)
 
 
 def _open_npy(path: str) -> Source:
@@ -538,6 +545,8 @@ def _check_images(where: str, shape: tuple[int, ...], kind: np.dtype) -> None:
         raise InputError(f"{where} is {kind}: convert the images to uint8 in 0..255")
     if not (len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3, 4))) or 0 in shape[1:]:
         raise InputError(f"{where} has shape {shape}: images are (N, H, W) or (N, H, W, C) with C 1, 3 or 4")
+    if shape[1] * shape[2] > MAX_PIXELS:
+        raise InputError(f"{where} has images of {shape[1]} x {shape[2]} pixels: more than {MAX_PIXELS} are refused")
 
 
 def _open_torchvision(name: str, root: str = "", split: str = "") -> Source:
