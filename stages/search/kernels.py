@@ -7,9 +7,9 @@ from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 from stages.search.byte_products import inner_bytes
-from stages.search.projection import WIDTH
-from stages.search.tile_scores import dot_vectors
-from stages.search.tiled import GROUP, LANES, LOWEST
+from stages.search.projection import BYTE
+from stages.search.tile_scores import level_score, lowest_bit, places_above
+from stages.search.tiled import GROUP, HALF, LANES, LOWEST, TILE
 
 EMPTY = np.int64(2**63 - 1)
 LINE = 64  # bytes of a cache line
@@ -17,7 +17,8 @@ AHEAD = 8  # rows of coordinates asked for before they are read
 NEXT = 2  # images asked for before they are read
 RUN = 64  # references of a dense block that are looked at together
 PIECE = 32  # images measured under one cut
-SEEDS = 2  # groups looked at for each neighbour that is asked for
+NONE = np.int16(-(2**15))  # the score of places that fill the last tile up, and of references that have been measured
+SEEDS, MORE = 2, 8  # references measured before all others: so many for each neighbour, and so many more
 DEPTH = 16_384  # pixels whose squared differences fit an int32
 
 
@@ -60,15 +61,16 @@ def squared_distance(a, b):
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
 def fine_score(score, x, y, levels, cut):
-    """The score at the last of the columns `levels`, where levels end, or at the first that is below `cut`.
+    """The score at the last of `levels` (`Layout.numbers`), or at the first that is below `cut`.
 
-    score: at the first level, from `score_tiles`; x, y: addresses of rows of coordinates.
+    score: at the first level, from `score_tiles`; x, y: addresses of rows of fine coordinates.
     """
     for level in range(1, levels.shape[0]):
         if score < cut:
             break
-        start, stop = levels[level - 1], levels[level]
-        score = np.int32(score + dot_vectors(x + 2 * start, y + 2 * start, (stop - start) // WIDTH))
+        at, shorts, end, shift = levels[level, 4:]
+        n_bytes, n_shorts = (shorts - at) // LINE, (end - shorts) // LINE
+        score = np.int32(score + level_score(x + at, y + at, n_bytes, n_shorts, np.int64(2 * shift)))
     return score
 
 
@@ -88,43 +90,79 @@ def squared_lengths(images, out):
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
-def round_rows(raw, origin, factor, squared, scale, levels, directions, edges, rows, length, error):
-    """Fill `rows`, `length` and `error` of `projection.Coordinates` from the integers `raw` − origin.
+def rounded_up(length):
+    """A length as an int16 that is not below it, whatever float64 did to it."""
+    return np.int16(np.ceil(length + 0.01))
 
-    raw: (N, p); origin: int64 (p,); factor: float64 (p,), what an integer is in units of 1/scale.
 
-    edges: int64 (L, most groups + 1), the edges of each level's groups, then −1.
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def round_bytes(exact, start, stop, shift, row):
+    """Coordinates [start, stop) as int8 into `row`; returns the larger of their lengths before and after, the length
+    of what they lost, and their sum as integers."""
+    unit, before, after, lost, total = np.float64(1 << shift), 0.0, 0.0, 0.0, np.int64(0)
+    for i in range(start, stop):
+        integer = max(-np.float64(BYTE), min(np.float64(BYTE), np.rint(exact[i] / unit)))
+        row[i - start] = np.int8(integer)
+        kept = integer * unit
+        before += exact[i] * exact[i]
+        after += kept * kept
+        lost += (exact[i] - kept) * (exact[i] - kept)
+        total += np.int64(integer)
+    return np.sqrt(max(before, after)), np.sqrt(lost), total
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def group_lengths(exact, outside, edges, lengths):
+    """The lengths of the groups of coordinates between `edges` (then −1), and that outside; how many there are."""
+    many = 0
+    while many + 1 < edges.shape[0] and edges[many + 1] >= 0:
+        inside = 0.0
+        for i in range(edges[many], edges[many + 1]):
+            inside += exact[i] * exact[i]
+        lengths[many] = rounded_up(np.sqrt(inside))
+        many += 1
+    lengths[many] = np.int16(np.ceil(outside + 0.25))
+    return many + 1
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def round_rows(raw, origin, factor, squared, scale, levels, edges, coarse, fine, added, length, error):
+    """Fill rows of `projection.Coordinates` from the integers `raw` − origin.
+
+    raw: (N, p); origin: int64 (p,); factor: float64 (p,), what an integer is in units of 1/scale; squared: int64 (N,);
+    levels, edges: `Layout.numbers` and `.edges`.
     """
-    exact, nearest = np.empty((2, factor.shape[0]))
+    exact, lengths = np.empty(factor.shape[0]), np.empty(edges.shape[1] + 1, np.int16)
     for r in range(raw.shape[0]):
+        before = after = off = whole = 0.0
         for i in range(factor.shape[0]):
             exact[i] = np.float64(np.int64(raw[r, i]) - origin[i]) * factor[i]
-            nearest[i] = np.rint(exact[i])
-        before = after = off = 0.0
-        for i in range(factor.shape[0]):
-            before += exact[i] * exact[i]
-            after += nearest[i] * nearest[i]
-            off += (exact[i] - nearest[i]) * (exact[i] - nearest[i])
-        length[r], error[r] = np.sqrt(max(before, after)), np.sqrt(off)
-        outside = np.sqrt(max(scale * scale * np.float64(squared[r]) - before, 0.0))
-        column = kept = many = 0
+            whole += exact[i] * exact[i]
+        outside = np.sqrt(max(scale * scale * np.float64(squared[r]) - whole, 0.0))
+        kept = 0
         for level in range(levels.shape[0]):
-            for i in range(many):  # the lengths of the level before
-                rows[r, column + i] = rows[r, kept + i]
-            column += many
-            for i in range(directions[level - 1] if level else 0, directions[level]):
-                rows[r, column] = np.int16(nearest[i])
+            start, lead, stop, repeated, at, shorts_at, end, shift = levels[level]
+            row = fine[r, at:end] if level else coarse[r, at:end]
+            shorts = row[shorts_at - at :].view(np.int16)
+            size, lost, total = round_bytes(exact, lead, stop, shift, row.view(np.int8))
+            column = repeated
+            shorts[:repeated] = lengths[:repeated]
+            for i in range(start, lead):
+                nearest = np.rint(exact[i])
+                shorts[column] = np.int16(nearest)
                 column += 1
-            kept, many = column, 1
-            while many < edges.shape[1] and edges[level, many] >= 0:
-                inside = 0.0
-                for i in range(edges[level, many - 1], edges[level, many]):
-                    inside += exact[i] * exact[i]
-                rows[r, column] = np.int16(np.ceil(np.sqrt(inside) + 0.01))
-                column += 1
-                many += 1
-            rows[r, column] = np.int16(np.ceil(outside + 0.25))
-            column = levels[level]
+                before += exact[i] * exact[i]
+                after += nearest * nearest
+                off += (exact[i] - nearest) * (exact[i] - nearest)
+            kept = group_lengths(exact, outside, edges[level], lengths)
+            shorts[column : column + kept] = lengths[:kept]
+            shorts[column + kept], shorts[column + kept + 1] = rounded_up(size), rounded_up(lost)
+            alone = -128 * total * np.int64(1 << (2 * shift))  # as the other side's bytes are 128 too large
+            if level:
+                shorts[shorts.shape[0] - 2 :].view(np.int32)[0] = np.int32(alone)
+            else:
+                added[r] = np.int32(alone + np.int64(np.ceil(-0.5 * scale * scale * np.float64(squared[r]))))
+        length[r], error[r] = np.sqrt(max(before, after)), np.sqrt(off)
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
@@ -143,22 +181,20 @@ def insert(keys, key):
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
-def keep_high(value, position, n, values, positions):
-    """Put (value, position) into the descending list `values`, of which n are filled; returns the new n."""
-    size = values.shape[0]
-    if n == size and value <= values[size - 1]:
-        return n
-    i = n if n < size else size - 1
-    while i > 0 and values[i - 1] < value:
-        values[i], positions[i] = values[i - 1], positions[i - 1]
-        i -= 1
-    values[i], positions[i] = value, position
-    return min(n + 1, size)
+def kept_cut(cut):
+    """The lowest score, as scores are kept, of a reference whose sum is not below `cut`."""
+    return np.int16(cut >> HALF)
 
 
-@numba.njit(nogil=True, cache=True, fastmath={"nnan", "nsz"}, boundscheck=False)
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def largest_sum(score):
+    """The largest sum of which `score` is kept."""
+    return (np.int32(score) << HALF) | np.int32((1 << HALF) - 1)
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
 def highest(values):
-    """The largest of finite values."""
+    """The largest value."""
     top = values[0]
     for i in range(values.shape[0]):
         top = max(top, values[i])
@@ -166,19 +202,28 @@ def highest(values):
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
-def high_scores(row, values, positions):
-    """Some positions with high scores, found fast: the best of each of many groups, then the best of those."""
-    width = max(1, row.shape[0] // (4 * values.shape[0]))
-    n = 0
-    for start in range(0, row.shape[0], width):
-        group = row[start : start + width]
-        top = highest(group)
-        if n == values.shape[0] and top <= values[n - 1]:
+def high_scores(scores, maxima, places):
+    """Some references with high coarse scores, found fast: the best of each of many runs of groups, of these the best.
+
+    Into `places`; their scores become NONE. Returns how many there are.
+    """
+    width = max(1, maxima.shape[0] // (4 * places.shape[0]))
+    best = np.empty(-(-maxima.shape[0] // width), np.int16)
+    for run in range(best.shape[0]):
+        best[run] = highest(maxima[run * width : (run + 1) * width])
+    spare = max(0, best.shape[0] - places.shape[0])
+    least, n = max(np.partition(best, spare)[spare], np.int16(NONE + 1)), 0
+    for run in range(best.shape[0]):
+        if best[run] < least or n == places.shape[0]:
             continue
-        j = 0
-        while group[j] < top:
+        group, j = run * width, 0
+        while maxima[group] < best[run]:
+            group += 1
+        while scores[group // LANES, j, group % LANES] < best[run]:
             j += 1
-        n = keep_high(top, start + j, n, values, positions)
+        scores[group // LANES, j, group % LANES] = NONE
+        places[n] = GROUP * group + j
+        n += 1
     return n
 
 
@@ -198,30 +243,8 @@ def cut_of(keys, count, squared, scale, slack):
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
-def seeds(scores, maxima, x, y, levels, best, at):
-    """Good references, into `at`: the best by the fine score of those that are their groups' best by the coarse one."""
-    values, places = np.empty(SEEDS * best.shape[0], np.int32), np.empty(SEEDS * best.shape[0], np.int64)
-    left, rows, row = np.int64(x.ctypes.data), np.int64(y.ctypes.data), np.int64(y.strides[0])
-    found = high_scores(maxima, values, places)
-    while values[found - 1] == LOWEST:
-        found -= 1
-    for i in range(found):
-        tile, lane = places[i] // LANES, places[i] % LANES
-        v = 0
-        while scores[tile, v, lane] < values[i]:
-            v += 1
-        places[i] = GROUP * places[i] + v
-        fetch(rows + places[i] * row + 2 * levels[0], rows + (places[i] + 1) * row)
-    n = 0
-    for i in range(found):
-        if n < best.shape[0] or values[i] > best[n - 1]:
-            n = keep_high(fine_score(values[i], left, rows + places[i] * row, levels, LOWEST), places[i], n, best, at)
-    return n
-
-
-@numba.njit(nogil=True, cache=True, boundscheck=False)
 def groups_above(maxima, cut):
-    """How many groups have a reference with a coarse score ≥ `cut`."""
+    """How many groups have a reference with a coarse score ≥ `cut`, as scores are kept."""
     n = np.int32(0)
     for group in range(maxima.shape[0]):
         n += np.int32(maxima[group] >= cut)
@@ -229,26 +252,20 @@ def groups_above(maxima, cut):
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
-def coarse_survivors(scores, maxima, size, first, cut, kept, at):
-    """References in [first, size) with a coarse score ≥ `cut`, into `kept` and `at`, which has room for all
-    groups and one more behind `size`; their number."""
-    groups, first_score = at[size:], np.int64(scores.ctypes.data)
-    found = 0
-    for group in range(first // GROUP, maxima.shape[0]):
-        groups[found] = group
-        found += maxima[group] >= cut
-    n = 0
-    for i in range(found):
-        if i + AHEAD < found:
-            ahead = groups[i + AHEAD]
-            line = first_score + (ahead // LANES * GROUP * LANES + ahead % LANES) * scores.itemsize
-            fetch(line, line + GROUP * LINE)
-        tile, lane = groups[i] // LANES, groups[i] % LANES
-        for v in range(GROUP):
-            j = GROUP * groups[i] + v
-            if scores[tile, v, lane] >= cut and j >= first and j < size:
-                kept[n], at[n] = scores[tile, v, lane], j
-                n += 1
+def coarse_survivors(scores, size, first, cut, kept, at):
+    """References in [first, size) whose sum may be ≥ `cut`, into `at`, and into `kept` the largest that it may be;
+    their number."""
+    least, address, n = kept_cut(cut), np.int64(scores.ctypes.data), 0
+    for tile in range(first // TILE, scores.shape[0]):
+        for j in range(GROUP):
+            above = places_above(address + (tile * GROUP + j) * np.int64(scores.itemsize * LANES), least)
+            while above:
+                lane = lowest_bit(above)
+                above &= above - 1
+                place = GROUP * (tile * LANES + lane) + j
+                if place >= first and place < size:
+                    kept[n], at[n] = largest_sum(scores[tile, j, lane]), place
+                    n += 1
     return n
 
 
@@ -259,7 +276,7 @@ def fine_survivors(n, x, y, levels, cut, kept, at):
     m = 0
     for i in range(-AHEAD, n):
         if i + AHEAD < n:
-            fetch(rows + at[i + AHEAD] * row + 2 * levels[0], rows + (at[i + AHEAD] + 1) * row)
+            fetch(rows + at[i + AHEAD] * row, rows + (at[i + AHEAD] + 1) * row)
         if i < 0:
             continue
         score = fine_score(kept[i], left, rows + at[i] * row, levels, cut)
@@ -287,6 +304,13 @@ def measure(places, n, order, exclude, query, base, reference, norms, count, key
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
+def mark(scores, cut, wanted):
+    """Mark in the bool array `wanted` where scores are ≥ `cut`."""
+    for i in range(scores.shape[0]):
+        wanted[i] |= scores[i] >= cut
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
 def search_block(
     scores, maxima, x, squared, slack, scale, y, levels, order, norms, central, queries, base, reference, count,
     exclude, keys, hard, limit, wanted,
@@ -294,32 +318,31 @@ def search_block(
     """Finish some queries over one span of the reference, given their coarse scores.
 
     Every reference that the bound lets through is measured in integers and offered to `keys`. A query with coarse
-    survivors in more than `limit` groups is marked in `hard`, and they in `wanted`, a bool per group: the dense search
-    finishes it.
+    survivors in more than `limit` groups is marked in `hard`, and they in `wanted`, as `scores` are arranged: the dense
+    search finishes it.
 
-    scores: int32 (Q, T, 8, 16) and maxima: int32 (Q, 16 T) from `score_tiles`; x: int16 (Q, W); squared: int64, slack:
-    float64 (Q,), of the queries; y: int16 (M, W), the span's references in the order in which they are grouped;
-    order, norms: int64 (M,), their rows in `reference` and their ‖y−128‖²; central: int64, places tried for queries
-    that are far from everything; queries: int8 (Q, d), x−128; base: int64 (Q,), see `measure`.
+    scores: int16 (Q, T, 4, 32) and maxima: int16 (Q, 32 T) from `score_tiles`; x: uint8 (Q, F), fine coordinates,
+    squared: int64, slack: float64 (Q,), of the queries; y: uint8 (M, F), fine coordinates of the span's references in
+    the order in which they are grouped; order, norms: int64 (M,), their rows in `reference` and their ‖y−128‖²;
+    central: int64, places tried for queries that are far from everything; queries: int8 (Q, d), x−128; base: int64
+    (Q,), see `measure`.
     """
     k = keys.shape[1]
-    best, first = np.empty(k, np.int32), np.empty(k, np.int64)
-    fine, at = np.empty(y.shape[0], np.int32), np.empty(y.shape[0] + maxima.shape[1] + 1, np.int64)
+    first = np.empty(SEEDS * k + MORE, np.int64)
+    fine, at = np.empty(y.shape[0], np.int32), np.empty(y.shape[0], np.int64)
     for q in range(x.shape[0]):
         known = exclude[q], queries[q], base[q], reference, norms, count, keys[q]
         if keys[q, k - 1] == EMPTY:
-            measure(first, seeds(scores[q], maxima[q], x[q], y, levels, best, first), order, *known)
+            measure(first, high_scores(scores[q], maxima[q], first), order, *known)
         cut = cut_of(keys[q], count, squared[q], scale, slack[q])
-        if groups_above(maxima[q], cut) > limit:
+        if groups_above(maxima[q], kept_cut(cut)) > limit:
             measure(central, central.shape[0], order, *known)
             cut = cut_of(keys[q], count, squared[q], scale, slack[q])
-        hard[q] = groups_above(maxima[q], cut) > limit
+        hard[q] = groups_above(maxima[q], kept_cut(cut)) > limit
         if hard[q]:
-            for group in range(wanted.shape[0]):
-                if maxima[q, group] >= cut:  # and nothing else is written: other threads write here, too
-                    wanted[group] = True
+            mark(scores[q].reshape(-1), kept_cut(cut), wanted.reshape(-1))
             continue
-        n = coarse_survivors(scores[q], maxima[q], y.shape[0], 0, cut, fine, at)
+        n = coarse_survivors(scores[q], y.shape[0], 0, cut, fine, at)
         n = fine_survivors(n, x[q], y, levels, cut, fine, at)
         for start in range(0, n, PIECE):  # the cut rises from piece to piece
             cut = cut_of(keys[q], count, squared[q], scale, slack[q])
@@ -332,18 +355,18 @@ def search_block(
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
-def join_block(scores, maxima, x, squared, slack, scale, y, levels, order, images, offset, radius, found):
+def join_block(scores, x, squared, slack, scale, y, levels, order, images, offset, radius, found):
     """Pairs i < j within `radius`, of the queries i = offset, offset + 1 ... and one span: into `found`, int64 (3, n).
 
     Returns how many there are, or −1 if `found` might not hold them. Arrays as in `search_block`; `order` ascends.
     """
-    fine, at = np.empty(y.shape[0], np.int32), np.empty(y.shape[0] + maxima.shape[1] + 1, np.int64)
+    fine, at = np.empty(y.shape[0], np.int32), np.empty(y.shape[0], np.int64)
     n = 0
     for q in range(x.shape[0]):
         i = offset + q
         cut = lowest_score(radius, squared[q], scale, slack[q])
         first = max(0, i + 1 - order[0])
-        m = coarse_survivors(scores[q], maxima[q], y.shape[0], first, cut, fine, at)
+        m = coarse_survivors(scores[q], y.shape[0], first, cut, fine, at)
         m = fine_survivors(m, x[q], y, levels, cut, fine, at)
         if n + m > found.shape[1]:
             return -1

@@ -12,11 +12,11 @@ import numpy as np
 from stages.errors import InputError
 from stages.search.products import affordable, centred, check_images, products, spread, squared_norms, threads
 from stages.search.projection import Coordinates, compiled_norms, coordinates, fit_projection, slack
-from stages.search.tiled import TILE, Tiles
+from stages.search.tiled import GROUP, LANES, TILE, Tiles
 
 EMPTY = 2**63 - 1
 SMALL = 1 << 33  # multiplications up to which one plain product is faster than starting the compiled scans
-DIRECTIONS = 270  # of the bound
+DIRECTIONS = 284  # of the bound
 QUERIES = 24  # whose scores are in the cache at once
 CHUNK = 4096  # queries whose coordinates are in memory at once
 HARD = 0.75  # share of the groups that may hold a survivor before the dense search is faster
@@ -115,36 +115,41 @@ class _Search:
         columns = max(TILE, min(self.count, self.budget // (8 * DIRECTIONS)))
         for c in range(0, self.count, columns):
             reference = Tiles.of(projection, self.reference[c : c + columns], c)
-            hard, wanted = [], np.zeros(reference.groups, bool)
+            hard, wanted = [], np.zeros((len(reference.packed), GROUP, LANES), bool)
             for start in range(0, len(self.queries), CHUNK):
                 at = np.arange(start, min(start + CHUNK, len(self.queries)))
                 queries = coordinates(projection, self.queries[at], reference.layout).as_queries(reference.layout)
-                order = queries.similar()  # so that one finds in the cache what the one before has measured
+                # so that one finds in the cache what the one before has measured
+                order = queries.similar(reference.layout)
                 hard.append(self.bounded(at[order], queries.take(order), reference, wanted))
             self.dense(np.concatenate(hard), reference.rows_of(wanted))
 
     def bounded(self, at: np.ndarray, x: Coordinates, y: Tiles, wanted: np.ndarray) -> np.ndarray:
         """Search the references of y for the queries `at`; returns the queries that it gave up on, and marks in
-        `wanted` the groups in which the bound leaves references for any of these."""
+        `wanted`, as scores are arranged, the references that the bound leaves for any of these."""
         from stages.search.kernels import search_block
 
         margin, queries, exclude, kept = slack(x, y.rows), centred(self.queries[at]), self.exclude[at], self.keys[at]
         base = x.norms + 256 * queries.sum(1, dtype=np.int64)
-        hard, limit = np.zeros(len(at), bool), int(HARD * y.groups)
+        hard, limit, levels = np.zeros(len(at), bool), int(HARD * y.groups), y.layout.numbers
+        marked = []
         step = max(1, min(QUERIES, self.budget // (16 * threads() * len(y.order))))
 
         def scan(a: int, b: int) -> None:
-            scratch = y.scratch(min(step, b - a))
+            scratch, own = y.scratch(min(step, b - a)), np.zeros_like(wanted)
+            marked.append(own)
             for start in range(a, b, step):
                 part = slice(start, min(start + step, b))
-                y.score(x.rows[part], scratch)
+                y.score(x.coarse[part], scratch)
                 search_block(
-                    scratch.scores, scratch.maxima, x.rows[part], x.squared[part], margin[part], x.scale, y.rows.rows,
-                    y.layout.levels, y.order, y.rows.norms, y.central, queries[part], base[part], self.reference,
-                    self.count, exclude[part], kept[part], hard[part], limit, wanted,
+                    scratch.scores, scratch.maxima, x.fine[part], x.squared[part], margin[part], x.scale, y.rows.fine,
+                    levels, y.order, y.rows.norms, y.central, queries[part], base[part], self.reference,
+                    self.count, exclude[part], kept[part], hard[part], limit, own,
                 )  # fmt: skip
 
         spread(scan, len(at))
+        for own in marked:
+            wanted |= own
         self.keys[at] = kept
         return at[hard]
 

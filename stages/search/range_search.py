@@ -9,7 +9,7 @@ from stages.search.projection import Projection, coordinates, fit_projection, sl
 from stages.search.tiled import TILE, Tiles
 
 SMALL = 1 << 33  # multiplications up to which plain products are faster than fitting a bound
-DIRECTIONS = 128  # of the bound
+DIRECTIONS = 124  # of the bound
 QUERIES = 24  # whose scores are in the cache at once
 HARD = 0.05  # share of a block's pairs above which the exact product is faster than pair by pair
 
@@ -89,18 +89,18 @@ class _Join:
 
         found, step = [], max(1, min(QUERIES, self.budget // (16 * threads() * len(span))))
         x = coordinates(projection, self.images[rows.start : rows.stop], y.layout).as_queries(y.layout)
-        margin = slack(x, y.rows)
+        margin, levels = slack(x, y.rows), y.layout.numbers
 
         def scan(a: int, b: int) -> None:
             scratch = y.scratch(min(step, b - a))
             for start in range(a, b, step):
                 part = slice(start, min(start + step, b))
                 block = range(rows.start + part.start, rows.start + part.stop)
-                y.score(x.rows[part], scratch, max(0, block.start - span.start) // TILE)
+                y.score(x.coarse[part], scratch, max(0, block.start - span.start) // TILE)
                 pairs = np.empty((3, max(1, int(HARD * len(block) * len(span)))), np.int64)
                 n = join_block(
-                    scratch.scores, scratch.maxima, x.rows[part], x.squared[part], margin[part], x.scale, y.rows.rows,
-                    y.layout.levels, y.order, self.images, block.start, self.radius, pairs,
+                    scratch.scores, x.fine[part], x.squared[part], margin[part], x.scale, y.rows.fine,
+                    levels, y.order, self.images, block.start, self.radius, pairs,
                 )  # fmt: skip
                 found.append(self.exact_rows(block, span) if n < 0 else pairs[:, :n].copy())
 
