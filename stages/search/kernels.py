@@ -60,21 +60,6 @@ def squared_distance(a, b):
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
-def fine_score(score, x, y, levels, cut):
-    """The score at the last of `levels` (`Layout.numbers`), or at the first that is below `cut`.
-
-    score: at the first level, from `score_tiles`; x, y: addresses of rows of fine coordinates.
-    """
-    for level in range(1, levels.shape[0]):
-        if score < cut:
-            break
-        at, shorts, end, shift = levels[level, 4:]
-        n_bytes, n_shorts = (shorts - at) // LINE, (end - shorts) // LINE
-        score = np.int32(score + level_score(x + at, y + at, n_bytes, n_shorts, np.int64(2 * shift)))
-    return score
-
-
-@numba.njit(nogil=True, cache=True, boundscheck=False)
 def squared_lengths(images, out):
     """‖x − 128‖² of the rows of uint8 images, into the int64 array `out`."""
     for row in range(images.shape[0]):
@@ -170,14 +155,13 @@ def insert(keys, key):
     """Put `key` into the ascending list `keys` unless it is there already or too large; the last one falls out."""
     if key >= keys[keys.shape[0] - 1]:
         return
-    position = keys.shape[0] - 1
-    while position > 0 and keys[position - 1] > key:
-        position -= 1
-    if position > 0 and keys[position - 1] == key:
-        return
-    for i in range(keys.shape[0] - 1, position, -1):
-        keys[i] = keys[i - 1]
-    keys[position] = key
+    position, same = 0, 0
+    for i in range(keys.shape[0]):  # a loop without a branch is compiled to vectors
+        position += keys[i] < key
+        same += keys[i] == key
+    if same == 0:
+        for i in range(position, keys.shape[0]):
+            keys[i], key = key, keys[i]
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
@@ -207,7 +191,9 @@ def high_scores(scores, maxima, places):
 
     Into `places`; their scores become NONE. Returns how many there are.
     """
-    width = max(1, maxima.shape[0] // (4 * places.shape[0]))
+    width = 1
+    while 6 * width * places.shape[0] <= maxima.shape[0]:  # a power of two: whole vectors
+        width *= 2
     best = np.empty(-(-maxima.shape[0] // width), np.int16)
     for run in range(best.shape[0]):
         best[run] = highest(maxima[run * width : (run + 1) * width])
@@ -271,19 +257,23 @@ def coarse_survivors(scores, size, first, cut, kept, at):
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
 def fine_survivors(n, x, y, levels, cut, kept, at):
-    """Those of the n references in `kept` and `at` whose fine score is ≥ `cut` too, in the same place; their number."""
+    """Those of the n references in `kept` and `at` whose scores at all `levels` are ≥ `cut` too, in the same place;
+    their number."""
     left, rows, row = np.int64(x.ctypes.data), np.int64(y.ctypes.data), np.int64(y.strides[0])
-    m = 0
-    for i in range(-AHEAD, n):
-        if i + AHEAD < n:
-            fetch(rows + at[i + AHEAD] * row, rows + (at[i + AHEAD] + 1) * row)
-        if i < 0:
-            continue
-        score = fine_score(kept[i], left, rows + at[i] * row, levels, cut)
-        if score >= cut:
+    for level in range(1, levels.shape[0]):
+        start, end, twice = levels[level, 4], levels[level, 6], np.int64(2 * levels[level, 7])
+        n_bytes, n_shorts = (levels[level, 5] - start) // LINE, (end - levels[level, 5]) // LINE
+        m = 0
+        for i in range(-AHEAD, n):
+            if i + AHEAD < n:
+                fetch(rows + at[i + AHEAD] * row + start, rows + at[i + AHEAD] * row + end)
+            if i < 0:
+                continue
+            score = np.int32(kept[i] + level_score(left + start, rows + at[i] * row + start, n_bytes, n_shorts, twice))
             kept[m], at[m] = score, at[i]
-            m += 1
-    return m
+            m += score >= cut
+        n = m
+    return n
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)

@@ -104,7 +104,7 @@ def _principal(sample: np.ndarray, size: int) -> np.ndarray:
     few = len(sample) < sample.shape[1]
     gram = sample @ sample.T if few else sample.T @ sample
     basis = np.random.default_rng(0).standard_normal((len(gram), min(size, len(gram))), dtype=np.float32)
-    for _ in range(3):
+    for _ in range(2):
         basis = np.linalg.qr(gram @ basis)[0]
     variances, rotation = np.linalg.eigh(basis.T @ (gram @ basis))
     rotation[:, variances <= 1e-6 * variances[-1]] = 0  # what float32 leaves there has no direction
@@ -283,7 +283,7 @@ def coordinates(projection: Projection, images: np.ndarray, shape: Layout) -> Co
     squared, norms = np.empty((2, count), np.int64)
     added, (length, error) = np.empty(count, np.int32), np.empty((2, count))
     origin, factor, numbers, edges = projection.origin[:-1], projection.factor * scale, shape.numbers, shape.edges
-    step = max(1, min(1024, (1 << 22) // images.shape[1]))
+    step = max(1, min(2048, (1 << 23) // images.shape[1]))
     for start in range(0, count, step):
         part = slice(start, start + step)
         raw, squared[part], norms[part] = projection.integers(images[part])
