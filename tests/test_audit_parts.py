@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -31,7 +32,8 @@ from stages.memorization.copying_test import assign, cell_centres, cell_distance
 from stages.search import nearest_short as nearest_short_module
 from stages.search.alignment import best_shift, best_window, tile_distance
 from stages.search.nearest import nearest
-from stages.search.nearest_short import nearest_short
+from stages.search.nearest_short import nearest_short, single_threaded_products
+from stages.search.products import spread
 
 BUDGET = 1 << 28
 
@@ -357,6 +359,24 @@ def test_the_nearest_short_vectors_of_a_large_search_are_those_of_the_other_one(
     images = smooth(5000, 8, 3)
     reduced = images.reshape(len(images), -1)
     assert np.array_equal(nearest_short(reduced[:900], reduced, 12), nearest(reduced[:900], reduced, 12)[0])
+
+
+@pytest.mark.parametrize("threads", ["1", "3"])
+def test_products_take_one_thread_each_within_and_as_many_as_before_afterwards(monkeypatch, threads):
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(ZeroDivisionError), single_threaded_products():
+            spread(lambda a, b: seen.append((torch.get_num_threads(), a, b)), 3)
+            raise ZeroDivisionError
+        assert sorted(seen) == ([(1, 0, 3)] if threads == "1" else [(1, 0, 1), (1, 1, 2), (1, 2, 3)])
+        assert torch.get_num_threads() == 2
+        images = pictures(40)
+        expected = nearest_short(images.reshape(40, -1), images.reshape(40, -1), 5)
+        assert np.array_equal(expected, nearest(images.reshape(40, -1), images.reshape(40, -1), 5)[0])
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_vectors_that_are_too_long_for_the_scan_are_refused():

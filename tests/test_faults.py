@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 from small_project import SmallProject
-from test_pipeline import SAMPLE, logged, orphans, processes, query, results, samples, undisturbed, until
+from test_pipeline import SAMPLE, logged, of_project, orphans, processes, query, results, samples, undisturbed, until
 
 from pipeline import cache, oom
 from stages.artifacts import sha256_file
@@ -453,6 +453,8 @@ def postgres(tmp_path_factory):
 
     def kill() -> None:
         os.kill(int((folder / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        # its children notice by themselves; until then their shared memory keeps a new one from starting
+        until(lambda: not [entry for entry in Path("/proc").glob("[0-9]*") if of_project(entry.name, folder / "data")])
 
     run("initdb", "-D", str(folder / "data"), "-A", "trust")
     yield start, kill

@@ -16,7 +16,7 @@ from stages.auditing.reduced import COARSE, Window, reduce
 from stages.auditing.store import Arrays, Store
 from stages.search.alignment import best_shift, tile_distance
 from stages.search.nearest import nearest
-from stages.search.nearest_short import nearest_short
+from stages.search.nearest_short import nearest_short, single_threaded_products
 
 NEIGHBORS = 50  # of every image, exact
 OUTSIDE = 10  # nearest images outside the nearest one's duplicate group: the scale of rho
@@ -153,7 +153,8 @@ def match(images: np.ndarray, digest: str, reference: Reference, store: Store, b
         block = np.ascontiguousarray(images[start : start + BLOCK])
 
         def compute(block: np.ndarray = block) -> Arrays:
-            return _match(block, reference, budget)
+            with single_threaded_products():
+                return _match(block, reference, budget)
 
         cost = expected_seconds(len(block), len(reference), block[0].size)
         found = store.arrays("matches", [*key, start, len(block)], cost, compute)

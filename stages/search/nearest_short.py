@@ -4,15 +4,34 @@ A certified bound (`nearest`) pays where it saves most of a vector's length. Of 
 as directions, in int16, and the exact int8 products of all of them cost less than that bound.
 """
 
+import contextlib
+from collections.abc import Iterator
+
 import numpy as np
 
 from stages.errors import InputError
-from stages.search.products import affordable, centred, check_images, products, spread
+from stages.search.products import affordable, centred, check_images, products, spread, threads
 from stages.search.projection import compiled_norms
 
 LONGEST = 4_096  # values of a vector: ‖y‖² − 2 x·y then fits an int32
 EMPTY = 2**63 - 1
 COLUMNS, ROWS = 4_096, 512  # of a block of products: large enough for the int8 kernel, within the third cache
+
+
+@contextlib.contextmanager
+def single_threaded_products() -> Iterator[None]:
+    """Products take one thread each within, where `spread` cuts the work.
+
+    A product's own threads wait for the next one spinning, on the processors that the compiled scans need in between.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # of threads that start from now on, too
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def nearest_short(queries: np.ndarray, reference: np.ndarray, k: int, memory_budget: int = 1 << 30) -> np.ndarray:
@@ -33,19 +52,20 @@ def nearest_short(queries: np.ndarray, reference: np.ndarray, k: int, memory_bud
         raise InputError(f"the {k} nearest of {reference.shape} to {queries.shape}: at most {LONGEST} values each")
     from stages.search.alignment_kernels import keep_lowest
 
-    budget = affordable(memory_budget)
+    budget = affordable(memory_budget) // threads()
     columns = max(1, min(COLUMNS, budget // (16 * d)))
     rows = max(1, min(ROWS, budget // (8 * (columns + d))))
-    left, keys = centred(queries), np.full((len(queries), k), EMPTY, np.int64)
-    for first in range(0, count, columns):
-        block = reference[first : first + columns]
-        right, norms = centred(block), compiled_norms(block).astype(np.int32)
-        for start in range(0, len(queries), rows):
-            part, kept = left[start : start + rows], keys[start : start + rows]
-            inner = products(part, right)
+    keys, norms = np.full((len(queries), k), EMPTY, np.int64), compiled_norms(reference).astype(np.int32)
 
-            def scan(a: int, b: int) -> None:
-                keep_lowest(inner[a:b], norms, first, count, kept[a:b])  # noqa: B023  (finished before the next block)
+    def search(a: int, b: int) -> None:
+        left, kept = centred(queries[a:b]), keys[a:b]
+        for first in range(0, count, columns):
+            block = slice(first, first + columns)
+            right = centred(reference[block])
+            for start in range(0, b - a, rows):
+                part = slice(start, start + rows)
+                keep_lowest(products(left[part], right), norms[block], first, count, kept[part])
 
-            spread(scan, len(part))
+    with single_threaded_products():
+        spread(search, len(queries))
     return keys % count
