@@ -8,9 +8,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
+from uuid import UUID
 
+import httpx
 from prefect import Flow, Task, get_client, tags, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
@@ -23,10 +25,12 @@ from prefect.states import Crashed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from pipeline import cache
+from pipeline.progress import is_measured, share_done
 from pipeline.runners import Runner
 from pipeline.showcase import publish_outs, publish_params
 from pipeline.stage_run import StageRun, say
 from pipeline.tracking import tracked
+from stages.protocol import Shard
 
 GRACE = 10.0
 """Seconds between an interruption and the end of the process, for shards in threads, which cannot be ended."""
@@ -102,14 +106,43 @@ def _shard_task(stage: StageRun, runner: Runner) -> Task[..., dict[str, object]]
 def _await(stage: StageRun, futures: list[PrefectFuture[Any]], missing: int) -> None:
     """Wait for the shards, showing progress; the first failure raises and the rest is not started."""
     total, updated = len(futures), time.monotonic()
-    shown = total > 1 and missing > 0
+    measured = total == 1 and is_measured(stage.shards[0])
+    shown = missing > 0 and (total > 1 or measured)
     artifact = create_progress_artifact(0.0, key=f"{stage.title.replace(' ', '-')}-progress") if shown else None
-    for done, future in enumerate(as_completed(futures), start=1):
-        future.result()
-        if artifact and (done == total or time.monotonic() - updated > PROGRESS_PERIOD):
-            update_progress_artifact(artifact, progress=100 * done / total)
-            _tell(f"{stage.title}: {done} of {total} shards")
-            updated = time.monotonic()
+    with _watched(stage.shards[0], artifact) if artifact and measured else nullcontext():
+        for done, future in enumerate(as_completed(futures), start=1):
+            future.result()
+            if artifact and not measured and (done == total or time.monotonic() - updated > PROGRESS_PERIOD):
+                update_progress_artifact(artifact, progress=100 * done / total)
+                _tell(f"{stage.title}: {done} of {total} shards")
+                updated = time.monotonic()
+    if artifact and measured:
+        update_progress_artifact(artifact, progress=100.0)
+
+
+@contextmanager
+def _watched(shard: Shard, artifact: UUID) -> Iterator[None]:
+    """Show how far a single long shard is, from a thread of its own, until the body ends."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        shown = 0.0
+        while not ended.wait(PROGRESS_PERIOD):
+            share = share_done(shard)
+            if share != shown:
+                try:
+                    update_progress_artifact(artifact, progress=100 * share)
+                except httpx.HTTPError:  # the server has gone: the flow itself finds that out, and says so
+                    return
+                shown = share
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(timeout=1.0)  # where the server has gone, it may try for minutes
 
 
 def _tell(text: str) -> None:

@@ -22,7 +22,8 @@ import pytest
 from PIL import Image
 from small_project import SmallProject
 
-from pipeline import server
+from pipeline import progress, server
+from stages import train
 from stages.artifacts import write_json
 
 
@@ -170,6 +171,28 @@ def test_the_ui_tells_the_story(project):
     until(lambda: task_states(project, run) == {**dict.fromkeys(names, "Cached"), "gather": "Completed"})
     assert project.log() == []
     assert samples(project) == expected
+
+
+def test_a_training_shows_how_far_it_is(project):
+    """One shard that lasts: its steps are its progress. The names are those of the real training."""
+    assert (progress.CURVE, train.LOSS_COLUMNS[0]) == (train.LOSS, "step")
+    path = project.folder / "stages" / "train.py"
+    text = path.read_text()
+    for old, new in (
+        ('{"steps": params.steps,', '{"optimization": {"steps": params.steps}, "steps": params.steps,'),
+        ('log(f"train', r'write_text(shard.scratch / "loss.tsv", f"step\tloss\n{step + 1}\t0.5\n"); log(f"train'),
+    ):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    path.write_text(text)
+    project.hold(4)
+    process = project.start("stage", "train", "--variant", "net")
+    shown = {"artifacts": {"key": {"any_": ["train-net-progress"]}}, "sort": "CREATED_DESC"}
+    until(lambda: [item["data"] for item in query(project, "artifacts", shown)][:1] == [40])
+    project.release()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert query(project, "artifacts", shown)[0]["data"] == 100
 
 
 @pytest.mark.faults
