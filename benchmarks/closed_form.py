@@ -29,6 +29,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 from stages.diffusion import empirical_score, truncated_score  # noqa: E402
+from stages.diffusion.many_centres import make_many_centres  # noqa: E402
 from stages.diffusion.noise import levels, normal  # noqa: E402
 from stages.diffusion.parameters import NoiseParams  # noqa: E402
 
@@ -94,7 +95,7 @@ def keops(pixels: torch.Tensor) -> Score:
 
 def run(pixels: np.ndarray, every: int, with_keops: bool) -> tuple[dict[str, float], str | None]:
     """The whole run with ours; the others at every `every`th level. Prints a table, returns the ratios of the means."""
-    centres = truncated_score.make_many_centres(pixels)
+    centres = make_many_centres(pixels)
     single = torch.from_numpy(pixels).float() / 255
     blocks = empirical_score.make_centres(torch.from_numpy(pixels), batch=SAMPLES)
     blocks = dataclasses.replace(blocks, many=None)  # else it would be ours again
@@ -145,9 +146,9 @@ def run(pixels: np.ndarray, every: int, with_keops: bool) -> tuple[dict[str, flo
 def memory(count: int) -> float:
     """Child: peak memory in MB that a dense and a sparse evaluation of 100 samples need beyond the images."""
     pixels = np.random.default_rng(0).integers(0, 256, (count, 3072), dtype=np.uint8)
-    centres = truncated_score.make_many_centres(pixels)
+    centres = make_many_centres(pixels)
     x = np.random.default_rng(1).standard_normal((SAMPLES, 3072))
-    truncated_score.conditioning(truncated_score.make_many_centres(pixels[:100]), x, np.full(SAMPLES, 1.0))
+    truncated_score.conditioning(make_many_centres(pixels[:100]), x, np.full(SAMPLES, 1.0))
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = status("VmRSS")
     for sigma in (50.0, 0.1):
@@ -166,7 +167,7 @@ def slice_of_imagenet(count: int = 20_000) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.bin"
         fields(count, 64).tofile(path)
-        centres = truncated_score.make_many_centres(np.memmap(path, np.uint8, "r", shape=(count, 12288)))
+        centres = make_many_centres(np.memmap(path, np.uint8, "r", shape=(count, 12288)))
         x = normal(0, torch.arange(SAMPLES), 0, (12288,)).double().numpy()
         out = {}
         for sigma in (100.0, 0.1):

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from stages.diffusion import truncated_score
+from stages.diffusion.many_centres import ManyCentres, make_many_centres
 from stages.diffusion.parameters import Precision
 from stages.errors import InputError
 
@@ -38,7 +39,7 @@ class Centres:
     pixels: Tensor
     norms: Tensor
     block: int
-    many: truncated_score.ManyCentres | None = None
+    many: ManyCentres | None = None
 
     @property
     def dimension(self) -> int:
@@ -66,7 +67,7 @@ def make_centres(images: Tensor, memory_budget: int = 1 << 28, batch: int = 1024
     per_centre = 8 * (4 * batch + (2 * pixels.shape[1] if keep else 0))  # four float64 arrays of (batch, block), pixels
     block = max(1, memory_budget // per_centre)
     norms = torch.cat([_unit(part).square().sum(1) for part in pixels.split(block)])
-    many = truncated_score.make_many_centres(pixels.numpy()) if keep and pixels.device.type == "cpu" else None
+    many = make_many_centres(pixels.numpy()) if keep and pixels.device.type == "cpu" else None
     return Centres(pixels, norms, block, many)
 
 

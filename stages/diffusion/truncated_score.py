@@ -1,129 +1,78 @@
 """Closed-form scores over many centres on a CPU: integer products for all, float64 for the few that weigh.
 
-The score at x is s = sum_i w_i p_i (x_i - x), w = softmax(l(r_i^2)), with l falling in r (METHODS §1.1, §1.4, §1.5):
+The score at x is s = sum_i w_i g_i, g_i = p_i (x_i - x), w = softmax(l(r_i^2)), l falling (METHODS §1.1, 1.4, 1.5):
 
     conditioning     l = -r^2 / 2 sigma^2     p = 1/sigma^2
     shells           l = -(c/T) ln r          p = c/r^2
 
-**The point.** x is taken in units of a grey level about 128 and rounded to q * scale with integers |q| <= 127 * 2^16:
-24 bits, off by at most 2^-24 of the largest pixel, which is float32's own rounding. Everything below is for that point.
-q = 2^16 a + 2^8 b + c with int8 digits a, b, c, so q . y_i for uint8 images y_i - 128 is three exact int8 products.
+Every score is off by at most 1e-6 of its own norm, which one of three bounds shows once it is computed; a sample for
+which none does is summed in float64 over all centres (`sum_exact`), off by float64's rounding alone.
 
-**Which centres weigh.** With the first digit alone, r_i^2 = |x|^2 + 2 h_i, h_i = |y_i|^2/2 - x . y_i is known up to
-E_i = scale |q - 2^16 a| |y_i| (Cauchy-Schwarz). Centre i is dropped where the lower bound h_i - E_i proves that
-r_i > R, R chosen from the smallest upper bound such that l(R^2) = l(r_min^2) - L.
+**Integers.** x is taken in units of a grey level about 128 and written as scale (2^24 a + 2^16 b + 2^8 c + e) with
+int8 digits a, b, c, e (`Points`). The products of digits with the images y_i - 128 are exact. The first n digits leave
+a rest delta of x of known length, so they give x . y_i up to |delta| |y_i| (Cauchy-Schwarz).
 
-**Truncation error.** Let S be the centres kept, s_S the score over S. Dropped weights relative to the nearest
-centre's are at most exp(-L), and g(r) = exp(l(r^2) - l(r_min^2)) p(r) r falls in r for r >= R (for
-conditioning where R >= sigma, which L >= 1/2 gives). With Z_S >= 1 the normaliser over S, B = sum over the dropped of
-w p (x_i - x) and tau their total weight,
+**Few centres** (`_few`). Where the noise is small, lower bounds of r_i^2 come from 128 principal directions (`Coarse`).
+Else, with the first digit, or two, r_i^2 = |x|^2 + 2 h_i, h_i = |y_i|^2/2 - x . y_i is known within
+E_i = |delta| |y_i|. Centre i is dropped where the lower bound h_i - E_i proves that r_i > R, R chosen from the smallest
+upper bound such that l(R^2) = l(r_min^2) - L. With two digits the bounds are so near the distances that of the rest the
+nearest that hold all but 1e-7 of the weight are picked (`needed`). Those kept are summed by differences in float64.
+Let S be the centres summed, s_S their score, Z_S >= 1 their weights' sum beside the nearest one's, B = sum over the
+dropped of w g and tau their weight:
 
-    s = (Z_S s_S + B) / (Z_S + tau)   so   |s - s_S| = |B - tau s_S| / (Z_S + tau) <= M g(R) + M exp(-L) |s_S|.
+    s = (Z_S s_S + B) / (Z_S + tau)   so   |s - s_S| = |B - tau s_S| / (Z_S + tau) <= (|B| + tau |s_S|) / Z_S
 
-`_drop` chooses L such that the right side stays below 1e-6 |s_S|, or below 1e-6 of what moving every pixel by 2^-24
-(the rounding of x) does to the pull of one centre, whichever is larger: no score is known better than x is.
+and |B|, tau follow from the lower bounds where there are any, and from w p r <= exp(-L) p(R) R beyond R, since w p r
+falls there (for conditioning where R >= sigma, which L >= 1/2 gives).
 
-**All centres.** Samples that keep too many are summed over all: r_i^2 from the three digits, exact, then in every block
-of 4096 the few centres (at most 255) with more than 1/256 of the block's weight one by one, the others with weights
-rounded to 24 bits of the largest of them, so that their sum with the images is three integer products again. A weight
-is off by at most 2^-24/256 of the block's sum, so the mean of the centres by at most 4096 2^-32 = 2^-20 of the largest
-distance D of a centre from it, and s by p 2^-20 D. Where many centres weigh, sigma sqrt d is many times D.
+**All centres** (`_all`). Distances from n digits, with |delta| |y_i| of error on x . y_i; then in every block of 4096
+the few centres (at most 63) with more than 1/64 of the block's weight by differences, the others with weights rounded
+to 16 or 24 bits of the largest of them, so that their sum with the images is two or three integer products again.
+With ~ for what is computed, e_i the errors of the others' log-weights, k_i those of their ln p, and sums over them,
 
-Only integers are summed over a batch, so a sample's score is the same bits in every batch.
+    s - s~ = sum_i w~_i [ (exp(e_i) - 1)(g~_i - s~) + exp(e_i)(exp(k_i) - 1) g~_i ] / sum_all w~_i exp(e_i).
+
+With Z the sum of all w~, W = sum_i w~_i / Z, V = sum_i w~_i |g~_i - s~|^2 / Z, G = sum_i w~_i |g~_i|^2 / Z,
+r their smallest distance, |y| the longest image and E = max |e_i| + |k_i| this is at most
+
+    shells:        |e_i| <= (c/T) |delta| |y| / r^2, |k_i| <= 2 |delta| |y| / r^2 (0 where p does not depend on r):
+                   2 |delta| |y| / r^2 exp(2E) sqrt(W) [ c/2T sqrt(V) + sqrt(G) ]
+    conditioning:  |e_i| <= |delta| |y_i| / sigma^2:  |delta| / sigma^2 exp(2E) sqrt(sum_i w~_i |y_i|^2 / Z) sqrt(V)
+      where no centre is summed by itself, since a change of all log-weights alike has no effect:
+                   |e_i| <= |delta| |g_i - s~|:       |delta| exp(2E) V
+
+To this comes the rounding of the weights, at most sum_i |rounding of w~_i p~_i| |y_i| / Z, summed as it happens.
+
+Only integers are summed over a batch, and each sample finds its own way, so its score is the same bits in every batch.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import numpy as np
 
-from stages.search.products import centred, products, spread, squared_norms, weighted_sums
+from stages.diffusion.many_centres import COARSE_BLOCK, DIGITS, GREY, Law, ManyCentres, Points, coarse_points, quantise
+from stages.search.products import centred, products, spread, weighted_sums
 
 TOLERANCE = 1e-6  # of the score
-ROUNDING = 2.0**-24  # of a pixel near 1, in float32
-BLOCK = 4096  # centres visited at once
-TOP = 127 << 16  # largest fixed-point value: its first digit is 127
-KEPT = 4096  # most centres per sample that are summed one by one
+EXPECTED = 1.2 * TOLERANCE  # all centres are summed with as few digits of x as bring a rough bound of the error below
+CANCELLED = -math.log(2.0**-24)  # how much deeper centres are sought where the pulls of the nearest cancel
+KEPT = {0: 1024, 1: 2048, 2: 5000}  # most centres per sample summed one by one, by the digits that they were found with
+PATIENCE = (4, 2)  # how many times more than KEPT a sample may promise to need after the first parts of the centres
 TOGETHER = 128  # samples worked on at once
-BUFFER = 8 * KEPT  # candidates per sample while the smallest bound is still being found; 12 bytes each
-HOPELESS = 0.6  # share of the first block's centres that stay, above which all centres are summed at once
-GREY = 255.0
-
-
-@dataclasses.dataclass(frozen=True)
-class ManyCentres:
-    """Training images as centres, one byte per pixel (memory-mapped if they come so) and 16 per image.
-
-    Attributes:
-        images: uint8 (M, d).
-        norms: int64 (M,), |y - 128|^2.
-        lengths: float64 (M,), |y - 128|.
-    """
-
-    images: np.ndarray
-    norms: np.ndarray
-    lengths: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def dimension(self) -> int:
-        """d."""
-        return self.images.shape[1]
-
-    @property
-    def most(self) -> int:
-        """Centres per sample above which one product with all of them is faster than one by one."""
-        return min(KEPT, max(64, len(self) // 8))
-
-    def blocks(self) -> list[slice]:
-        """Rows visited at once."""
-        return [slice(a, min(a + BLOCK, len(self))) for a in range(0, len(self), BLOCK)]
-
-
-def make_many_centres(images: np.ndarray) -> ManyCentres:
-    """Centres of uint8 images (M, d)."""
-    norms = squared_norms(images)
-    return ManyCentres(images, norms, np.sqrt(norms.astype(np.float64)))
-
-
-@dataclasses.dataclass(frozen=True)
-class Law:
-    """How a centre at squared distance r2 (grey levels squared) weighs and pulls, for every sample.
-
-    Attributes:
-        shells: log-weight -rate ln r2 (True) or -rate r2.
-        rate: float64 (B,).
-        inverse: precision p = pull/r2 (True) or p = pull.
-        pull: float64 (B,).
-    """
-
-    shells: bool
-    rate: np.ndarray
-    inverse: bool
-    pull: np.ndarray
-
-    def take(self, rows: np.ndarray) -> "Law":
-        """The law of these samples."""
-        return Law(self.shells, self.rate[rows], self.inverse, self.pull[rows])
-
-    def reach(self, depth: np.ndarray) -> np.ndarray:
-        """By which r2 grows (a factor for shells, else a summand) where the log-weight falls by `depth` (B,)."""
-        with np.errstate(over="ignore"):
-            return np.exp(depth / self.rate) if self.shells else depth / self.rate
-
-    def precision(self, r2: np.ndarray) -> np.ndarray:
-        """p, (B,)."""
-        return self.pull / r2 if self.inverse else self.pull
+Way = Callable[..., tuple[np.ndarray, np.ndarray]]  # a score, grey levels (B, d), and a bound of its error (B,)
+FEW_ROWS, DEPTH = 20, 1 << 16  # rows of a product up to which images are not packed for it; pixels whose sum fits int32
+BUFFER = 1 << 15  # candidates per sample while the smallest bound is still being found; 12 bytes each
 
 
 def conditioning(centres: ManyCentres, x: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     """s(x; sigma) of METHODS §1.1. x: float64 (B, d) in [0,1] units plus noise; sigma: float64 (B,). Returns (B, d)."""
-    return score(centres, x, _gaussian(sigma))
+    return score(centres, x, gaussian(sigma))
 
 
-def _gaussian(sigma: np.ndarray) -> Law:
+def gaussian(sigma: np.ndarray) -> Law:
+    """The law of `conditioning`."""
     return Law(False, 1 / (2 * (GREY * sigma) ** 2), False, 1 / sigma**2)
 
 
@@ -142,156 +91,266 @@ def unconditioning(
     return score(centres, x, Law(True, power / (2 * temperature), sigma is None, pull))
 
 
-@dataclasses.dataclass(frozen=True)
-class Points:
-    """Samples as fixed-point numbers: x = 128 + scale q, in grey levels, q = 2^16 a + 2^8 b + c.
-
-    Attributes:
-        digits: int8 (3, B, d): a, b, c.
-        scale: float64 (B,).
-        squared: float64 (B,), |scale q|^2.
-        rest: float64 (B,), |scale (q - 2^16 a)|.
-    """
-
-    digits: np.ndarray
-    scale: np.ndarray
-    squared: np.ndarray
-    rest: np.ndarray
-
-    def take(self, rows: np.ndarray) -> "Points":
-        """These samples."""
-        return Points(self.digits[:, rows], self.scale[rows], self.squared[rows], self.rest[rows])
-
-    @property
-    def values(self) -> np.ndarray:
-        """scale q, float64 (B, d)."""
-        a, b, c = (digit.astype(np.float64) for digit in self.digits)
-        return (65536 * a + 256 * b + c) * self.scale[:, None]
-
-
-def quantise(x: np.ndarray) -> Points:
-    """x float64 (B, d), in [0,1] units plus noise, as fixed-point numbers with 24 bits for its largest value."""
-    grey = GREY * x - 128
-    scale = np.maximum(np.abs(grey).max(1), 1.0) / TOP
-    q = np.rint(grey / scale[:, None]).astype(np.int64)
-    low = ((q + 128) & 255) - 128
-    middle = ((((q - low) >> 8) + 128) & 255) - 128
-    high = (((q - low) >> 8) - middle) >> 8
-    rest = np.sqrt(np.square(256 * middle + low).sum(1).astype(np.float64)) * scale
-    squared = np.square(q).sum(1).astype(np.float64) * scale**2
-    return Points(np.stack([high, middle, low]).astype(np.int8), scale, squared, rest)
-
-
 def score(centres: ManyCentres, x: np.ndarray, law: Law) -> np.ndarray:
-    """The score of a law at x float64 (B, d): float64 (B, d). See the module's docstring for its error."""
+    """The score of a law at x float64 (B, d): float64 (B, d), off by at most 1e-6 of its norm."""
     parts = [np.arange(a, min(a + TOGETHER, len(x))) for a in range(0, len(x), TOGETHER)]
     return np.concatenate([_score(centres, x[part], law.take(part)) for part in parts])
 
 
 def _score(centres: ManyCentres, x: np.ndarray, law: Law) -> np.ndarray:
+    """Each sample's score by the cheapest way whose bound holds."""
     points, out = quantise(x), np.empty_like(x)
-    waiting, everything = np.arange(len(x)), []
     depth = math.log(len(centres) / TOLERANCE) + 2
-    for deeper in (0.0, -math.log(ROUNDING)):
-        some, own = points.take(waiting), law.take(waiting)
-        kept = candidates(centres, some, own, depth + deeper)
-        everything.append(waiting[kept.count < 0])
-        found, proven = _sum_kept(centres, some, own, kept, depth + deeper)
-        out[waiting[proven]] = found[proven]
-        waiting = waiting[~proven & (kept.count >= 0)]
-    rest = np.concatenate([*everything, waiting])
-    out[rest] = _sum_all(centres, points.take(rest), law.take(rest))
-    return out
+
+    def settle(rows: np.ndarray, way: Way, *options: float) -> tuple[np.ndarray, np.ndarray]:
+        """Those of the samples `rows` whose bound does not hold, and those for which the way is too long."""
+        found, bound = way(centres, points.take(rows), law.take(rows), *options)
+        proven = bound <= TOLERANCE * np.linalg.norm(found, axis=1)
+        out[rows[proven]] = found[proven]
+        return rows[~proven & ~np.isnan(bound)], rows[np.isnan(bound)]
+
+    unproven, many = [], np.arange(len(x))
+    for digits in (0, 1, 2):
+        cancelled, many = settle(many, _few, depth, digits)
+        unproven.append(cancelled)
+    whole, exact = many, [*settle(np.concatenate(unproven), _few, depth + CANCELLED, 1)]
+    digits = _digits(centres, points.take(whole), law.take(whole))
+    for n in np.unique(digits):
+        unproven, _ = settle(whole[digits == n], _all, n)
+        exact.append(settle(unproven, _all, DIGITS)[0] if n < DIGITS else unproven)
+    rows = np.concatenate(exact)
+    out[rows] = _exact(centres, points.take(rows), law.take(rows))
+    return out / GREY
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """Centres that may weigh. rows: int32 (B, n), of which row b fills count[b]; count -1: too many, sum over all."""
+    """Centres that may weigh.
+
+    Attributes:
+        rows: int32 (B, n), of which row b fills count[b]; count -1: too many, sum over all.
+        lower: float64 (B, n), lower bounds of their h.
+        used: int64 (B,), how many of these hold nearly all of the weight: they come first.
+    """
 
     rows: np.ndarray
+    lower: np.ndarray
     count: np.ndarray
+    used: np.ndarray
 
 
-def candidates(centres: ManyCentres, points: Points, law: Law, depth: float) -> Candidates:
-    """The centres that the first digit does not prove to weigh less than exp(-depth) of the nearest one."""
-    from stages.diffusion.truncation_kernels import collect
+def candidates(centres: ManyCentres, points: Points, law: Law, depth: float, digits: int) -> Candidates:
+    """The centres that the first digits, or with none the coarse coordinates, do not prove to weigh less than
+    exp(-depth) of the nearest one.
 
-    count, size = len(points.scale), min(BUFFER, len(centres))
+    A sample that promises to need many more than KEPT after the first parts, or needs more after the last, gets -1.
+    """
+    from stages.diffusion.truncation_kernels import collect, needed
+
+    if digits == 0:
+        return _coarse_candidates(centres, points, law, depth)
+    count, size = len(points), min(BUFFER, len(centres))
     rows, lower = np.empty((count, size), np.int32), np.empty((count, size))
-    filled, best = np.zeros(count, np.int64), np.full(count, np.inf)
-    reach = law.reach(np.full(count, depth))
-    for block in centres.blocks():
+    filled, used, best = np.zeros(count, np.int64), np.zeros(count, np.int64), np.full(count, np.inf)
+    reach, units, blocks = law.reach(np.full(count, depth)), points.units(digits), centres.blocks(pilot=True)
+
+    def limit(active: np.ndarray, most: float) -> None:
+        """Count those used of what is there so far; give up the samples that would need more than `most`."""
+        used[active] = filled[active]
+        if digits > 1:
+            share = TOLERANCE / 8
+            needed(rows, lower, filled, active, points.squared, law.shells, law.rate, share, used)
+        filled[active[used[active] > most]] = -1
+
+    for turn, block in enumerate(blocks):
         active = np.flatnonzero(filled >= 0)
         if len(active) == 0:
             break
-        inner = products(points.digits[0][active], centred(centres.images[block]))
+        inner = _products(points.digits[:digits, active], centres.images[block])
 
         def scan(a: int, b: int, active: np.ndarray = active, inner: np.ndarray = inner, block: slice = block) -> None:
             collect(
-                inner[a:b], centres.norms[block], centres.lengths[block], block.start, active[a:b], points.scale,
-                points.rest, points.squared, reach, law.shells, HOPELESS, rows, lower, filled, best,
+                inner[:, a:b], centres.norms[block], centres.lengths[block], block.start, active[a:b], units,
+                points.rest[digits - 1], points.squared, reach, law.shells, rows, lower, filled, best,
             )  # fmt: skip
 
         spread(scan, len(active))
-    filled[filled > centres.most] = -1
-    return Candidates(rows, filled)
+        if turn < len(PATIENCE) and turn < len(blocks) - 1:
+            limit(active[filled[active] >= 0], PATIENCE[turn] * KEPT[digits] * block.stop / len(centres))
+    limit(np.flatnonzero(filled >= 0), KEPT[digits])
+    return Candidates(rows, lower, filled, np.where(filled < 0, 0, used))
 
 
-def _sum_kept(
-    centres: ManyCentres, points: Points, law: Law, kept: Candidates, depth: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """The score over the kept centres (B, d), and for which samples the certificate holds (bool (B,))."""
+def _coarse_candidates(centres: ManyCentres, points: Points, law: Law, depth: float) -> Candidates:
+    """`candidates` by coarse coordinates; -1 also where these would not help."""
+    from stages.diffusion.truncation_kernels import collect_coarse
+
+    count, y = len(points), centres.coarse
+    filled, empty = np.full(count, -1), np.zeros((count, 0))
+    if y is None:
+        return Candidates(empty.astype(np.int32), empty, filled, np.zeros(count, np.int64))
+    x, size = coarse_points(y.projection, points), min(BUFFER, len(centres))
+    filled[y.helps(x)] = 0
+    rows, lower, best = np.empty((count, size), np.int32), np.empty((count, size)), np.full(count, np.inf)
+    reach = law.reach(np.full(count, depth))
+    slack = x.length * y.error.max() + x.error * y.length.max()  # what rounding the coordinates does to Px . Py
+    for start in range(0, len(centres), COARSE_BLOCK):
+        active, block = np.flatnonzero(filled >= 0), slice(start, min(start + COARSE_BLOCK, len(centres)))
+        if len(active) == 0:
+            break
+        left, right = (part.reshape(-1, y.projection.size) for part in (x.digits[:, active], y.digits[:, block]))
+        inner = products(left, right).reshape(2, len(active), 2, -1)
+
+        def scan(a: int, b: int, active: np.ndarray = active, inner: np.ndarray = inner, block: slice = block) -> None:
+            collect_coarse(
+                inner[:, a:b], centres.images[block], y.scale[0], y.squared[block], y.left[block], block.start,
+                active[a:b], points.values, x.scale, x.squared, x.left, slack, points.squared, reach, law.shells,
+                rows, lower, filled, best,
+            )  # fmt: skip
+
+        spread(scan, len(active))
+        filled[filled > block.stop // 4] = -1
+    filled[filled > KEPT[0]] = -1
+    return Candidates(rows, lower, filled, np.maximum(filled, 0))
+
+
+def _products(digits: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Digits int8 (n, B, d) times images - 128, uint8 (m, d): int32 (n, B, m), at once: images are packed once."""
+    n, count, d = digits.shape
+    rows = digits.reshape(-1, d)
+    if len(rows) > FEW_ROWS or d > DEPTH:
+        return products(rows, centred(images)).reshape(n, count, -1)
+    from stages.diffusion.truncation_kernels import few_products
+
+    out = np.empty((len(rows), len(images)), np.int32)
+    spread(lambda a, b: few_products(images[a:b], rows, out[:, a:b]), len(images))
+    return out.reshape(n, count, -1)
+
+
+def _moment(weights: np.ndarray, fine: np.ndarray, images: np.ndarray) -> np.ndarray:
+    """Weights in three digits int8 (3, B, m), the last 0 where not `fine`, times images - 128, uint8 (m, d): (B, d)."""
+    rows = np.concatenate([*weights[:2], weights[2, fine]])
+    if len(rows) > FEW_ROWS:
+        found = weighted_sums(rows, centred(images))
+    else:
+        from stages.diffusion.truncation_kernels import few_sums
+
+        found = np.zeros((len(rows), images.shape[1]), np.int32)
+        spread(lambda a, b: few_sums(rows[a:b], images, found[a:b]), len(rows))
+    high, middle, low = np.split(found, [len(fine), 2 * len(fine)])
+    sums = 65536.0 * high + 256.0 * middle
+    sums[fine] += low
+    return sums
+
+
+def _few(centres: ManyCentres, points: Points, law: Law, depth: float, digits: int) -> tuple[np.ndarray, np.ndarray]:
+    """The score over the centres kept, grey levels (B, d), and the bound of its error (B,); NaN: too many were kept."""
     from stages.diffusion.truncation_kernels import sum_kept
 
-    values, count = points.values, kept.count
-    out, nearest = np.zeros_like(values), np.zeros(len(values))
+    out, nearest, left = np.zeros_like(points.values), np.zeros(len(points)), np.zeros((len(points), 2))
+    if len(points) == 0:
+        return out, np.zeros(0)
+    kept = candidates(centres, points, law, depth, digits)
 
     def work(a: int, b: int) -> None:
         sum_kept(
-            values[a:b], centres.images, kept.rows[a:b], count[a:b], law.shells, law.rate[a:b], law.inverse,
-            law.pull[a:b], out[a:b], nearest[a:b],
+            points.values[a:b], points.squared[a:b], centres.images, kept.rows[a:b], kept.lower[a:b], kept.used[a:b],
+            kept.count[a:b], law.shells, law.rate[a:b], law.inverse, law.pull[a:b], out[a:b], nearest[a:b], left[a:b],
         )  # fmt: skip
 
-    if len(values):
-        spread(work, len(values))
+    spread(work, len(points))
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        reach = law.reach(np.full(len(values), depth))
-        farthest = nearest * reach if law.shells else nearest + reach
-        size, near = np.linalg.norm(out, axis=1), law.precision(nearest)
-        dropped = (
-            (len(centres) - count) * math.exp(-depth) * (law.precision(farthest) * np.sqrt(farthest) / GREY + size)
-        )
-        rounding = ROUNDING * math.sqrt(centres.dimension) * near
-        proven = (count >= 0) & ((count == len(centres)) | (dropped <= TOLERANCE * np.maximum(size, rounding)))
-    return out, proven
+        reach = law.reach(np.full(len(points), depth))
+        far = nearest * reach if law.shells else nearest + reach
+        size, unseen = np.linalg.norm(out, axis=1), (len(centres) - kept.count) * math.exp(-depth)
+        pulled, weight = unseen * law.precision(far) * np.sqrt(far) + left[:, 0], unseen + left[:, 1]
+        everything = kept.count == len(centres)
+        pulled, weight = np.where(everything, left[:, 0], pulled), np.where(everything, left[:, 1], weight)
+        bound = np.where(everything | law.falls(), pulled + weight * size, np.inf)
+    return out, np.where(kept.count < 0, np.nan, bound)
 
 
-def _sum_all(centres: ManyCentres, points: Points, law: Law) -> np.ndarray:
-    """The score over all centres, (B, d): an online softmax over blocks whose sums are integers."""
+def _digits(centres: ManyCentres, points: Points, law: Law) -> np.ndarray:
+    """With how many digits of x the bound of `_all` will likely hold, int64 (B,): from the centres' mean length."""
+    length, size = math.sqrt(centres.norms.mean()), np.sqrt(points.squared)
+    if law.shells:
+        slope = centres.longest * (law.rate * length / size + law.inverse) / points.squared
+    else:
+        slope = law.rate * length**2 / size
+    likely = 2 * points.rest[1:] * slope
+    return 2 + (likely[:-1] > EXPECTED).sum(0)
+
+
+def _all(centres: ManyCentres, points: Points, law: Law, digits: int) -> tuple[np.ndarray, np.ndarray]:
+    """The score over all centres, grey levels (B, d), and the bound of its error (B,): an online softmax over blocks
+    whose sums are integers."""
     from stages.diffusion.truncation_kernels import weigh
 
-    count, d = len(points.scale), centres.dimension
+    count, d = points.values.shape
     if count == 0:
-        return np.empty((0, d))
-    moment, heavy = np.zeros((count, d)), np.zeros((count, d))
-    state = np.zeros((count, 3))  # of a sample: largest log-weight, sum of w, sum of w p
-    state[:, 0] = -np.inf
+        return np.zeros((0, d)), np.zeros(0)
+    moment, heavy, units = np.zeros((count, d)), np.zeros((count, d)), points.units(digits)
+    state = np.zeros((count, 8))  # as `weigh` has it
+    state[:, 0], state[:, 1] = -np.inf, np.inf
     for block in centres.blocks():
-        images = centred(centres.images[block])
-        inner = products(points.digits.reshape(-1, d), images).reshape(3, count, -1)  # at once: images are packed once
-        weights = np.empty((3, count, len(images)), np.int8)
+        images = centres.images[block]
+        inner = _products(points.digits[:digits], images)
+        weights, fine = np.empty((3, count, len(images)), np.int8), np.empty(count, bool)
         factors = np.empty((count, 2))  # of a sample: what its moment shrinks by, the unit of its weights
 
         def work(a: int, b: int, inner: np.ndarray = inner, block: slice = block, weights: np.ndarray = weights,
-                 factors: np.ndarray = factors) -> None:  # fmt: skip
+                 factors: np.ndarray = factors, fine: np.ndarray = fine) -> None:  # fmt: skip
             weigh(
-                inner[:, a:b], centres.images[block], centres.norms[block], points.scale[a:b], points.squared[a:b],
-                law.shells, law.rate[a:b], law.inverse, law.pull[a:b], state[a:b], weights[:, a:b], factors[a:b],
-                heavy[a:b],
+                inner[:, a:b], centres.images[block], centres.norms[block], centres.lengths[block], units[a:b],
+                points.values[a:b], points.squared[a:b], law.shells, law.rate[a:b], law.inverse, law.pull[a:b],
+                state[a:b], weights[:, a:b], factors[a:b], fine[a:b], heavy[a:b],
             )  # fmt: skip
 
         spread(work, count)
-        sums = weighted_sums(weights.reshape(-1, len(images)), images).reshape(3, count, d)
-        part = 65536.0 * sums[0] + 256.0 * sums[1] + sums[2]
-        moment = moment * factors[:, :1] + part * factors[:, 1:]
-    return (moment + heavy - state[:, 2:] * points.values) / (state[:, 1:2] * GREY)
+        moment = moment * factors[:, :1] + _moment(weights, fine, images) * factors[:, 1:]
+    light = moment - state[:, 4:5] * points.values
+    found = (light + heavy) / state[:, 2:4].sum(1, keepdims=True)
+    return found, _bound(centres, points, law, digits, state, light, found)
+
+
+def _bound(
+    centres: ManyCentres, points: Points, law: Law, digits: int, state: np.ndarray, light: np.ndarray, found: np.ndarray
+) -> np.ndarray:
+    """The bound of the error of `_all`, grey levels (B,), of the module's docstring. light: sums of w g by rounded
+    weights, (B, d)."""
+    _, near, alone, weight, _, pulls, norms, rounded = state.T
+    off, longest, total = points.rest[digits - 1], centres.longest, alone + weight
+    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
+        rounding, share = rounded / total, weight / total
+        near = near - 2 * off * longest
+        squares = (pulls * (1 + 1e-12) + 2 * weight * law.precision(near) ** 2 * off * longest) / total  # r^2 is off
+        size = np.linalg.norm(found, axis=1)
+        variance = squares - 2 * (light * found).sum(1) / total + share * size**2 + 2 * rounding * size
+        apart = np.sqrt(np.maximum(variance, 0)) + rounding
+        if law.shells:
+            step = 2 * off * longest / near
+            largest = step * (law.rate + law.inverse)
+            shift = step * np.sqrt(share) * (law.rate * apart + law.inverse * np.sqrt(squares))
+        else:
+            step = 2 * law.rate * off
+            largest = 2 * step * longest
+            shift = step * np.where(alone > 0, np.sqrt(norms / total) * apart, apart**2 / law.pull)
+        shift *= np.exp(2 * largest)
+    return np.where(near > 0, shift + rounding, np.inf)
+
+
+def _exact(centres: ManyCentres, points: Points, law: Law) -> np.ndarray:
+    """The score over all centres, one by one in float64, grey levels (B, d)."""
+    from stages.diffusion.truncation_kernels import sum_exact
+
+    out = np.zeros_like(points.values)
+
+    def work(a: int, b: int) -> None:
+        sum_exact(
+            points.values[a:b], points.squared[a:b], centres.images, law.shells, law.rate[a:b], law.inverse,
+            law.pull[a:b], out[a:b],
+        )  # fmt: skip
+
+    if len(points):
+        spread(work, len(points))
+    return out
