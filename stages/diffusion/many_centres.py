@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 
 import numpy as np
 
@@ -47,7 +48,7 @@ class ManyCentres:
         """Their coarse coordinates; None for few or small images."""
         if len(self) < WORTH or self.dimension < 4 * DIRECTIONS:
             return None
-        return make_coarse(fit_projection(self.images, DIRECTIONS), self.images)
+        return make_coarse(fit_projection(self.images, DIRECTIONS), self.images, self.longest)
 
     def blocks(self, pilot: bool = False) -> list[slice]:
         """Rows visited at once; with `pilot` the first eighth of the first block comes by itself."""
@@ -174,14 +175,19 @@ class Coarse:
         return samples.left * self.left.mean() <= 0.3 * np.square(self.length).mean()
 
 
-def make_coarse(projection: Projection, images: np.ndarray) -> Coarse:
-    """Coarse coordinates of uint8 images (M, d), of one scale."""
-    parts = []
-    for start in range(0, len(images), BLOCK):
-        raw, squared, _ = projection.integers(images[start : start + BLOCK])
-        parts.append((projection.factor * (raw - projection.origin[:-1]), squared.astype(np.float64)))
-    coordinates, squared = (np.concatenate(part) for part in zip(*parts))
-    return _rounded(projection, coordinates, squared, 0.0, np.full(len(images), np.abs(coordinates).max()))
+def make_coarse(projection: Projection, images: np.ndarray, longest: float) -> Coarse:
+    """Coarse coordinates of uint8 images (M, d), none of them longer than `longest` (about 128), of one scale."""
+    count, largest = len(images), longest + math.sqrt(projection.origin[-1])
+    whole = Coarse(projection, np.empty((2, count, projection.size), np.int8), *np.empty((5, count)))
+    for start in range(0, count, BLOCK):
+        rows = slice(start, min(start + BLOCK, count))
+        raw, squared, _ = projection.integers(images[rows])
+        along = projection.factor * (raw - projection.origin[:-1])
+        part = _rounded(projection, along, squared.astype(np.float64), 0.0, np.full(len(raw), largest))
+        whole.digits[:, rows] = part.digits
+        for name in ("scale", "squared", "left", "length", "error"):
+            getattr(whole, name)[rows] = getattr(part, name)
+    return whole
 
 
 def coarse_points(projection: Projection, points: Points) -> Coarse:

@@ -27,7 +27,7 @@ falls there (for conditioning where R >= sigma, which L >= 1/2 gives).
 
 **All centres** (`_all`). Distances from n digits, with |delta| |y_i| of error on x . y_i; then in every block of 4096
 the few centres (at most 63) with more than 1/64 of the block's weight by differences, the others with weights rounded
-to 16 or 24 bits of the largest of them, so that their sum with the images is two or three integer products again.
+to 17 or 25 bits of the largest of them, so that their sum with the images is two or three integer products again.
 With ~ for what is computed, e_i the errors of the others' log-weights, k_i those of their ln p, and sums over them,
 
     s - s~ = sum_i w~_i [ (exp(e_i) - 1)(g~_i - s~) + exp(e_i)(exp(k_i) - 1) g~_i ] / sum_all w~_i exp(e_i).
@@ -56,10 +56,11 @@ from stages.diffusion.many_centres import COARSE_BLOCK, DIGITS, GREY, Law, ManyC
 from stages.search.products import centred, products, spread, weighted_sums
 
 TOLERANCE = 1e-6  # of the score
-EXPECTED = 1.2 * TOLERANCE  # all centres are summed with as few digits of x as bring a rough bound of the error below
+EXPECTED = 1e-5  # estimate of the error with three digits of x, often ten times too large, above which four are taken
 CANCELLED = -math.log(2.0**-24)  # how much deeper centres are sought where the pulls of the nearest cancel
-KEPT = {0: 1024, 1: 2048, 2: 5000}  # most centres per sample summed one by one, by the digits that they were found with
-PATIENCE = (4, 2)  # how many times more than KEPT a sample may promise to need after the first parts of the centres
+KEPT = {0: 512, 1: 2048, 2: 2048}  # most centres per sample summed one by one, by the digits that they were found with
+NOISY = 4  # times the centres' mean square, above which a sample has too much noise for coarse coordinates
+PATIENCE = (3, 1.5)  # how many times more than KEPT a sample may promise to need after the first parts of the centres
 TOGETHER = 128  # samples worked on at once
 Way = Callable[..., tuple[np.ndarray, np.ndarray]]  # a score, grey levels (B, d), and a bound of its error (B,)
 FEW_ROWS, DEPTH = 20, 1 << 16  # rows of a product up to which images are not packed for it; pixels whose sum fits int32
@@ -185,12 +186,12 @@ def _coarse_candidates(centres: ManyCentres, points: Points, law: Law, depth: fl
     """`candidates` by coarse coordinates; -1 also where these would not help."""
     from stages.diffusion.truncation_kernels import collect_coarse
 
-    count, y = len(points), centres.coarse
-    filled, empty = np.full(count, -1), np.zeros((count, 0))
-    if y is None:
+    count, empty = len(points), np.zeros((len(points), 0))
+    filled, noisy = np.full(count, -1), points.squared > NOISY * centres.norms.mean()
+    if noisy.all() or (y := centres.coarse) is None:
         return Candidates(empty.astype(np.int32), empty, filled, np.zeros(count, np.int64))
     x, size = coarse_points(y.projection, points), min(BUFFER, len(centres))
-    filled[y.helps(x)] = 0
+    filled[y.helps(x) & ~noisy] = 0
     rows, lower, best = np.empty((count, size), np.int32), np.empty((count, size)), np.full(count, np.inf)
     reach = law.reach(np.full(count, depth))
     slack = x.length * y.error.max() + x.error * y.length.max()  # what rounding the coordinates does to Px . Py
@@ -214,12 +215,13 @@ def _coarse_candidates(centres: ManyCentres, points: Points, law: Law, depth: fl
     return Candidates(rows, lower, filled, np.maximum(filled, 0))
 
 
-def _products(digits: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Digits int8 (n, B, d) times images - 128, uint8 (m, d): int32 (n, B, m), at once: images are packed once."""
+def _products(digits: np.ndarray, images: np.ndarray, packed: np.ndarray | None = None) -> np.ndarray:
+    """Digits int8 (n, B, d) times images - 128, uint8 (m, d), or `packed` as int8: int32 (n, B, m), at once: the
+    product packs the images once."""
     n, count, d = digits.shape
     rows = digits.reshape(-1, d)
     if len(rows) > FEW_ROWS or d > DEPTH:
-        return products(rows, centred(images)).reshape(n, count, -1)
+        return products(rows, centred(images) if packed is None else packed).reshape(n, count, -1)
     from stages.diffusion.truncation_kernels import few_products
 
     out = np.empty((len(rows), len(images)), np.int32)
@@ -227,20 +229,23 @@ def _products(digits: np.ndarray, images: np.ndarray) -> np.ndarray:
     return out.reshape(n, count, -1)
 
 
-def _moment(weights: np.ndarray, fine: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """Weights in three digits int8 (3, B, m), the last 0 where not `fine`, times images - 128, uint8 (m, d): (B, d)."""
-    rows = np.concatenate([*weights[:2], weights[2, fine]])
+def _moment(
+    weights: np.ndarray, fine: np.ndarray, images: np.ndarray, packed: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Weights in three digits int8 (3, B, m), the last 0 where not `fine`, times images - 128, uint8 (m, d) and `packed`
+    as int8: float64 (B, d); and the images' sum, (d,)."""
+    rows = np.concatenate([*weights[:2], weights[2, fine], np.ones((1, len(images)), np.int8)])
     if len(rows) > FEW_ROWS:
-        found = weighted_sums(rows, centred(images))
+        found = weighted_sums(rows, packed)
     else:
         from stages.diffusion.truncation_kernels import few_sums
 
         found = np.zeros((len(rows), images.shape[1]), np.int32)
         spread(lambda a, b: few_sums(rows[a:b], images, found[a:b]), len(rows))
-    high, middle, low = np.split(found, [len(fine), 2 * len(fine)])
+    high, middle, low = np.split(found[:-1], [len(fine), 2 * len(fine)])
     sums = 65536.0 * high + 256.0 * middle
     sums[fine] += low
-    return sums
+    return sums, found[-1]
 
 
 def _few(centres: ManyCentres, points: Points, law: Law, depth: float, digits: int) -> tuple[np.ndarray, np.ndarray]:
@@ -278,7 +283,7 @@ def _digits(centres: ManyCentres, points: Points, law: Law) -> np.ndarray:
     else:
         slope = law.rate * length**2 / size
     likely = 2 * points.rest[1:] * slope
-    return 2 + (likely[:-1] > EXPECTED).sum(0)
+    return 2 + (likely[0] > TOLERANCE / 2) + (likely[1] > EXPECTED)
 
 
 def _all(centres: ManyCentres, points: Points, law: Law, digits: int) -> tuple[np.ndarray, np.ndarray]:
@@ -294,9 +299,10 @@ def _all(centres: ManyCentres, points: Points, law: Law, digits: int) -> tuple[n
     state[:, 0], state[:, 1] = -np.inf, np.inf
     for block in centres.blocks():
         images = centres.images[block]
-        inner = _products(points.digits[:digits], images)
+        packed = centred(images)
+        inner = _products(points.digits[:digits], images, packed)
         weights, fine = np.empty((3, count, len(images)), np.int8), np.empty(count, bool)
-        factors = np.empty((count, 2))  # of a sample: what its moment shrinks by, the unit of its weights
+        factors = np.empty((count, 3))  # of a sample: what its moment shrinks by, the unit of its weights, their middle
 
         def work(a: int, b: int, inner: np.ndarray = inner, block: slice = block, weights: np.ndarray = weights,
                  factors: np.ndarray = factors, fine: np.ndarray = fine) -> None:  # fmt: skip
@@ -307,7 +313,8 @@ def _all(centres: ManyCentres, points: Points, law: Law, digits: int) -> tuple[n
             )  # fmt: skip
 
         spread(work, count)
-        moment = moment * factors[:, :1] + _moment(weights, fine, images) * factors[:, 1:]
+        sums, of_all = _moment(weights, fine, images, packed)
+        moment = moment * factors[:, :1] + sums * factors[:, 1:2] + of_all * factors[:, 2:]
     light = moment - state[:, 4:5] * points.values
     found = (light + heavy) / state[:, 2:4].sum(1, keepdims=True)
     return found, _bound(centres, points, law, digits, state, light, found)

@@ -9,7 +9,7 @@ from stages.search.byte_products import inner_bytes
 
 TOP = np.float64(127 << 16)  # of the weights' three digits
 SHARE = 1 / 64  # of a block's weight from which on a centre is summed by itself
-COARSE = 2.5e-7  # how far two digits instead of three may move the mean of the centres, as a share of the distance
+COARSE = 4e-7  # how far two digits instead of three may move the mean of the centres, as a share of the distance
 NEGLIGIBLE = 1e-9  # of the nearest centre's weight: what all centres that are not summed may weigh together
 BINS, WIDTH = 256, 0.25  # of the histogram of log-weights
 COPY = 1e-24  # of |x|^2: a squared distance below is float64's rounding of a point on the centre
@@ -288,19 +288,20 @@ def squared_distances(inner, norms, units, squared, r2):
 
 
 @numba.njit(nogil=True, cache=True, fastmath=SUMS, boundscheck=False)
-def rounding(mass, lengths, unit):
-    """Sum of |rounded mass - mass| |y| with masses in whole units."""
+def rounding(mass, middle, lengths, unit):
+    """Sum of |rounded mass - mass| |y| with masses in whole units from `middle`."""
     error = 0.0
     for j in range(mass.shape[0]):
-        error += abs(math.floor(mass[j] / unit + 0.5) * unit - mass[j]) * lengths[j]
+        own = mass[j] - middle
+        error += abs(math.floor(own / unit + 0.5) * unit - own) * lengths[j]
     return error
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
-def cut_in_digits(mass, unit, step, high, middle, low):
-    """Masses in units, rounded to multiples of `step`, as three digits int8 (m,)."""
+def cut_in_digits(mass, centre, unit, step, high, middle, low):
+    """Masses - centre in units, rounded to multiples of `step`, as three digits int8 (m,)."""
     for j in range(mass.shape[0]):
-        whole = step * np.int64(math.floor(mass[j] / (step * unit) + 0.5))
+        whole = step * np.int64(math.floor((mass[j] - centre) / (step * unit) + 0.5))
         last = ((whole + 128) & 255) - 128
         whole = (whole - last) >> 8
         second = ((whole + 128) & 255) - 128
@@ -335,9 +336,10 @@ def weigh(
     The others are rounded, to two digits where that moves the mean by no more than COARSE of the nearest distance,
     else (`fine`) to three.
 
-    inner: int32 (digits, B, m); values: float64 (B, d); digits: int8 (3, B, m) of w p / factors[b, 1]; factors[b, 0]:
-    what the sums so far are worth under the new largest log-weight; state: (B, 8) largest log-weight, smallest r^2, sum
-    of w of centres by themselves, and of the others the sums of w, w p, w p^2 r^2, w |y|^2 and |rounding of w p| |y|.
+    inner: int32 (digits, B, m); values: float64 (B, d); digits: int8 (3, B, m) of (w p - factors[b, 2]) / factors[b, 1];
+    factors[b, 0]: what the sums so far are worth under the new largest log-weight; state: (B, 8) largest log-weight,
+    smallest r^2, sum of w of centres by themselves, and of the others the sums of w, w p, w p^2 r^2, w |y|^2 and
+    |rounding of w p| |y|.
     """
     m = norms.shape[0]
     r2, weight, mass, bits = np.empty(m), np.empty(m), np.empty(m), np.empty(m, np.int64)
@@ -366,18 +368,20 @@ def weigh(
         if alone:
             block[:] = 0.0
             add_up(weight, mass, r2, norms, inverse, pull[b], block)
-        unit = max(mass.max(), 1e-300) / TOP
+        middle = 0.5 * max(mass.max(), 1e-300)
+        unit = middle / TOP
         allowed = COARSE * block[1] * math.sqrt(near)
         error = np.inf
         if 256 * unit * lengths[0] * m < 16 * allowed:  # else not worth a try
-            error = rounding(mass, lengths, 256 * unit)
+            error = rounding(mass, middle, lengths, 256 * unit)
         fine[b] = error > allowed
         if fine[b]:
-            error = rounding(mass, lengths, unit)
-        cut_in_digits(mass, unit, 1 if fine[b] else 256, digits[0, b], digits[1, b], digits[2, b])
+            error = rounding(mass, middle, lengths, unit)
+        step = 1 if fine[b] else 256
+        cut_in_digits(mass, middle, unit, step, digits[0, b], digits[1, b], digits[2, b])
         state[b, 3:7] += block
         state[b, 7] += error
-        factors[b, 0], factors[b, 1] = shrink, unit
+        factors[b, 0], factors[b, 1], factors[b, 2] = shrink, unit, middle
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
