@@ -232,8 +232,8 @@ def _products(digits: np.ndarray, images: np.ndarray, packed: np.ndarray | None 
 def _moment(
     weights: np.ndarray, fine: np.ndarray, images: np.ndarray, packed: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Weights in three digits int8 (3, B, m), the last 0 where not `fine`, times images - 128, uint8 (m, d) and `packed`
-    as int8: float64 (B, d); and the images' sum, (d,)."""
+    """Weights in three digits int8 (3, B, m), the last 0 where not `fine`, times images - 128, uint8 (m, d) and
+    `packed` as int8: float64 (B, d); and the images' sum, (d,)."""
     rows = np.concatenate([*weights[:2], weights[2, fine], np.ones((1, len(images)), np.int8)])
     if len(rows) > FEW_ROWS:
         found = weighted_sums(rows, packed)

@@ -336,10 +336,10 @@ def weigh(
     The others are rounded, to two digits where that moves the mean by no more than COARSE of the nearest distance,
     else (`fine`) to three.
 
-    inner: int32 (digits, B, m); values: float64 (B, d); digits: int8 (3, B, m) of (w p - factors[b, 2]) / factors[b, 1];
-    factors[b, 0]: what the sums so far are worth under the new largest log-weight; state: (B, 8) largest log-weight,
-    smallest r^2, sum of w of centres by themselves, and of the others the sums of w, w p, w p^2 r^2, w |y|^2 and
-    |rounding of w p| |y|.
+    inner: int32 (digits, B, m); values: float64 (B, d); digits: int8 (3, B, m) of
+    (w p - factors[b, 2]) / factors[b, 1]; factors[b, 0]: what the sums so far are worth under the new largest
+    log-weight; state: (B, 8) largest log-weight, smallest r^2, sum of w of centres by themselves, and of the others the
+    sums of w, w p, w p^2 r^2, w |y|^2 and |rounding of w p| |y|.
     """
     m = norms.shape[0]
     r2, weight, mass, bits = np.empty(m), np.empty(m), np.empty(m), np.empty(m, np.int64)
