@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from stages.device import memory_format, pick_device, uses_bfloat16
-from stages.diffusion import noise, samplers
+from stages.diffusion import noise, samplers, winograd
 from stages.diffusion.checkpoint import differing, load_tensors
 from stages.diffusion.empirical_score import Centres, cfdm_velocity, make_centres
 from stages.diffusion.network import NCSNpp
@@ -106,9 +106,10 @@ def make_model(
 
 
 def prepare_network(network: NCSNpp, device: torch.device, bfloat16: bool) -> NCSNpp:
-    """The network on `device`, ready to be evaluated by `network_score`; in float32 itself, in bfloat16 a copy.
+    """The network on `device`, ready to be evaluated by `network_score`: itself, or a copy that shares what it can.
 
     bfloat16: the weights of its products are cast once, which autocast would do at every evaluation, to the same bits.
+    Wide convolutions in float32 on a CPU become `winograd`'s, with four times their weights in memory.
     """
     network = network.to(device, memory_format=memory_format(device)).eval()
     if bfloat16:
@@ -116,6 +117,8 @@ def prepare_network(network: NCSNpp, device: torch.device, bfloat16: bool) -> NC
         for layer in network.modules():
             if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
                 layer.to(torch.bfloat16)
+    elif device.type == "cpu" and any(map(winograd.suits, network.modules())):
+        network = winograd.with_winograd(copy.deepcopy(network, {id(p): p for p in network.parameters()}))
     return network
 
 
