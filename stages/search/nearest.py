@@ -19,7 +19,7 @@ SMALL = 1 << 33  # multiplications up to which one plain product is faster than 
 DIRECTIONS = 284  # of the bound
 QUERIES = 24  # whose scores are in the cache at once
 CHUNK = 4096  # queries whose coordinates are in memory at once
-HARD = 0.75  # share of the groups that may hold a survivor before the dense search is faster
+HARD = 0.6  # share of the groups that may hold a survivor before the dense search is faster
 
 
 def nearest(
