@@ -89,7 +89,9 @@ def extrapolated(count: int, k: int) -> dict[str, float]:
     """
     images = stand_in(2, count + 1000, 64)
     reference, queries = images[:count], images[count:]
-    few, many = (min(timed(lambda n=n: nearest(queries[:n], reference, k))[0][0] for _ in range(3)) for n in (250, 1000))
+    few, many = (
+        min(timed(lambda n=n: nearest(queries[:n], reference, k))[0][0] for _ in range(3)) for n in (250, 1000)
+    )
     steps = np.array([[count + 250, count * 250], [count + 1000, count * 1000]], float)
     per_image, per_pair = np.linalg.solve(steps, [few, many])
     shapes = {"50000 x 10000 x 12288": (50_000, 10_000), "1280000 x 100000 x 12288": (1_280_000, 100_000)}
