@@ -32,8 +32,8 @@ from stages.memorization.copying_test import assign, cell_centres, cell_distance
 from stages.search import nearest_short as nearest_short_module
 from stages.search.alignment import best_shift, best_window, tile_distance
 from stages.search.nearest import nearest
-from stages.search.nearest_short import nearest_short, single_threaded_products
-from stages.search.products import spread
+from stages.search.nearest_short import nearest_short
+from stages.search.products import single_threaded_products, spread
 
 BUDGET = 1 << 28
 

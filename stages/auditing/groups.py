@@ -13,7 +13,7 @@ from stages.auditing.store import Arrays, Store
 from stages.images.duplicates import connected_groups, pixel_distance
 from stages.images.store import ImageTable
 from stages.search.nearest import nearest
-from stages.search.nearest_short import single_threaded_products
+from stages.search.products import single_threaded_products
 
 NEIGHBORS = 50  # of every image; what is usual is the mean distance to them
 RELATIVE = 0.4

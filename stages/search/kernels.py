@@ -376,10 +376,10 @@ def dense_block(inner, norms_x, norms_y, rows, count, exclude, keys):
     for q in range(inner.shape[0]):
         room = keys[q, k - 1] // count - norms_x[q]
         for start in range(0, inner.shape[1], RUN):
-            stop, n = min(start + RUN, inner.shape[1]), 0
+            stop, least = min(start + RUN, inner.shape[1]), EMPTY
             for j in range(start, stop):
-                n += norms_y[j] - 2 * np.int64(inner[q, j]) <= room
-            if n == 0:
+                least = min(least, norms_y[j] - 2 * np.int64(inner[q, j]))
+            if least > room:
                 continue
             for j in range(start, stop):
                 key = (norms_x[q] + norms_y[j] - 2 * np.int64(inner[q, j])) * count + rows[j]

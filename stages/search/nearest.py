@@ -10,7 +10,16 @@ import dataclasses
 import numpy as np
 
 from stages.errors import InputError
-from stages.search.products import affordable, centred, check_images, products, spread, squared_norms, threads
+from stages.search.products import (
+    affordable,
+    centred,
+    check_images,
+    products,
+    single_threaded_products,
+    spread,
+    squared_norms,
+    threads,
+)
 from stages.search.projection import Coordinates, compiled_norms, coordinates, fit_projection, slack
 from stages.search.tiled import GROUP, LANES, TILE, Tiles
 
@@ -70,7 +79,8 @@ def nearest(
     if len(queries) * count * d <= SMALL:
         search.plain()
     else:
-        search.pruned()
+        with single_threaded_products():
+            search.pruned()
     return search.keys % count, search.keys // count
 
 
@@ -156,23 +166,23 @@ class _Search:
     def dense(self, at: np.ndarray, rows: np.ndarray) -> None:
         """Exact int8 products of the queries `at` with the references `rows`."""
         d = self.reference.shape[1]
-        columns = max(1, min(2048, self.budget // (8 * d)))
-        step = max(1, min(1024, self.budget // (8 * d), self.budget // (16 * columns)))
+        columns, share = max(1, min(2048, self.budget // (8 * d))), self.budget // threads()
+        step = max(1, min(1024, share // (8 * d), share // (16 * columns)))
         for c in range(0, len(rows) if len(at) else 0, columns):
             some = rows[c : c + columns]
             block = self.reference[some]
             right, norms = centred(block), compiled_norms(block)
-            for r in range(0, len(at), step):
-                self._dense_block(at[r : r + step], right, norms, some)
+
+            def search(a: int, b: int) -> None:
+                for r in range(a, b, step):
+                    self._dense_block(at[r : min(r + step, b)], right, norms, some)  # noqa: B023  (before the next)
+
+            spread(search, len(at))
 
     def _dense_block(self, at: np.ndarray, right: np.ndarray, norms_y: np.ndarray, rows: np.ndarray) -> None:
         from stages.search.kernels import dense_block
 
         queries, exclude, kept = self.queries[at], self.exclude[at], self.keys[at]
         inner, norms_x = products(centred(queries), right), compiled_norms(queries)
-
-        def scan(a: int, b: int) -> None:
-            dense_block(inner[a:b], norms_x[a:b], norms_y, rows, self.count, exclude[a:b], kept[a:b])
-
-        spread(scan, len(at))
+        dense_block(inner, norms_x, norms_y, rows, self.count, exclude, kept)
         self.keys[at] = kept

@@ -4,34 +4,23 @@ A certified bound (`nearest`) pays where it saves most of a vector's length. Of 
 as directions, in int16, and the exact int8 products of all of them cost less than that bound.
 """
 
-import contextlib
-from collections.abc import Iterator
-
 import numpy as np
 
 from stages.errors import InputError
-from stages.search.products import affordable, centred, check_images, products, spread, threads
+from stages.search.products import (
+    affordable,
+    centred,
+    check_images,
+    products,
+    single_threaded_products,
+    spread,
+    threads,
+)
 from stages.search.projection import compiled_norms
 
 LONGEST = 4_096  # values of a vector: ‖y‖² − 2 x·y then fits an int32
 EMPTY = 2**63 - 1
 COLUMNS, ROWS = 4_096, 512  # of a block of products: large enough for the int8 kernel, within the third cache
-
-
-@contextlib.contextmanager
-def single_threaded_products() -> Iterator[None]:
-    """Products take one thread each within, where `spread` cuts the work.
-
-    A product's own threads wait for the next one spinning, on the processors that the compiled scans need in between.
-    """
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # of threads that start from now on, too
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def nearest_short(queries: np.ndarray, reference: np.ndarray, k: int, memory_budget: int = 1 << 30) -> np.ndarray:

@@ -4,9 +4,10 @@
 (x − 128), so that the processor's int8 dot products with int32 accumulation do the work.
 """
 
+import contextlib
 import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -43,6 +44,22 @@ def spread(work: Callable[[int, int], None], count: int) -> None:
     with ThreadPoolExecutor(len(spans)) as pool:
         for job in [pool.submit(work, a, b) for a, b in spans]:
             job.result()
+
+
+@contextlib.contextmanager
+def single_threaded_products() -> Iterator[None]:
+    """Products take one thread each within, where `spread` cuts the work.
+
+    A product's own threads wait for the next one spinning, on the processors that the compiled scans need in between.
+    """
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # of threads that start from now on, too
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def check_images(images: np.ndarray, name: str) -> np.ndarray:

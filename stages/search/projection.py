@@ -73,7 +73,7 @@ def compiled_norms(images: np.ndarray) -> np.ndarray:
     from stages.search.kernels import squared_lengths
 
     norms = np.empty(len(images), np.int64)
-    spread(lambda a, b: squared_lengths(images[a:b], norms[a:b]), len(images))
+    squared_lengths(images, norms)
     return norms
 
 
@@ -284,16 +284,15 @@ def coordinates(projection: Projection, images: np.ndarray, shape: Layout) -> Co
     added, (length, error) = np.empty(count, np.int32), np.empty((2, count))
     origin, factor, numbers, edges = projection.origin[:-1], projection.factor * scale, shape.numbers, shape.edges
     step = max(1, min(2048, (1 << 23) // images.shape[1]))
-    for start in range(0, count, step):
-        part = slice(start, start + step)
-        raw, squared[part], norms[part] = projection.integers(images[part])
-        out = raw, squared[part], coarse[part], fine[part], added[part], length[part], error[part]
 
-        def fill(a: int, b: int) -> None:
-            x, of, *filled = (array[a:b] for array in out)  # noqa: B023  (finished before the next block)
-            round_rows(x, origin, factor, of, scale, numbers, edges, *filled)
+    def fill(a: int, b: int) -> None:
+        for start in range(a, b, step):
+            part = slice(start, min(start + step, b))
+            raw, squared[part], norms[part] = projection.integers(images[part])
+            filled = coarse[part], fine[part], added[part], length[part], error[part]
+            round_rows(raw, origin, factor, squared[part], scale, numbers, edges, *filled)
 
-        spread(fill, len(raw))
+    spread(fill, count)
     return Coordinates(coarse, fine, squared, norms, added, length, error, scale)
 
 

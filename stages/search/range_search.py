@@ -4,7 +4,16 @@ import dataclasses
 
 import numpy as np
 
-from stages.search.products import affordable, centred, check_images, products, spread, squared_norms, threads
+from stages.search.products import (
+    affordable,
+    centred,
+    check_images,
+    products,
+    single_threaded_products,
+    spread,
+    squared_norms,
+    threads,
+)
 from stages.search.projection import Projection, coordinates, fit_projection, slack
 from stages.search.tiled import TILE, Tiles
 
@@ -33,7 +42,8 @@ def pairs_within(
     if count * count * d <= SMALL or d < 16:
         found = join.plain()
     else:
-        found = join.bounded(fit_projection(images, min(DIRECTIONS, d // 2)))
+        with single_threaded_products():
+            found = join.bounded(fit_projection(images, min(DIRECTIONS, d // 2)))
     i, j, squared = np.concatenate([np.zeros((3, 0), np.int64), *found], axis=1)
     order = np.lexsort((j, i))
     return i[order], j[order], squared[order]
