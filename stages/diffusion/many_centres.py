@@ -21,7 +21,7 @@ WORTH = 1 << 13  # centres from which on these coordinates are worth their makin
 @dataclasses.dataclass(frozen=True)
 class ManyCentres:
     """Training images as centres, one byte per pixel (memory-mapped if they come so) and 16 per image; with `coarse`,
-    made when a small noise level first asks for it, 288 per image.
+    made when a small noise level first asks for it, 296 more per image.
 
     Attributes:
         images: uint8 (M, d).
