@@ -444,7 +444,9 @@ def postgres(tmp_path_factory):
 
     def run(program: str, *arguments: str) -> None:
         command = [str(found[-1] / program), *arguments]
-        subprocess.run(command, check=True, user="postgres", cwd=folder, capture_output=True, timeout=60)
+        done = subprocess.run(command, user="postgres", cwd=folder, capture_output=True, text=True, timeout=60)
+        written = (folder / "log").read_text() if (folder / "log").exists() else ""
+        assert done.returncode == 0, done.stdout + done.stderr + written
 
     def start() -> str:
         options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories={folder}"
@@ -452,13 +454,16 @@ def postgres(tmp_path_factory):
         return f"postgresql+asyncpg://postgres@127.0.0.1:{port}/postgres"
 
     def kill() -> None:
-        os.kill(int((folder / "data" / "postmaster.pid").read_text().split()[0]), signal.SIGKILL)
+        pid = int((folder / "data" / "postmaster.pid").read_text().split()[0])
+        os.kill(pid, signal.SIGKILL)
+        # as long as nobody has taken its exit status, a new one believes that it runs
+        until(lambda: not Path(f"/proc/{pid}").exists())
         # its children notice by themselves; until then their shared memory keeps a new one from starting
         until(lambda: not [entry for entry in Path("/proc").glob("[0-9]*") if of_project(entry.name, folder / "data")])
 
     run("initdb", "-D", str(folder / "data"), "-A", "trust")
     yield start, kill
-    with contextlib.suppress(subprocess.CalledProcessError):
+    with contextlib.suppress(AssertionError):  # when a test has killed it
         run("pg_ctl", "-D", str(folder / "data"), "-m", "immediate", "stop")
     shutil.rmtree(folder)
 
