@@ -145,11 +145,13 @@ class _Search:
         marked = []
         step = max(1, min(QUERIES, self.budget // (16 * threads() * len(y.order))))
 
-        def scan(a: int, b: int) -> None:
-            scratch, own = y.scratch(min(step, b - a)), np.zeros_like(wanted)
+        starts = iter(range(0, len(at), step))  # a thread that is done takes the next ones: they take unequal times
+
+        def scan(*_: int) -> None:
+            scratch, own = y.scratch(min(step, len(at))), np.zeros_like(wanted)
             marked.append(own)
-            for start in range(a, b, step):
-                part = slice(start, min(start + step, b))
+            for start in starts:
+                part = slice(start, min(start + step, len(at)))
                 y.score(x.coarse[part], scratch)
                 search_block(
                     scratch.scores, scratch.maxima, x.fine[part], x.squared[part], margin[part], x.scale, y.rows.fine,
@@ -157,7 +159,7 @@ class _Search:
                     self.count, exclude[part], kept[part], hard[part], limit, own,
                 )  # fmt: skip
 
-        spread(scan, len(at))
+        spread(scan, min(threads(), -(-len(at) // step)))
         for own in marked:
             wanted |= own
         self.keys[at] = kept
