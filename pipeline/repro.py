@@ -25,9 +25,10 @@ TAIL = 25
 
 SAME_THREADS = ("train",)
 """Stages whose results depend on the number of threads in the last bits: a backward pass adds gradients up by thread.
-The other stages' do not (benchmarks/orchestration.py --parts parallel compares all outs). With several threads such a
-stage runs alone: its threads wait for each other spinning, within oneDNN too, whatever OMP_WAIT_POLICY says, so two
-trainings with two threads each on two cores took 20 times as long per step as one (1.7 s instead of 0.08 s)."""
+Of the other stages only the theory's measurements do (`verify`, and sample's alignment.json;
+benchmarks/orchestration.py --parts parallel compares all outs). With several threads such a stage runs alone: its
+threads wait for each other spinning, within oneDNN too, whatever OMP_WAIT_POLICY says, so two trainings with two
+threads each on two cores took 20 times as long per step as one (1.7 s instead of 0.08 s)."""
 
 STOP_GRACE = 35.0
 """Seconds between asking a stage to stop and killing it: a training writes a checkpoint first (CHILD_GRACE)."""
