@@ -9,6 +9,7 @@ Many uint8 images on a CPU go through `truncated_score` where that has the form:
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from typing import Literal
@@ -124,12 +125,19 @@ def mixture(centres: Centres, x: Tensor, sigmas: Tensor, power: int | None = Non
     sigmas: float64 (L,); x: float64 (B, d). Returns float64 (B, d). `power` c defaults to d-2.
     """
     c = shell_power(centres.dimension) if power is None else power
-    variances = sigmas.double() ** 2
+    variances = (sigmas.double() ** 2).tolist()  # numbers: no array of samples x centres x levels is made
 
     def weigh(r2: Tensor) -> tuple[Tensor, Tensor]:
-        joint = -c / 2 * torch.log(variances) - r2[..., None] / (2 * variances)
-        level = torch.softmax(joint, dim=2)
-        return torch.logsumexp(joint, dim=2), (level / variances).sum(2)
+        def joint(variance: float) -> Tensor:
+            return -c / 2 * math.log(variance) - r2 / (2 * variance)
+
+        top = functools.reduce(torch.maximum, map(joint, variances))
+        total, precision = torch.zeros_like(r2), torch.zeros_like(r2)
+        for variance in variances:
+            weight = torch.exp(joint(variance) - top)
+            total += weight
+            precision += weight / variance
+        return top + torch.log(total), precision / total
 
     return _weighted(centres, x, weigh)
 
