@@ -5,9 +5,10 @@ import signal
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from scipy.stats import chisquare
 
-from stages.diffusion.checkpoint import load_tensors, newest
+from stages.diffusion.checkpoint import load_tensors, newest, save_tensors
 from stages.diffusion.losses import denoising_target, temperature_target
 from stages.diffusion.network import NCSNpp
 from stages.diffusion.noise import generator_seed, uniform
@@ -21,6 +22,7 @@ from stages.diffusion.training import (
 )
 from stages.diffusion.training_set import EpochOrder, MappedTrainingSet, TrainingSet
 from stages.diffusion.variants import temperature_rule
+from stages.diffusion.world import World
 from stages.errors import InputError
 
 NETWORK = NetworkParams(
@@ -103,6 +105,41 @@ def test_resumed_training_ends_with_identical_weights_and_curve(tmp_path, precis
     assert rest[-1] == curve[-1]
 
 
+@pytest.mark.parametrize("stop", [4, 8])
+def test_a_row_of_the_curve_that_spans_the_interruption_is_the_same(tmp_path, stop):
+    """Rows after every 5 steps, checkpoints after every 4: the steps before a checkpoint count in the row after it."""
+    whole = list(trainer(tmp_path / "a", log_every=5).run())
+    broken = trainer(tmp_path / "b", log_every=5)
+    run = iter(broken.run())
+    rows = []
+    while broken.state.step < stop or newest(tmp_path / "b") is None:
+        rows.append(next(run))
+    run.close()
+    resumed = trainer(tmp_path / "b", log_every=5)
+    reached = resumed.resume()
+    assert [row for row in rows if row.step <= reached] + list(resumed.run()) == whole
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_each_process_goes_on_with_its_own_part_of_the_curves_last_steps(tmp_path, size):
+    """A checkpoint holds them process after process, as `World.together` puts them side by side."""
+    run, steps, images = trainer(tmp_path), 3, 8 // size
+    losses = torch.arange(8.0 * steps)
+    window = {
+        "losses": losses,
+        "levels": losses.long() * 2,
+        "steps": torch.arange(5, 5 + steps).repeat_interleave(images).repeat(size),
+    }
+    parts = []
+    for rank in range(size):
+        run.world = World(rank, size)
+        parts += run._own_part(window)
+    assert [part.step for part in parts] == [5, 6, 7] * size
+    assert torch.equal(torch.cat([part.losses for part in parts]), losses)
+    assert torch.equal(torch.cat([part.levels for part in parts]), losses.long() * 2)
+    assert run._own_part({}) == []
+
+
 @pytest.mark.faults
 def test_sigterm_saves_a_checkpoint_at_once_and_the_rest_is_identical(tmp_path):
     whole = trainer(tmp_path / "a")
@@ -180,6 +217,48 @@ def test_a_loss_that_is_not_finite_stops_with_step_and_sigma_and_saves_nothing(t
     with pytest.raises(DivergedError, match=r"nan at step 2, sigma [0-9.]+.*learning_rate"):
         list(run.run())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("step", [2, 11])
+def test_a_gradient_that_is_not_finite_stops_though_the_losses_are_and_saves_nothing(tmp_path, step):
+    """After the last step, 11, no loss would show it: the weights would be written as NaN."""
+    run = trainer(tmp_path, checkpoint_every=100, log_every=100)
+    run.state.network.head.weight.register_hook(lambda grad: grad * float("inf") if run.state.step == step else grad)
+    with pytest.raises(DivergedError, match=rf"the gradient is (nan|inf) at step {step}: lower .*learning_rate"):
+        list(run.run())
+    assert not list(tmp_path.iterdir())
+
+
+def wrong_checkpoints(tensors, metadata):
+    """What a file of another program, or of an edit by hand, may hold: {words of the refusal: (tensors, metadata)}."""
+    first = next(name for name in tensors if name.startswith("network."))
+    some = next(name for name in tensors if name.startswith("optimizer.3."))
+    return {
+        "Missing key": ({name: t for name, t in tensors.items() if name != first}, metadata),
+        "size mismatch": ({**tensors, first: torch.zeros(3)}, metadata),
+        "exp_avg": ({name: t for name, t in tensors.items() if name != some}, metadata),
+        "exp_avg of parameter 3 has shape": ({**tensors, some: torch.zeros(1, 2, 3)}, metadata),
+        "is no checkpoint of a training": (tensors, {**metadata, "step": "twelve"}),
+        "is no checkpoint": (tensors, {}),
+    }
+
+
+def test_a_checkpoint_with_other_tensors_is_refused_in_one_line(tmp_path):
+    list(trainer(tmp_path, steps=4).run())
+    path = newest(tmp_path)
+    for words, content in wrong_checkpoints(*load_tensors(path)).items():
+        save_tensors(path, *content)
+        with pytest.raises(InputError, match=rf"checkpoint-0000000004\.safetensors .*{words}.*remove it"):
+            trainer(tmp_path, steps=4).resume()
+
+
+def test_a_header_that_is_no_json_and_a_folder_for_a_file_are_named(tmp_path):
+    for text in ("{broken", "[1]", "3"):
+        save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors", metadata={"json": text})
+        with pytest.raises(InputError, match=r"x\.safetensors is damaged \(.*JSON.*: delete it"):
+            load_tensors(tmp_path / "x.safetensors")
+    with pytest.raises(InputError, match=f"{tmp_path} cannot be read"):
+        load_tensors(tmp_path)
 
 
 def test_time_limit_ends_with_a_usable_model_and_a_checkpoint(tmp_path):

@@ -25,12 +25,25 @@ def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_tensors` wrote; a missing or damaged file raises InputError naming it."""
     try:
         with safe_open(str(path), framework="pt") as file:
-            metadata = json.loads((file.metadata() or {}).get("json", "{}"))
+            metadata = _metadata(file.metadata())
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a mapping)
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: run the stage that writes it (dvc repro)") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error}): it must be a file that this user may read") from error
     except SafetensorError as error:
         raise InputError(f"{path} is damaged ({error}): delete it and rerun its stage") from error
+    except json.JSONDecodeError as error:
+        raise InputError(f"{path} is damaged (its JSON: {error}): delete it and rerun its stage") from error
+
+
+def _metadata(header: dict[str, str] | None) -> dict[str, Any]:
+    """The JSON object in a file's header; none there: empty."""
+    text = (header or {}).get("json", "{}")
+    found = json.loads(text)
+    if not isinstance(found, dict):
+        raise json.JSONDecodeError("not an object", text, 0)
+    return found
 
 
 def module_tensors(module: torch.nn.Module, prefix: str) -> dict[str, Tensor]:

@@ -134,25 +134,42 @@ class Trainer:
         )
         self.state = State(network, average.requires_grad_(False).eval(), optimizer)
         self.forward = world.wrap(torch.compile(network) if params.compile else network, self.device)
+        self._window: list[Losses] = []  # the steps since the curve's last row
+        self._norms: list[Tensor] = []  # of the gradients since `_check` looked at them
         self._stop = False
 
     def resume(self) -> int:
         """Load the newest checkpoint if there is one; returns the step reached.
 
-        Raises InputError for a damaged file, and for one of a run with other parameters, naming what differs.
+        Raises InputError for a damaged file or one with other tensors, and for one of a run with other parameters,
+        naming what differs.
         """
         path = newest(self.scratch)
         if path is not None:
             tensors, metadata = load_tensors(path)
             self._recognise(path, metadata)
-            self.state.network.load_state_dict(select(tensors, "network"))
-            self.state.average.load_state_dict(select(tensors, "average"))
-            load_optimizer(self.state.optimizer, tensors, "optimizer")
-            self.state.step = metadata["step"]
+            try:
+                self.state.network.load_state_dict(select(tensors, "network"))
+                self.state.average.load_state_dict(select(tensors, "average"))
+                load_optimizer(self.state.optimizer, tensors, "optimizer")
+            except (RuntimeError, KeyError, ValueError) as error:
+                words = " ".join(str(error).split())
+                raise InputError(f"{path} does not hold the tensors of this training ({words}): remove it") from error
+            self.state.step, self._window = metadata["step"], self._own_part(select(tensors, "window"))
         return self.state.step
 
+    def _own_part(self, window: dict[str, Tensor]) -> list[Losses]:
+        """This process's losses since the curve's last row, of those of all that a checkpoint holds."""
+        if not window:
+            return []
+        losses, levels, steps = (
+            window[name].to(self.device).chunk(self.world.size)[self.world.rank]
+            for name in ("losses", "levels", "steps")
+        )
+        return [Losses(int(step), losses[steps == step], levels[steps == step]) for step in steps.unique()]
+
     def _recognise(self, path: Path, metadata: dict[str, Any]) -> None:
-        if "identity" not in metadata or "step" not in metadata:
+        if "identity" not in metadata or not isinstance(metadata.get("step"), int):
             raise InputError(f"{path} is no checkpoint of a training: remove it")
         if lines := differing(metadata["identity"], self.identity):
             raise InputError(
@@ -161,12 +178,17 @@ class Trainer:
             )
 
     def save(self) -> None:
-        """Write a checkpoint and remove all but the last ones; the first process does it for all."""
+        """Write a checkpoint and remove all but the last ones; the first process does it for all.
+
+        Nothing is written where a loss or a gradient was not finite: DivergedError, in every process.
+        """
+        window = self._check()
         if not self.world.leads:
             return
         state = self.state
         tensors = module_tensors(state.network, "network") | module_tensors(state.average, "average")
         tensors |= optimizer_tensors(state.optimizer, "optimizer")
+        tensors |= {f"window.{name}": tensor for name, tensor in window.items()}
         metadata = {"identity": self.identity, "step": state.step}
         save_tensors(checkpoint_path(self.scratch, state.step), tensors, metadata)
         rotate(self.scratch, self.params.keep)
@@ -177,22 +199,21 @@ class Trainer:
         SIGTERM saves a checkpoint and raises SystemExit(143); so does every process when one of them gets it.
         At the time limit a checkpoint is saved and the run ends as it ends after the last step.
         """
-        started, window = time.monotonic(), []
+        started = time.monotonic()
         previous = signal.signal(signal.SIGTERM, self._request_stop) if _in_main_thread() else None
         try:
             while self.state.step < self.params.steps:
-                window.append(self._step())
+                self._window.append(self._step())
                 self.state.step += 1
                 late = self.params.max_seconds is not None and time.monotonic() - started > self.params.max_seconds
                 late = self.world.any(late)
                 if self.state.step % self.params.log_every == 0 or self.state.step == self.params.steps or late:
-                    yield self._summary(window)
-                    window = []
+                    row, self._window = self._summary(), []
+                    yield row
                 if self.state.step in snapshots:
                     yield Snapshot(self.state.step)  # before the checkpoint: what is not measured yet comes again
                 stop = self.world.any(self._stop)  # now, for a signal may have come while the caller had the row
                 if stop or late or self.state.step % self.params.checkpoint_every == 0:
-                    self._check(window)
                     self.save()
                 if stop:
                     raise SystemExit(143)
@@ -250,7 +271,7 @@ class Trainer:
 
     def _update(self, step: int) -> None:
         params, state = self.params, self.state
-        torch.nn.utils.clip_grad_norm_(state.network.parameters(), params.clip)
+        self._norms.append(torch.nn.utils.clip_grad_norm_(state.network.parameters(), params.clip))
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(params, step)
         state.optimizer.step()
@@ -259,30 +280,36 @@ class Trainer:
         pairs = list(state.average.parameters()), [p.detach() for p in state.network.parameters()]
         torch._foreach_lerp_(pairs[0], pairs[1], 1 - decay)
 
-    def _check(self, window: list[Losses]) -> tuple[Tensor, Tensor] | None:
-        """All processes' losses and levels of the steps since the last look, float32 and int64 (n,).
+    def _check(self) -> dict[str, Tensor]:
+        """All processes' losses since the curve's last row, float32 (n,), their levels and steps, int64 (n,), process
+        after process; empty where there are none.
 
-        Raises DivergedError, in every process, for the first that is not finite; nothing is saved after it.
+        Raises DivergedError, in every process, for the first loss that is not finite, and for such a gradient: the
+        last one would show in no loss.
         """
-        if not window:
-            return None
+        if not self._window:
+            return {}
+        window, advice = self._window, "lower train.optimization.learning_rate, or use precision float32"
         steps = torch.cat([torch.full_like(part.levels, part.step) for part in window])
         mine = torch.stack([torch.cat([part.losses for part in window]).double(),
                             torch.cat([part.levels for part in window]).double(), steps.double()], dim=1)  # fmt: skip
         losses, levels, steps = self.world.together(mine).unbind(1)
-        wrong = ~torch.isfinite(losses)
-        if wrong.any():
-            first = int(torch.where(wrong, steps, torch.inf).argmin())
+        bad = torch.where(torch.isfinite(losses), torch.inf, steps)
+        first, norms, self._norms = int(bad.argmin()), [each.reshape(1) for each in self._norms], []
+        for back, norm in enumerate(torch.cat(norms).tolist() if norms else [], -len(norms)):
+            if not math.isfinite(norm) and self.state.step + back < bad[first]:
+                raise DivergedError(f"the gradient is {norm} at step {self.state.step + back}: {advice}")
+        if bad[first] < torch.inf:
+            sigma = float(self.sigmas[int(levels[first])])
             raise DivergedError(
-                f"the loss is {float(losses[first])} at step {int(steps[first])}, "
-                f"sigma {float(self.sigmas[int(levels[first])]):.4g}: "
-                "lower train.optimization.learning_rate, or use precision float32"
+                f"the loss is {float(losses[first])} at step {int(steps[first])}, sigma {sigma:.4g}: {advice}"
             )
-        return losses.float(), levels.long()
+        return {"losses": losses.float(), "levels": levels.long(), "steps": steps.long()}
 
-    def _summary(self, window: list[Losses]) -> Progress:
-        losses, level = self._check(window)
-        third = level * 3 // self.params.levels  # level 0 is sigma_max
+    def _summary(self) -> Progress:
+        found = self._check()
+        losses = found["losses"]
+        third = found["levels"] * 3 // self.params.levels  # level 0 is sigma_max
         parts = [float(losses[third == n].mean()) if (third == n).any() else math.nan for n in (2, 1, 0)]
         return Progress(self.state.step, float(losses.mean()), *parts)
 
