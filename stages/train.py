@@ -254,7 +254,7 @@ def _trainer(shard: Shard, device: Any, world: "World") -> "Trainer":
         target = temperature_target(
             temperature_rule(spec.temperature, table.dimension),
             spec.smooth_below,
-            shell_power(table.dimension),
+            shell_power(table.dimension, spec.power),
             spec.precision,
             spec.neighbors.radius,
         )

@@ -16,8 +16,10 @@ import yaml
 
 from stages import sample, train
 from stages.artifacts import read_json, sha256_file
+from stages.diffusion.empirical_score import make_centres, unconditioning
 from stages.diffusion.sampling import load_model, trajectory
 from stages.diffusion.training import Trainer
+from stages.diffusion.world import World
 from stages.errors import InputError
 from stages.images.store import image_table, read_images, write_images
 from stages.protocol import load_tree, run_plain
@@ -125,6 +127,41 @@ def test_running_twice_gives_identical_files(project):
         run_plain("sample", "net-temperature-pixel")
         digests.append(outs("net-temperature-pixel"))
     assert digests[0] == digests[1]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"power": "d"},
+        {"precision": "scheduled"},
+        {"smooth_below": 0.5},
+        {"temperature": "2/sigma"},
+        {"radius": 1.2},
+    ],
+)
+def test_a_networks_target_is_the_one_that_its_variant_describes(project, options):
+    """sigma s_T over the listed neighbours in float64, at levels below and above smooth_below."""
+    tree, options = load_tree(), dict(options)
+    spec = tree["variants"]["net-temperature-pixel"]
+    spec["neighbors"]["radius"] = options.pop("radius", None)
+    spec |= {"smooth_below": None, **options}
+    shard = train.plan(train.Params.from_tree(tree, "net-temperature-pixel"))[0].at("out.safetensors")
+    trainer = train._trainer(shard, torch.device("cpu"), World())
+    x0, near = trainer.data.take(torch.arange(6))
+    sigma, z = torch.tensor([0.1, 0.3, 0.45, 0.6, 1.5, 2.9]), torch.randn(x0.shape)
+    got = trainer.target(x0, sigma, z, near)
+    for i in range(6):
+        temperature = max(2 / float(sigma[i]), 1.0) if "temperature" in options else 30.0
+        wanted = -z[i].double().flatten()
+        if sigma[i] < options.get("smooth_below", 100.0) and temperature > 1:
+            x = (x0[i] + sigma[i] * z[i]).double().reshape(1, -1)
+            wanted = sigma[i] * unconditioning(
+                make_centres(near[i]), x, temperature, power={"d": 64}.get(options.get("power"), 62), nearest=K,
+                precision=spec.get("precision", "optimal"), sigma=sigma[i : i + 1].double(),
+                radius=spec["neighbors"]["radius"],
+            )[0]  # fmt: skip
+        torch.testing.assert_close(got[i].flatten().double(), wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_a_change_of_the_sampler_trains_nothing_again(project):

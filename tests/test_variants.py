@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 import torch
 
+from stages.diffusion.empirical_score import make_centres
 from stages.diffusion.parameters import Variant
 from stages.diffusion.sampling import load_model, sample_batch
-from stages.diffusion.variants import CLOSED_FORMS, Batch, kernel_draws, temperature_rule
+from stages.diffusion.variants import CLOSED_FORMS, Batch, closed_form_score, kernel_draws, temperature_rule
+from stages.errors import InputError
 
 EULER = {"name": "euler", "levels": 8}
 
@@ -27,7 +29,7 @@ def test_temperature_rules(rule, values):
     torch.testing.assert_close(temperature_rule(rule, 256)(sigma), torch.tensor(values, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("rule", ["five", "5/t", 0.5, "/sigma"])
+@pytest.mark.parametrize("rule", ["five", "5/t", 0.5, "/sigma", 1e300])
 def test_wrong_temperatures_are_refused(rule):
     with pytest.raises(ValueError, match="temperature"):
         temperature_rule(rule, 256)
@@ -58,11 +60,83 @@ def test_wrong_temperatures_are_refused(rule):
             "form temperature",
         ),
         ({"score": "closed-form", "form": "cfdm", "kernel": {"h": 0.1, "draws": 2}}, "cfdm"),
+        ({"score": "network", "form": "unconditioning", "noise_conditioning": True}, "is form conditioning"),
+        ({"score": "closed-form", "form": "conditioning", "precision": "scheduled"}, "precision scheduled: remove"),
+        ({"score": "closed-form", "form": "mixture", "precision": "scheduled"}, "precision scheduled: remove"),
+        ({"score": "network", "form": "unconditioning", "precision": "scheduled"}, "precision scheduled: remove"),
+        ({"score": "closed-form", "form": "conditioning", "power": "d"}, "power d: remove"),
+        ({"score": "network", "form": "unconditioning", "power": "d"}, "power d: remove"),
     ],
 )
 def test_wrong_combinations_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         Variant(**values, sampler=EULER)
+
+
+SHELLS = {"score": "closed-form", "form": "temperature", "temperature": 9.0}
+
+
+def score_of(options, images, x, sigma):
+    """A closed-form variant's score of images x at sigma, float64 (B, d)."""
+    spec = Variant(**{**SHELLS, **options}, sampler=EULER)
+    score = closed_form_score(spec, make_centres(images), torch.logspace(1, -2, 20).double(), Batch(0, torch.arange(2)))
+    return score(x, sigma).reshape(len(x), -1)
+
+
+def by_hand(images, x, power, temperature, keep, precision=None):
+    """METHODS §1.4-1.6 for one x, float64 (d,): over the centres whose distances `keep` accepts, sorted."""
+    r = (x.flatten() - images.reshape(len(images), -1)).norm(dim=1)
+    rows = torch.tensor([i for i in range(len(r)) if keep(r[i], r.sort().values)])
+    weight = torch.softmax(-power / temperature * r[rows].log(), 0)
+    share = weight * (power / r[rows] ** 2 if precision is None else precision)
+    return -(share[:, None] * (x.flatten() - images.reshape(len(images), -1)[rows])).sum(0)
+
+
+@pytest.mark.parametrize("power", ["d-2", "d"])
+@pytest.mark.parametrize(
+    ("neighbors", "keep"),
+    [
+        (None, lambda r, ordered: True),
+        ({"k": 7}, lambda r, ordered: r <= ordered[6]),
+        ({"k": 7, "radius": 1.05}, lambda r, ordered: r <= min(ordered[6], 1.05 * ordered[1])),
+        ({"k": 1, "radius": 2.0}, lambda r, ordered: r <= ordered[0]),
+        ({"k": 30, "radius": 1.2}, lambda r, ordered: r <= 1.2 * ordered[1]),
+    ],
+)
+def test_power_neighbours_and_radius_of_a_closed_form_are_those_of_its_formula(power, neighbors, keep):
+    generator = torch.Generator().manual_seed(2)
+    images, x = (torch.rand(n, 1, 3, 3, generator=generator).double() for n in (30, 6))
+    options = {"power": power} | ({} if neighbors is None else {"neighbors": {"space": "pixel", **neighbors}})
+    sigma = torch.full((6,), 0.4).double()
+    got, divided = (score_of(options | more, images, x, sigma) for more in ({}, {"precision": "scheduled"}))
+    plain = score_of({"power": power}, images, x, sigma)
+    c = {"d-2": 7, "d": 9}[power]
+    for i in range(6):
+        torch.testing.assert_close(got[i], by_hand(images, x[i], c, 9.0, keep))
+        torch.testing.assert_close(divided[i], by_hand(images, x[i], c, 9.0, keep, 1 / sigma[i] ** 2))
+    assert torch.equal(got, plain) == (neighbors is None)
+
+
+def test_power_d_of_the_mixture_is_the_loss_weight_one():
+    """Joint log-weights -d ln sigma - r^2/2 sigma^2: the gradient of their log-sum."""
+    generator = torch.Generator().manual_seed(2)
+    images, x = (torch.rand(n, 1, 3, 3, generator=generator).double() for n in (30, 6))
+    sigmas = torch.logspace(1, -2, 20).double()
+    for power, c in (("d-2", 7), ("d", 9)):
+        y = x.clone().requires_grad_()
+        r2 = (y.reshape(6, 1, 9) - images.reshape(30, 9)).square().sum(2)
+        log_density = torch.logsumexp((-c * sigmas.log() - r2[..., None] / (2 * sigmas**2)).flatten(1), 1)
+        (wanted,) = torch.autograd.grad(log_density.sum(), y)
+        got = score_of({"form": "mixture", "temperature": None, "power": power}, images, x, torch.ones(6).double())
+        torch.testing.assert_close(got, wanted.reshape(6, 9))
+
+
+def test_a_closed_form_over_more_neighbours_than_there_are_images_is_refused():
+    images = torch.rand(5, 1, 2, 2)
+    with pytest.raises(
+        InputError, match=r"neighbors\.k is 6 but the training set has 5 images: lower k or ingest.train"
+    ):
+        score_of({"neighbors": {"space": "pixel", "k": 6}}, images, images[:2], torch.ones(2))
 
 
 def variant(form):

@@ -12,14 +12,13 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from stages.diffusion import truncated_score
 from stages.diffusion.many_centres import ManyCentres, make_many_centres
-from stages.diffusion.parameters import Precision
+from stages.diffusion.parameters import Power, Precision
 from stages.errors import InputError
 
 Score = Callable[[Tensor, Tensor], Tensor]
@@ -77,7 +76,7 @@ def _unit(pixels: Tensor) -> Tensor:
     return pixels.double() / 255 if pixels.dtype == torch.uint8 else pixels.double()
 
 
-def shell_power(dimension: int, convention: Literal["d-2", "d"] = "d-2") -> int:
+def shell_power(dimension: int, convention: Power = "d-2") -> int:
     """The exponent c in sigma*^2 = r^2 / c: d-2 for the loss weight sigma^2, d for weight 1 (METHODS §1.3).
 
     For d <= 2 only weight 1 has an optimal level, so c = d.
@@ -151,6 +150,7 @@ def unconditioning(
     precision: Precision = "optimal",
     sigma: Tensor | None = None,
     nearest: int | None = None,
+    radius: float | None = None,
 ) -> Tensor:
     """Optimal-shell score, smoothed by temperature: s = -sum_i w_i (x-x_i)/sigma_i*^2 with
     w = softmax(-(d-2) ln r_i / T) and sigma_i*^2 = r_i^2/(d-2) (METHODS §1.4-1.5).
@@ -162,6 +162,7 @@ def unconditioning(
         precision: "optimal" divides by sigma_i*^2, "scheduled" by the given sigma^2 (METHODS §1.6).
         sigma: float64 (B,), needed for "scheduled" only.
         nearest: sum over this many centres nearest to x (ties included), or over all (METHODS §1.6).
+        radius: of the `nearest`, keep those within radius x distance to the second nearest.
     Returns float64 (B, d). On a centre itself (r_i = 0) the score is singular in every direction; 0 is returned.
     """
     c = shell_power(centres.dimension) if power is None else power
@@ -172,7 +173,7 @@ def unconditioning(
         own, level = t.flatten().expand(len(x)).numpy(), sigma.numpy() if precision == "scheduled" else None
         return torch.from_numpy(truncated_score.unconditioning(centres.many, x.numpy(), own, c, level))
     tiny = torch.finfo(torch.float64).tiny
-    farthest = None if nearest is None else kth_squared_distance(centres, x, nearest)
+    farthest = None if nearest is None else farthest_squared_distance(centres, x, nearest, radius)
 
     def weigh(r2: Tensor) -> tuple[Tensor, Tensor]:
         r2 = r2.clamp_min(tiny)
@@ -186,12 +187,15 @@ def unconditioning(
     return _weighted(centres, x, weigh)
 
 
-def kth_squared_distance(centres: Centres, x: Tensor, k: int) -> Tensor:
-    """The k-th smallest r_i^2, float64 (B, 1); infinite where there are fewer than k centres. x: float64 (B, d)."""
+def farthest_squared_distance(centres: Centres, x: Tensor, k: int, radius: float | None = None) -> Tensor:
+    """The k-th smallest r_i^2, or the radius' square times the second smallest where that is less: float64 (B, 1).
+
+    Infinite where there are fewer centres. x: float64 (B, d).
+    """
     best = torch.full((len(x), k), math.inf, dtype=torch.float64, device=x.device)
     for r2, _ in centres.squared_distances(x):
         best = torch.cat((best, r2), dim=1).topk(k, dim=1, largest=False).values
-    return best[:, -1:]
+    return best[:, -1:] if radius is None else torch.minimum(best[:, -1:], radius**2 * best[:, :2][:, -1:])
 
 
 def smoothed(score: Callable[[Tensor, Tensor], Tensor], h: float, draws: Tensor) -> Score:

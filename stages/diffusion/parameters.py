@@ -10,6 +10,8 @@ from stages.protocol import Section
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["optimal", "scheduled"]
+Power = Literal["d-2", "d"]
+HOTTEST = 1e30  # temperature: weights are even to the last bit long before
 
 
 class NoiseParams(Section):
@@ -155,6 +157,10 @@ class Variant(Section):
         default=None, gt=0, description="only levels below this are smoothed; null: all with T > 1"
     )
     precision: Precision = Field(default="optimal", description="divide by sigma*^2 or by the scheduled sigma^2")
+    power: Power = Field(
+        default="d-2",
+        description="c in sigma*^2 = r^2/c: d-2 for the loss weight sigma^2, d for weight 1 (METHODS §1.3)",
+    )
     neighbors: Neighbors | None = None
     kernel: Kernel | None = None
     sampler: SamplerParams
@@ -167,6 +173,7 @@ class Variant(Section):
             raise ValueError("smooth_below goes with form temperature: remove it")
         if self.temperature is not None:
             check_temperature(self.temperature)
+        self._check_shells()
         if (self.kernel is not None) != (self.form in ("kernel-smoothed", "cfdm")):
             raise ValueError(f"form {self.form!r} and kernel {self.kernel!r} do not go together")
         if self.score == "network":
@@ -177,6 +184,14 @@ class Variant(Section):
             raise ValueError(f"form {self.form!r} cannot use sampler {self.sampler.name!r}: cfdm goes with cfdm alone")
         return self
 
+    def _check_shells(self) -> None:
+        """A network's plain target, -z, has no shells: neither has the closed forms at a given level."""
+        shells = self.form == "temperature" or (self.score == "closed-form" and self.form == "unconditioning")
+        if self.precision == "scheduled" and not shells:
+            raise ValueError(f"a {self.score} of form {self.form} has no precision scheduled: remove it")
+        if self.power == "d" and not (shells or self.form == "mixture"):
+            raise ValueError(f"a {self.score} of form {self.form} has no power d: remove it")
+
     def _check_network(self) -> None:
         if self.form not in ("conditioning", "unconditioning", "temperature"):
             raise ValueError(f"a network cannot be trained as {self.form!r}: use score: closed-form")
@@ -184,14 +199,14 @@ class Variant(Section):
             raise ValueError("neighbors are needed for a network's form temperature, and for that alone")
         if self.form == "conditioning" and self.noise_conditioning is False:
             raise ValueError("form conditioning without noise_conditioning is form unconditioning")
+        if self.form == "unconditioning" and self.noise_conditioning:
+            raise ValueError("form unconditioning with noise_conditioning is form conditioning")
 
     def _check_closed_form(self) -> None:
         if self.noise_conditioning is not None:
             raise ValueError("noise_conditioning belongs to networks: a closed form's follows from its form")
         if self.neighbors is not None and (self.form != "temperature" or self.neighbors.space != "pixel"):
             raise ValueError("a closed form has neighbors only with form temperature, and only in pixel space")
-        if self.neighbors is not None and self.neighbors.radius is not None:
-            raise ValueError("neighbors.radius belongs to networks: remove it")
 
     @property
     def conditioned(self) -> bool:
@@ -200,12 +215,13 @@ class Variant(Section):
 
 
 def check_temperature(rule: float | str) -> None:
-    """Raise ValueError unless `rule` is a number >= 1, "C/sigma" with C > 0, "sqrt_d" or "d" (METHODS §1.5)."""
+    """Raise ValueError unless `rule` is a number from 1 to HOTTEST, "C/sigma" with C > 0, "sqrt_d" or "d" (METHODS
+    §1.5)."""
     if isinstance(rule, str):
         if not over_sigma(rule) and rule not in ("sqrt_d", "d"):
             raise ValueError(f"temperature {rule!r} is neither a number, 'C/sigma' with C > 0, 'sqrt_d' nor 'd'")
-    elif rule < 1:
-        raise ValueError(f"temperature {rule!r} must be at least 1")
+    elif not 1 <= rule <= HOTTEST:
+        raise ValueError(f"temperature {rule!r} must be from 1 to {HOTTEST:g}")
 
 
 def over_sigma(rule: str) -> float | None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from stages.diffusion import empirical_score as closed
 from stages.diffusion.noise import normal
 from stages.diffusion.parameters import Variant, check_temperature, over_sigma
+from stages.errors import InputError
 
 KERNEL_DRAWS = 1 << 30  # draw numbers from here on belong to the kernel, below to the sampler
 
@@ -51,18 +52,25 @@ def _conditioning(variant: Variant, centres: closed.Centres, sigmas: Tensor, bat
 
 
 def _mixture(variant: Variant, centres: closed.Centres, sigmas: Tensor, batch: Batch) -> closed.Score:
-    return lambda x, sigma: closed.mixture(centres, x, sigmas)
+    power = closed.shell_power(centres.dimension, variant.power)
+    return lambda x, sigma: closed.mixture(centres, x, sigmas, power)
 
 
 def _shells(variant: Variant, centres: closed.Centres, sigmas: Tensor, batch: Batch) -> closed.Score:
     rule = temperature_rule(1.0 if variant.temperature is None else variant.temperature, centres.dimension)
-
-    below = math.inf if variant.smooth_below is None else variant.smooth_below
-    nearest = None if variant.neighbors is None else variant.neighbors.k
+    below, count = math.inf if variant.smooth_below is None else variant.smooth_below, len(centres.pixels)
+    options = {"power": closed.shell_power(centres.dimension, variant.power), "precision": variant.precision}
+    if variant.neighbors is not None:
+        k = variant.neighbors.k
+        if k > count:
+            raise InputError(
+                f"neighbors.k is {k} but the training set has {count} images: lower k or ingest.train more"
+            )
+        options |= {"nearest": k, "radius": variant.neighbors.radius}
 
     def score(x: Tensor, sigma: Tensor) -> Tensor:
         temperature = torch.where(sigma < below, rule(sigma), 1.0)
-        return closed.unconditioning(centres, x, temperature, precision=variant.precision, sigma=sigma, nearest=nearest)
+        return closed.unconditioning(centres, x, temperature, sigma=sigma, **options)
 
     return score
 
