@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from live_memory import LiveMemory
 
 from stages.diffusion import empirical_score as closed
 
@@ -215,3 +216,35 @@ def test_images_kept_as_bytes_give_the_same_scores(monkeypatch, many):
         lambda centres: closed.cfdm_velocity(centres, x, 0.4, torch.randn(4, 48, generator=generator) * 0, 0.1),
     ):
         torch.testing.assert_close(form(kept), form(plain), rtol=1e-5, atol=1e-5)
+
+
+FORMS = {
+    "conditioning": lambda centres, x, n: closed.conditioning(centres, x, torch.full_like(x[:, 0], 0.5)),
+    "unconditioning": lambda centres, x, n: closed.unconditioning(centres, x, 5.0),
+    "nearest": lambda centres, x, n: closed.unconditioning(centres, x, 5.0, nearest=20),
+    "mixture": lambda centres, x, n: closed.mixture(centres, x, torch.logspace(-2, 1, n, dtype=torch.float64)),
+    "kernel-smoothed": lambda centres, x, n: closed.smoothed(
+        lambda y, sigma: closed.conditioning(centres, y, sigma), 0.3, shifts(len(x), n)
+    )(x, torch.full_like(x[:, 0], 0.5)),
+    "cfdm": lambda centres, x, n: closed.cfdm_velocity(centres, x, 0.4, shifts(len(x), n), 0.3),
+}
+
+
+def shifts(count, draws):
+    return closed.Draws(draws, lambda start, stop: torch.randn(count, stop - start, 48))
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_memory_is_bounded_whatever_the_centres_the_levels_and_the_draws(form):
+    """Twice the samples' own arrays and the budget; as much for eight times the centres, levels and draws."""
+    generator, peaks = torch.Generator().manual_seed(0), []
+    x, budget = torch.rand(1024, 48, dtype=torch.float64, generator=generator), 1 << 22
+    for centres, n in ((500, 10), (4000, 80)):
+        images = torch.randint(0, 256, (centres, 48), dtype=torch.uint8, generator=generator)
+        made = closed.make_centres(images, memory_budget=budget)
+        with LiveMemory() as memory:
+            FORMS[form](made, x, n)
+        peaks.append(memory.peak)
+    assert peaks[1] <= 1.01 * peaks[0]
+    shifted = 2 if form in ("kernel-smoothed", "cfdm") else 1  # ROWS points instead of these 1024
+    assert peaks[0] < budget + 8 * shifted * x.nbytes

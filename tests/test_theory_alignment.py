@@ -38,13 +38,13 @@ class Exact(torch.nn.Module):
 
 
 def images(count=5, side=6):
-    return torch.from_numpy(np.random.default_rng(1).integers(0, 256, (count, 1, side, side), dtype=np.uint8))
+    return torch.from_numpy(np.random.default_rng(1).integers(0, 256, (count, 3, side, side), dtype=np.uint8))
 
 
 def model(variant=CONDITIONED, turn=1.0, pictures=None):
     pictures = images() if pictures is None else pictures
     sigmas = torch.tensor([2.0, 0.6, 0.2, 0.05], dtype=torch.float64)
-    return Model(variant, sigmas, pictures, Exact(pictures, turn))
+    return Model(variant, sigmas, pictures.movedim(1, -1).numpy(), torch.device("cpu"), Exact(pictures, turn))
 
 
 def test_cosines_by_hand():
@@ -71,7 +71,9 @@ def test_expansion_of_two_centres_is_the_closed_form():
     assert row["expansion"] == pytest.approx(row["expansion_closed_form"], rel=1e-3)
     assert 0 < row["expansion_pairs"] <= 6  # a pair of an image with itself has no such points
     flat = pictures.flatten(1).double().numpy() / 255
-    pair = expansion.place(flat, 2.0 * 8 / np.linalg.norm(flat[0] - flat[1]), 1 + 1 / 8, np.arange(64.0))
+    pair = expansion.place(
+        flat, 2.0 * math.sqrt(192) / np.linalg.norm(flat[0] - flat[1]), 1 + 1 / math.sqrt(192), np.arange(192.0)
+    )
     step = [expansion.step_conditioning(x, flat, 2.0, 1.0) for x in (pair.point, pair.mirror)]
     factor = np.linalg.norm(step[0] - step[1]) / np.linalg.norm(pair.point - pair.mirror)
     assert row["expansion_closed_form"] == pytest.approx(factor, rel=1e-9)
@@ -94,7 +96,7 @@ def test_mixtures_by_hand():
 @pytest.mark.parametrize("variant", [CONDITIONED, BLIND])
 def test_the_empirical_score_leads_back_to_training_images(variant):
     exact = model(variant)
-    start = exact.images[[3]].float() / 255
+    start = exact.training_images(torch.tensor([3])).float() / 255
     noise = torch.randn(1, *exact.shape, generator=torch.Generator().manual_seed(0))
     final = alignment.denoise(exact, start + 0.3 * noise, 0.3, 40)
     assert (final - start).abs().max() < 1e-3
@@ -103,7 +105,7 @@ def test_the_empirical_score_leads_back_to_training_images(variant):
 
 def test_an_interpolation_through_training_images_jumps():
     rows, pictures = alignment.interpolate(model(), SETTINGS, seed=5)
-    assert pictures.shape == (2, 2, 5, 6, 6, 1)
+    assert pictures.shape == (2, 2, 5, 6, 6, 3)
     assert [(row["mixture"], row["path"]) for row in rows] == [
         ("linear", 0), ("linear", 1), ("spherical", 0), ("spherical", 1)
     ]  # fmt: skip
@@ -122,7 +124,7 @@ def test_everything_is_a_function_of_the_seed():
 
 
 def test_one_training_image_has_no_second_nearest():
-    alone = dataclasses.replace(model(), images=images()[:1])
+    alone = dataclasses.replace(model(), images=images()[:1].movedim(1, -1).numpy())
     assert alignment.nearest_ratios(alone, images()[:2].float() / 255).tolist() == [1, 1]
 
 

@@ -1,5 +1,7 @@
 """The variant table: temperature rules by hand, wrong combinations refused, scores the same for any batch."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -149,7 +151,7 @@ def variant(form):
 
 
 def model(form, sampler):
-    images = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 1), dtype=np.uint8)
+    images = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
     score = {"spec": variant(form), "noise": {"sigma_min": 0.01, "sigma_max": 5.0}}
     return load_model(score, sampler, images, None, "cpu"), images
 
@@ -200,18 +202,40 @@ def test_unconditioning_with_the_actual_noise_sampler_ends_on_training_images():
 
 def test_actual_level_is_the_distance_to_the_nearest_image():
     drawn, images = model("unconditioning", EULER)
-    x = torch.rand(6, 1, 4, 4)
-    flat = torch.from_numpy(images.reshape(30, -1)).double() / 255
-    wanted = (x.reshape(6, 1, 16).double() - flat).norm(dim=2).min(1).values / 4
+    x = torch.rand(6, 3, 4, 4)
+    flat = torch.from_numpy(images.transpose(0, 3, 1, 2).reshape(30, -1)).double() / 255
+    wanted = (x.reshape(6, 1, 48).double() - flat).norm(dim=2).min(1).values / 48**0.5
     torch.testing.assert_close(drawn.actual_level(x), wanted)
 
 
 def test_kernel_draws_come_in_opposite_pairs_and_belong_to_the_sample():
     spec = Variant(**variant("kernel-smoothed"), sampler=EULER)
-    draws = kernel_draws(spec, 10, Batch(0, torch.arange(4)))
+    shifts = kernel_draws(spec, 10, Batch(0, torch.arange(4)))
+    draws = shifts.take(0, shifts.count)
     assert draws.shape == (4, 6, 10)
     torch.testing.assert_close(draws.sum(1), torch.zeros(4, 10))
-    assert torch.equal(kernel_draws(spec, 10, Batch(0, torch.tensor([2])))[0], draws[2])
+    assert torch.equal(kernel_draws(spec, 10, Batch(0, torch.tensor([2]))).take(0, 6)[0], draws[2])
+    assert torch.equal(shifts.take(2, 5), draws[:, 2:5])
+
+
+def test_few_shifts_at_once_give_the_same_sample(monkeypatch):
+    drawn, _ = model("kernel-smoothed", {"name": "reverse-sde", "levels": 12, "snr": 0.16})
+    whole = sample_batch(drawn, 5, torch.arange(7))
+    monkeypatch.setattr("stages.diffusion.empirical_score.ROWS", 30)  # 4 of 6 shifts, then the other 2
+    assert np.array_equal(sample_batch(drawn, 5, torch.arange(7)), whole)
+
+
+def test_training_images_stay_in_their_file_until_a_score_needs_them(tmp_path):
+    """A memory map is not copied: neither for a network, which needs no pixels, nor as centres on a CPU."""
+    images = np.random.default_rng(0).integers(0, 256, (30, 4, 4, 3), dtype=np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    mapped = np.load(tmp_path / "images.npy", mmap_mode="r")
+    drawn = dataclasses.replace(model("conditioning", EULER)[0], images=mapped)
+    assert "pixels" not in vars(drawn)
+    assert drawn.centres.dimension == 48
+    assert drawn.pixels.data_ptr() == mapped.ctypes.data
+    rows = torch.tensor([3, 0])
+    np.testing.assert_array_equal(drawn.training_images(rows).numpy(), images[[3, 0]].transpose(0, 3, 1, 2))
 
 
 def test_weights_that_do_not_fit_are_named(tmp_path):

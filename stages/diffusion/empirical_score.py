@@ -22,6 +22,8 @@ from stages.diffusion.parameters import Power, Precision
 from stages.errors import InputError
 
 Score = Callable[[Tensor, Tensor], Tensor]
+BATCH, ARRAYS = 1024, 9  # points at once, and arrays of (points, centres), for which a block is measured
+ROWS = 2048  # points at which a score is evaluated at once where a kernel shifts the samples
 MANY = 1 << 23  # values of uint8 images from which on they are kept as bytes: 2,731 images of CIFAR-10
 
 
@@ -32,7 +34,7 @@ class Centres:
     Attributes:
         pixels: float64 (M, d) in [0,1], or uint8 (M, d).
         norms: float64 (M,), squared norms in units of [0,1].
-        block: how many centres are visited at once.
+        block: how many centres are visited at once, with up to BATCH points; fewer with more.
         many: the same centres for `truncated_score`, or None.
     """
 
@@ -49,22 +51,23 @@ class Centres:
     def squared_distances(self, x: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield (r^2, centres) block by block for x float64 (B, d): float64 (B, m) and (m, d)."""
         own = (x * x).sum(1, keepdim=True)
-        for start in range(0, len(self.pixels), self.block):
-            centres = _unit(self.pixels[start : start + self.block])
-            r2 = own + self.norms[start : start + self.block] - 2 * (x @ centres.T)
+        step = max(1, self.block * BATCH // max(BATCH, len(x)))
+        for start in range(0, len(self.pixels), step):
+            centres = _unit(self.pixels[start : start + step])
+            r2 = own + self.norms[start : start + step] - 2 * (x @ centres.T)
             yield r2.clamp_min_(0), centres
 
 
-def make_centres(images: Tensor, memory_budget: int = 1 << 28, batch: int = 1024) -> Centres:
-    """Centres from uint8 (M, ...) or floating (M, ...) in [0,1]; `memory_budget` bytes bound one block's work
-    for `batch` samples. Raises InputError for an empty training set."""
+def make_centres(images: Tensor, memory_budget: int = 1 << 28) -> Centres:
+    """Centres from uint8 (M, ...) or floating (M, ...) in [0,1]; `memory_budget` bytes bound one block's work, beyond
+    arrays of the points' own size. Raises InputError for an empty training set."""
     if len(images) == 0:
         raise InputError("the training set is empty: an empirical score needs at least one image")
     pixels = images.reshape(len(images), -1)
     keep = pixels.dtype == torch.uint8 and pixels.numel() >= MANY
     if not keep:
         pixels = _unit(pixels)
-    per_centre = 8 * (4 * batch + (2 * pixels.shape[1] if keep else 0))  # four float64 arrays of (batch, block), pixels
+    per_centre = 8 * (ARRAYS * BATCH + (2 * pixels.shape[1] if keep else 0))  # float64 (points, block), and pixels
     block = max(1, memory_budget // per_centre)
     norms = torch.cat([_unit(part).square().sum(1) for part in pixels.split(block)])
     many = make_many_centres(pixels.numpy()) if keep and pixels.device.type == "cpu" else None
@@ -198,7 +201,39 @@ def farthest_squared_distance(centres: Centres, x: Tensor, k: int, radius: float
     return best[:, -1:] if radius is None else torch.minimum(best[:, -1:], radius**2 * best[:, :2][:, -1:])
 
 
-def smoothed(score: Callable[[Tensor, Tensor], Tensor], h: float, draws: Tensor) -> Score:
+@dataclasses.dataclass(frozen=True)
+class Draws:
+    """Standard normal shifts of a kernel, the same along a trajectory.
+
+    Attributes:
+        count: m.
+        take: (start, stop) -> draws start..stop, (stop - start, d) common to all samples, or (B, stop - start, d).
+    """
+
+    count: int
+    take: Callable[[int, int], Tensor]
+
+    @classmethod
+    def of(cls, draws: "Tensor | Draws") -> "Draws":
+        """From all of them at once, (m, d) or (B, m, d)."""
+        return draws if isinstance(draws, cls) else cls(draws.shape[-2], lambda a, b: draws[..., a:b, :])
+
+
+def _mean_over_shifts(field: Callable[[Tensor], Tensor], x: Tensor, h: float, draws: Tensor | Draws) -> Tensor:
+    """E field(x + h xi) over the draws, (B, d), of which as many are taken at once as ROWS shifted points hold.
+
+    field(y) for y (n, d), n = B times the draws taken, sample by sample: (n, d).
+    """
+    draws, total = Draws.of(draws), torch.zeros_like(x)
+    step = max(1, ROWS // len(x))
+    for start in range(0, draws.count, step):
+        some = draws.take(start, min(start + step, draws.count)).to(x)
+        shifted = (x[:, None] + h * some).flatten(0, 1)
+        total += field(shifted).reshape(len(x), -1, x.shape[1]).sum(1)
+    return total / draws.count
+
+
+def smoothed(score: Callable[[Tensor, Tensor], Tensor], h: float, draws: Tensor | Draws) -> Score:
     """Kernel smoothing (METHODS §1.7): E_xi score(x + h xi; sigma), xi ~ N(0, I), over the given draws.
 
     draws: (m, d), common to all samples, or (B, m, d), each sample's own. The same draws along a trajectory make the
@@ -206,23 +241,22 @@ def smoothed(score: Callable[[Tensor, Tensor], Tensor], h: float, draws: Tensor)
     """
 
     def smooth(x: Tensor, sigma: Tensor) -> Tensor:
-        m = draws.shape[-2]
-        shifted = (x[:, None] + h * draws.to(x)).reshape(len(x) * m, -1)
-        return score(shifted, sigma.repeat_interleave(m)).reshape(len(x), m, -1).mean(1)
+        return _mean_over_shifts(lambda y: score(y, sigma.repeat_interleave(len(y) // len(x))), x, h, draws)
 
     return smooth
 
 
-def cfdm_velocity(centres: Centres, z: Tensor, t: float, draws: Tensor, smoothing: float) -> Tensor:
+def cfdm_velocity(centres: Centres, z: Tensor, t: float, draws: Tensor | Draws, smoothing: float) -> Tensor:
     """sigma-CFDM (Scarvelis et al. 2023; METHODS §1.8): v = (z + (1-t) s)/t with
     s = (1-t)^-2 mean_m [k_t(z + smoothing eps_m) - z], k_t(z) = sum softmax(-|z - t x_i|^2 / 2(1-t)^2) t x_i.
 
     z: float64 (B, d); draws: (m, d) or (B, m, d). Returns float64 (B, d).
     """
-    m = draws.shape[-2]
-    shifted = (z[:, None] + smoothing * draws.to(z)).reshape(len(z) * m, -1)
-    # k_t at z is t times the posterior mean of x_i at z/t with noise (1-t)/t.
-    level = torch.full((len(shifted),), (1 - t) / t, dtype=torch.float64, device=z.device)
-    mean = shifted + t * conditioning(centres, shifted / t, level) * level[:, None] ** 2
-    s = (mean.reshape(len(z), m, -1).mean(1) - z) / (1 - t) ** 2
+
+    def mean(y: Tensor) -> Tensor:
+        # k_t at y is t times the posterior mean of x_i at y/t with noise (1-t)/t.
+        level = torch.full((len(y),), (1 - t) / t, dtype=torch.float64, device=y.device)
+        return y + t * conditioning(centres, y / t, level) * level[:, None] ** 2
+
+    s = (_mean_over_shifts(mean, z, smoothing, draws) - z) / (1 - t) ** 2
     return (z + (1 - t) * s) / t

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import functools
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,9 +19,12 @@ from stages.diffusion.checkpoint import differing, load_tensors
 from stages.diffusion.empirical_score import Centres, cfdm_velocity, make_centres
 from stages.diffusion.network import NCSNpp
 from stages.diffusion.parameters import NetworkParams, NoiseParams, Variant
-from stages.diffusion.variants import Batch, closed_form_score, kernel_draws, network_score
+from stages.diffusion.variants import Batch, as_images, closed_form_score, kernel_draws, network_score, pixel_rows
 from stages.errors import InputError
 from stages.search.nearest_float import Reference, min_distance, prepare
+
+READY_BYTES = 1 << 32
+"""Memory that the training images may take as float32, for the actual noise level; more are converted in blocks."""
 
 _NO_SAMPLER = {"name": "euler", "levels": 2}  # a network is the same whatever samples it
 
@@ -32,30 +36,48 @@ class Model:
     Attributes:
         variant: the variant as data.
         sigmas: float64 (L,), the sampler's levels in descending order.
-        images: the training images, uint8 (M, C, H, W), on the device that samples.
+        images: the training images, uint8 (M, H, W, C), memory-mapped if they come so; what needs their pixels on the
+            device takes them there.
+        device: where samples are drawn.
         network: None for closed forms.
         bfloat16: whether the network's products run in it.
     """
 
     variant: Variant
     sigmas: Tensor
-    images: Tensor
+    images: np.ndarray
+    device: torch.device
     network: NCSNpp | None
     bfloat16: bool = False
 
     @functools.cached_property
-    def centres(self) -> Centres:
-        """The training images as centres of the closed-form scores."""
-        return make_centres(self.images)
+    def pixels(self) -> Tensor:
+        """The training images as rows of `pixel_rows`, uint8 (M, d) on the device: on a CPU no copy."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes
+            return torch.from_numpy(self.images.reshape(len(self.images), -1)).to(self.device)
 
     @functools.cached_property
-    def _reference(self) -> Reference:
-        return prepare(self.images.flatten(1), self.images.device)
+    def centres(self) -> Centres:
+        """The training images as centres of the closed-form scores."""
+        return make_centres(self.pixels)
+
+    @functools.cached_property
+    def _reference(self) -> Reference | Tensor:
+        """For `actual_level`: made ready once, if that takes not too much memory."""
+        few = 4 * self.images.size <= READY_BYTES
+        return prepare(self.pixels, self.device) if few else self.pixels
 
     @property
     def shape(self) -> tuple[int, ...]:
         """(C, H, W)."""
-        return tuple(self.images.shape[1:])
+        height, width, channels = self.images.shape[1:]
+        return channels, height, width
+
+    def training_images(self, rows: Tensor) -> Tensor:
+        """uint8 (n, C, H, W) on the device; rows: int64 (n,)."""
+        images = torch.from_numpy(self.images[rows.cpu().numpy()]).to(self.device).movedim(-1, 1)
+        return images.clone(memory_format=torch.contiguous_format)  # strides, too, are those of (C, H, W)
 
     def score(self, batch: Batch) -> samplers.Score:
         """score(x, sigma) for the samples of a batch."""
@@ -65,7 +87,7 @@ class Model:
 
     def actual_level(self, x: Tensor) -> Tensor:
         """sigma_hat = min_i |x - x_i| / sqrt d of x float32 (B, C, H, W), exact: float64 (B,) (METHODS §1.3)."""
-        return min_distance(x.flatten(1), self._reference)[1] / x[0].numel() ** 0.5
+        return min_distance(pixel_rows(x), self._reference)[1] / x[0].numel() ** 0.5
 
 
 def load_model(
@@ -98,11 +120,10 @@ def make_model(
     precision: str = "float32",
 ) -> Model:
     """A model on `device`, network included; images: uint8 (M, H, W, C); precision: as in `load_model`."""
-    pixels = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C")).to(device)
     half = uses_bfloat16(precision, device)
     if network is not None:
         network = prepare_network(network, device, half)
-    return Model(variant, noise.levels(levels, variant.sampler.levels), pixels, network, half)
+    return Model(variant, noise.levels(levels, variant.sampler.levels), images, device, network, half)
 
 
 def prepare_network(network: NCSNpp, device: torch.device, bfloat16: bool) -> NCSNpp:
@@ -157,7 +178,7 @@ def load_network(score: dict[str, Any], weights: Path, image_shape: tuple[int, i
 @torch.inference_mode()
 def trajectory(model: Model, seed: int, indices: Tensor) -> Iterator[Tensor]:
     """States of the samples `indices` (int64 (B,)) after every step, float32 (B, C, H, W)."""
-    indices = indices.to(model.images.device)
+    indices = indices.to(model.device)
     batch = Batch(seed, indices)
 
     def draw(n: int) -> Tensor:
@@ -176,7 +197,7 @@ def last_states(model: Model, seed: int, indices: Tensor) -> tuple[Tensor, Tenso
 
     A sample that is not finite raises FloatingPointError.
     """
-    x, steps = None, torch.zeros(len(indices), dtype=torch.int64, device=model.images.device)
+    x, steps = None, torch.zeros(len(indices), dtype=torch.int64, device=model.device)
     for step, state in enumerate(trajectory(model, seed, indices), 1):
         moved = torch.ones_like(steps, dtype=torch.bool) if x is None else (state != x).flatten(1).any(1)
         x, steps = state, torch.where(moved, step, steps)
@@ -241,8 +262,8 @@ def _cfdm(model: Model, batch: Batch, draw: samplers.Draw) -> Iterator[Tensor]:
     shifts = kernel_draws(model.variant, math.prod(model.shape), batch)
 
     def velocity(z: Tensor, t: float) -> Tensor:
-        flat = z.reshape(len(z), -1).double()
-        return cfdm_velocity(model.centres, flat, t, shifts, model.variant.kernel.h).to(z.dtype).reshape(z.shape)
+        found = cfdm_velocity(model.centres, pixel_rows(z).double(), t, shifts, model.variant.kernel.h)
+        return as_images(found, z)
 
     return samplers.cfdm(velocity, draw, model.variant.sampler.levels)
 

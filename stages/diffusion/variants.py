@@ -1,6 +1,7 @@
 """A variant as data, and the one table that wires it: score, conditioning, smoothing, sampler."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
@@ -40,11 +41,18 @@ def closed_form_score(variant: Variant, centres: closed.Centres, sigmas: Tensor,
     sigmas: the sampler's levels, over which the unified mixture runs.
     """
     flat = CLOSED_FORMS[variant.form](variant, centres, sigmas, batch)
+    return lambda x, sigma: as_images(flat(pixel_rows(x).double(), sigma.double()), x)
 
-    def score(x: Tensor, sigma: Tensor) -> Tensor:
-        return flat(x.reshape(len(x), -1).double(), sigma.double()).to(x.dtype).reshape(x.shape)
 
-    return score
+def pixel_rows(x: Tensor) -> Tensor:
+    """Images (B, C, H, W) as rows (B, d) in the order of image tables, (H, W, C), so that these stay as they are."""
+    return x.movedim(1, -1).reshape(len(x), -1)
+
+
+def as_images(rows: Tensor, like: Tensor) -> Tensor:
+    """Rows of `pixel_rows` (B, d) as images of the shape and type of `like` (B, C, H, W)."""
+    batch, channels, height, width = like.shape
+    return rows.to(like.dtype).reshape(batch, height, width, channels).movedim(-1, 1).contiguous()
 
 
 def _conditioning(variant: Variant, centres: closed.Centres, sigmas: Tensor, batch: Batch) -> closed.Score:
@@ -75,11 +83,18 @@ def _shells(variant: Variant, centres: closed.Centres, sigmas: Tensor, batch: Ba
     return score
 
 
-def kernel_draws(variant: Variant, dimension: int, batch: Batch) -> Tensor:
+def kernel_draws(variant: Variant, dimension: int, batch: Batch) -> closed.Draws:
     """The kernel's draws of each sample, float32 (B, draws, d); pairs xi, -xi, so that their mean is 0."""
     half = -(-variant.kernel.draws // 2)
-    xi = torch.stack([normal(batch.seed, batch.indices, KERNEL_DRAWS + n, (dimension,)) for n in range(half)], dim=1)
-    return torch.cat((xi, -xi), dim=1)[:, : variant.kernel.draws]
+
+    @functools.lru_cache(maxsize=1)  # few are drawn once, many again at every evaluation, a part at a time
+    def take(start: int, stop: int) -> Tensor:
+        drawn = {}
+        for n in sorted({number % half for number in range(start, stop)}):
+            drawn[n] = normal(batch.seed, batch.indices, KERNEL_DRAWS + n, (dimension,))
+        return torch.stack([drawn[n] if n < half else -drawn[n - half] for n in range(start, stop)], dim=1)
+
+    return closed.Draws(variant.kernel.draws, take)
 
 
 def _kernel(variant: Variant, centres: closed.Centres, sigmas: Tensor, batch: Batch) -> closed.Score:

@@ -63,8 +63,8 @@ def chosen(model: "Model", count: int, draw: int, seed: int) -> "Tensor":
 
     from stages.diffusion.noise import integers
 
-    rows = integers(seed, torch.arange(count, device=model.images.device), int(draw), len(model.images))
-    return model.images[rows].double() / 255
+    rows = integers(seed, torch.arange(count, device=model.device), int(draw), len(model.images))
+    return model.training_images(rows).double() / 255
 
 
 def cosine_row(model: "Model", sigma: float, number: int, count: int, seed: int) -> dict[str, float]:
@@ -74,12 +74,13 @@ def cosine_row(model: "Model", sigma: float, number: int, count: int, seed: int)
 
     from stages.diffusion.empirical_score import conditioning
     from stages.diffusion.noise import normal
+    from stages.diffusion.variants import pixel_rows
 
-    numbers = torch.arange(count, device=model.images.device) + number * count
+    numbers = torch.arange(count, device=model.device) + number * count
     x = chosen(model, count, IMAGE_DRAW, seed).float() + sigma * normal(seed, numbers, int(NOISE_DRAW), model.shape)
     level = torch.full((count,), sigma, dtype=torch.float64, device=x.device)
-    learned = _network(model, x, level).flatten(1).double()
-    empirical = conditioning(model.centres, x.flatten(1).double(), level)
+    learned = pixel_rows(_network(model, x, level)).double()
+    empirical = conditioning(model.centres, pixel_rows(x).double(), level)
     cosine, lengths = cosines(learned, empirical)
     low, high = np.quantile(cosine, [0.1, 0.9])
     return {
@@ -114,16 +115,17 @@ def expansion_row(model: "Model", sigma: float, number: int, count: int, seed: i
     import torch
 
     from stages.diffusion.empirical_score import conditioning
+    from stages.diffusion.variants import as_images, pixel_rows
 
     found = _pairs(model, sigma, number, count, seed)
     names = ("expansion", "expansion_error", "expansion_empirical", "expansion_closed_form")
     if not found:
         return {**dict.fromkeys(names), "expansion_pairs": 0}
-    where = {"device": model.images.device}
+    where = {"device": model.device}
     flat = torch.tensor(np.stack([[pair.point, pair.mirror] for pair in found]), **where).flatten(0, 1)
     level = torch.full((len(flat),), sigma, dtype=torch.float64, **where)
-    x = flat.float().reshape(-1, *model.shape)
-    learned = x.double().flatten(1) + sigma**2 * _network(model, x, level).double().flatten(1)
+    x = as_images(flat, torch.empty((len(flat), *model.shape), **where))
+    learned = pixel_rows(x).double() + sigma**2 * pixel_rows(_network(model, x, level)).double()
     empirical = flat + sigma**2 * conditioning(model.centres, flat, level)
     before = spread(flat)
     ratio, gap = found[0].ratio, np.array([pair.gap for pair in found])
@@ -143,7 +145,9 @@ def spread(points: "Tensor") -> np.ndarray:
 
 def _pairs(model: "Model", sigma: float, number: int, count: int, seed: int) -> list:
     """The mirrored pairs of points that exist at this level, in the plane of two images and a random direction."""
-    centres = chosen(model, 2 * count, PAIR_DRAW, seed).flatten(1).cpu().numpy().reshape(count, 2, -1)
+    from stages.diffusion.variants import pixel_rows
+
+    centres = pixel_rows(chosen(model, 2 * count, PAIR_DRAW, seed)).cpu().numpy().reshape(count, 2, -1)
     dimension = centres.shape[2]
     radius, ratio = sigma * math.sqrt(dimension), 1 + 1 / math.sqrt(dimension)
     generator = np.random.default_rng([seed, number])
@@ -183,7 +187,7 @@ def interpolate(model: "Model", params: Alignment, seed: int) -> tuple[list[dict
     from stages.diffusion.noise import normal
 
     count = params.paths
-    numbers = torch.arange(2 * count, device=model.images.device)
+    numbers = torch.arange(2 * count, device=model.device)
     noise = normal(seed, numbers, int(END_DRAW) + 1, model.shape)
     noised = chosen(model, 2 * count, END_DRAW, seed).float() + params.level * noise
     start = mixtures(noised[:count], noised[count:], np.linspace(0, 1, params.points))
@@ -238,7 +242,9 @@ def nearest_ratios(model: "Model", x: "Tensor") -> np.ndarray:
     """r_1/r_2 of every image to the training images, float64 (B,); 1 where there is but one training image."""
     import torch
 
-    squared = torch.cat([block for block, _ in model.centres.squared_distances(x.flatten(1).double())], dim=1)
+    from stages.diffusion.variants import pixel_rows
+
+    squared = torch.cat([block for block, _ in model.centres.squared_distances(pixel_rows(x).double())], dim=1)
     if squared.shape[1] < 2:
         return np.ones(len(x))
     two = squared.topk(2, dim=1, largest=False).values.sqrt()
