@@ -43,6 +43,7 @@ class Params(StageParams):
     precision: Literal["float32", "bfloat16", "auto"] = Field(
         description="of a network's products; auto: bfloat16 where the device has instructions for it"
     )
+    compile: bool = Field(description="torch.compile of a network, worth it on a GPU")
     curve_count: int = Field(ge=2, description="samples from each of train's snapshots, where there are any")
     alignment: Alignment
 
@@ -70,6 +71,7 @@ def _draws(params: Params, count: int, name: str, inputs: list[str]) -> list[Sha
         "batch": params.batch,
         "device": params.device,
         "precision": params.precision,
+        "compile": params.compile,
     }
     cuts = _cuts(params, count)
     return [
@@ -117,8 +119,8 @@ def work(shard: Shard) -> Path:
     settings = shard.settings
     table = read_images(shard.inputs[1])
     weights = shard.inputs[2] if len(shard.inputs) > 2 else None
-    score, device, precision = read_json(shard.inputs[0]), settings["device"], settings["precision"]
-    model = load_model(score, settings["sampler"], table.images, weights, device, precision)
+    how = settings["device"], settings["precision"], settings["compile"]
+    model = load_model(read_json(shard.inputs[0]), settings["sampler"], table.images, weights, *how)
     images, stops, stop_below = [], [], settings["sampler"]["stop_below"]
     with tqdm(
         total=settings["stop"] - settings["start"], desc=f"sample {shard.name}", unit="img", mininterval=2

@@ -6,6 +6,7 @@ import torch
 from simulated_gpu import simulated_gpu
 
 from stages.device import pick_device, uses_bfloat16
+from stages.diffusion import network as networks
 from stages.diffusion import training_set
 from stages.diffusion.empirical_score import shell_power
 from stages.diffusion.losses import denoising_target, temperature_target
@@ -229,3 +230,34 @@ def test_an_encoder_on_the_gpu_is_near_itself_on_the_cpu():
         found = encoder(images)
     cosine = (own * found).sum(1) / np.linalg.norm(own, axis=1) / np.linalg.norm(found, axis=1)
     assert cosine.min() > 0.99
+
+
+def test_weights_and_their_average_lie_alike_in_memory(tmp_path):
+    """Otherwise they are averaged parameter by parameter on a GPU, and not in one pass."""
+    with simulated_gpu():
+        state = trainer(tmp_path, GPU, "conditioning", pictures()).state
+        pairs = list(zip(state.network.parameters(), state.average.parameters(), strict=True))
+        assert all(one.stride() == other.stride() for one, other in pairs)
+        assert any(not one.is_contiguous() for one, _ in pairs)
+
+
+@pytest.mark.parametrize("gpu", [True, False])
+@pytest.mark.parametrize("half", [True, False])
+def test_the_compiler_gets_the_network_in_one_graph(monkeypatch, gpu, half):
+    """Forward and backward as they run on a GPU and on a CPU, traced whole (fullgraph) and differentiated, not lowered:
+    the same values and gradients as without."""
+    if gpu:
+        monkeypatch.setattr(networks.Resample, "_by_matrices", networks.Resample._by_convolution)
+        monkeypatch.setattr(networks, "_attend", torch.nn.functional.scaled_dot_product_attention)
+    made, x, sigma = network(), torch.randn(2, 3, 16, 16), torch.tensor([0.3, 2.0])
+    traced = torch.compile(made, fullgraph=True, backend="aot_eager")
+    results = []
+    for forward in (made, traced):
+        made.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            out = forward(x, sigma)
+        out.float().square().sum().backward()
+        gradient = torch.cat([parameter.grad.flatten() for parameter in made.parameters()])
+        results.append((out.detach().float(), gradient))
+    for one, other in zip(*results):
+        assert torch.linalg.vector_norm(other - one) < (0.02 if half else 1e-5) * torch.linalg.vector_norm(one)

@@ -47,7 +47,7 @@ class Model:
     sigmas: Tensor
     images: np.ndarray
     device: torch.device
-    network: NCSNpp | None
+    network: torch.nn.Module | None
     bfloat16: bool = False
 
     @functools.cached_property
@@ -97,9 +97,11 @@ def load_model(
     weights: str | None,
     device: str,
     precision: str = "float32",
+    compiled: bool = False,
 ) -> Model:
     """A model from score.json's content, the sampler's parameters, the training images uint8 (M, H, W, C) and, for a
-    network, the path of its weights and the precision of its products (float32, bfloat16 or auto).
+    network, the path of its weights, the precision of its products (float32, bfloat16 or auto), and whether it goes
+    through torch.compile.
 
     Raises InputError when the weights are not those of the described network.
     """
@@ -108,7 +110,7 @@ def load_model(
         height, width, channels = images.shape[1:]
         network = load_network(score, Path(weights), (channels, height, width))
     variant, where = Variant(**score["spec"], sampler=sampler), torch.device(pick_device(device))
-    return make_model(variant, NoiseParams(**score["noise"]), images, network, where, precision)
+    return make_model(variant, NoiseParams(**score["noise"]), images, network, where, precision, compiled)
 
 
 def make_model(
@@ -118,15 +120,16 @@ def make_model(
     network: NCSNpp | None,
     device: torch.device,
     precision: str = "float32",
+    compiled: bool = False,
 ) -> Model:
-    """A model on `device`, network included; images: uint8 (M, H, W, C); precision: as in `load_model`."""
+    """A model on `device`, network included; images: uint8 (M, H, W, C); the rest: as in `load_model`."""
     half = uses_bfloat16(precision, device)
     if network is not None:
-        network = prepare_network(network, device, half)
+        network = prepare_network(network, device, half, compiled)
     return Model(variant, noise.levels(levels, variant.sampler.levels), images, device, network, half)
 
 
-def prepare_network(network: NCSNpp, device: torch.device, bfloat16: bool) -> NCSNpp:
+def prepare_network(network: NCSNpp, device: torch.device, bfloat16: bool, compiled: bool = False) -> torch.nn.Module:
     """The network on `device`, ready to be evaluated by `network_score`: itself, or a copy that shares what it can.
 
     bfloat16: the weights of its products are cast once, which autocast would do at every evaluation, to the same bits.
@@ -140,7 +143,7 @@ def prepare_network(network: NCSNpp, device: torch.device, bfloat16: bool) -> NC
                 layer.to(torch.bfloat16)
     elif device.type == "cpu" and any(map(winograd.suits, network.modules())):
         network = winograd.with_winograd(copy.deepcopy(network, {id(p): p for p in network.parameters()}))
-    return network
+    return torch.compile(network) if compiled else network
 
 
 def load_network(score: dict[str, Any], weights: Path, image_shape: tuple[int, int, int] | None = None) -> NCSNpp:

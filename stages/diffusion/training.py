@@ -125,7 +125,8 @@ class Trainer:
         torch.manual_seed(params.seed)
         network, average = build().to(self.device), build().to(self.device)
         average.load_state_dict(network.state_dict())
-        network = network.to(memory_format=memory_format(self.device))
+        layout = memory_format(self.device)
+        network, average = network.to(memory_format=layout), average.to(memory_format=layout)  # averaged in one pass
         optimizer = AdamW(
             network.parameters(),
             lr=params.learning_rate,
