@@ -5,7 +5,7 @@ centres of 32 x 32 x 3 (the images of the parquet file, or random fields with a 
 the same states go to a softmax over torch.cdist in float32, to the float64 blocks of `empirical_score`, and, at every
 40th and where pykeops is installed and finds a compiler, to KeOps in float32. Times are processor seconds over all
 threads, which other work on the machine does not change; a ratio is taken over the levels that both were given. Then
-peak memory beyond the images at two sizes, and the time per centre of a slice of 64 x 64 x 3 images as 1.28 million
+peak memory beyond the images at three sizes, and the time per centre of a slice of 64 x 64 x 3 images as 1.28 million
 would have it, memory-mapped.
 """
 
@@ -157,16 +157,19 @@ def prepare(centres: ManyCentres) -> float:
     return time.process_time() - start
 
 
-def memory(count: int) -> float:
-    """Child: peak memory in MB that a dense and a sparse evaluation of 100 samples need beyond the images."""
-    pixels = np.random.default_rng(0).integers(0, 256, (count, 3072), dtype=np.uint8)
-    centres = make_many_centres(pixels)
-    x = np.random.default_rng(1).standard_normal((SAMPLES, 3072))
-    truncated_score.conditioning(make_many_centres(pixels[:100]), x, np.full(SAMPLES, 1.0))
+def memory(count: int, base: np.ndarray) -> float:
+    """Child: peak memory in MB that evaluations for 100 samples at large to small noise need beyond the images: `base`,
+    uint8 (n, 3072), and behind them the same shifted sideways, until there are `count`."""
+    pixels = np.empty((count, 3072), np.uint8)
+    for n, start in enumerate(range(0, count, len(base))):
+        pixels[start : start + len(base)] = np.roll(base.reshape(-1, 32), n, 1).reshape(base.shape)[: count - start]
+    noise = np.random.default_rng(1).standard_normal((SAMPLES, 3072))
+    truncated_score.conditioning(make_many_centres(pixels[:100]), noise, np.full(SAMPLES, 1.0))
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = status("VmRSS")
-    for sigma in (50.0, 0.1):
-        truncated_score.conditioning(centres, sigma * x, np.full(SAMPLES, sigma))
+    centres = make_many_centres(pixels)
+    for sigma in (50.0, 1.0, 0.1, 0.02):
+        truncated_score.conditioning(centres, pixels[:SAMPLES] / 255 + sigma * noise, np.full(SAMPLES, sigma))
     return round(status("VmHWM") - before, 1)
 
 
@@ -201,14 +204,16 @@ def main() -> None:
     parser.add_argument("--memory", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.memory:
-        print(memory(arguments.memory))
+        print(memory(arguments.memory, images(arguments.parquet, min(arguments.memory, arguments.centres))))
         return
     pixels = images(arguments.parquet, arguments.centres)
     ratios, missing = run(pixels, arguments.every, not arguments.no_keops)
     del pixels
-    command = [sys.executable, __file__, "--memory"]
-    sizes = (50_000, 150_000)  # the buffers stop growing at 32,768
-    peaks = {n: float(subprocess.check_output([*command, str(n)], text=True)) for n in sizes}
+    command = [sys.executable, __file__, *([arguments.parquet] if arguments.parquet else []), "--memory"]
+    # every array is mapped by itself, else the peak holds what the allocator keeps of those before, 10 to 60 MB
+    own = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+    sizes = (50_000, 150_000, 1_000_000)  # the buffers stop growing at 32,768 images, what is kept at 54,000
+    peaks = {n: float(subprocess.check_output([*command, str(n)], text=True, env=own)) for n in sizes}
     print("peak memory beyond the images, MB:", peaks)
     per_million = slice_of_imagenet()
     print("64 x 64 x 3, seconds per million centres and 100 samples:", per_million)

@@ -1,6 +1,9 @@
 """Closed-form scores over many centres against float64 sums over all of them: off by less than 1e-6, every one."""
 
 import contextlib
+import resource
+import tempfile
+import tracemalloc
 from unittest import mock
 
 import numpy as np
@@ -11,6 +14,7 @@ from hypothesis import strategies as st
 from stages.diffusion import empirical_score as closed
 from stages.diffusion import many_centres
 from stages.diffusion import truncated_score as truncated
+from stages.errors import InputError
 from stages.search import products
 
 BOUND = 1e-6  # of the score's norm, proven for every sample
@@ -45,11 +49,18 @@ cases = st.tuples(st.integers(0, 10**6), st.integers(1, 900), st.sampled_from([3
 levels = st.lists(st.floats(-4, 4), min_size=1, max_size=5)
 
 
+def near_a_plane(count):
+    """Images uint8 (count, 192) near a space of 12 dimensions, as photographs are near one of few hundred."""
+    rng = np.random.default_rng(4)
+    images = (128 + rng.normal(0, 300, (count, 12)) @ np.linalg.qr(rng.normal(size=(192, 12)))[0].T).clip(0, 255)
+    return (images + rng.normal(0, 2, images.shape)).clip(0, 255).astype(np.uint8)
+
+
 @contextlib.contextmanager
 def at_most(kept):
     """Blocks of 200 centres, of which this many are summed one by one, so that few images go all the ways of many."""
-    small = {many_centres: {"BLOCK": 200, "WORTH": 1, "DIRECTIONS": 16}}
-    small[truncated] = {"COARSE_BLOCK": 300, "KEPT": {0: kept, 1: kept, 2: kept}}
+    small = {many_centres: {"BLOCK": 200, "COARSE_BLOCK": 300, "WORTH": 1, "DIRECTIONS": 16}}
+    small[truncated] = {"KEPT": {0: kept, 1: kept, 2: kept}}
     with contextlib.ExitStack() as stack:
         for module, values in small.items():
             stack.enter_context(mock.patch.multiple(module, **values))
@@ -96,7 +107,7 @@ LAWS = {
 def test_every_ways_bound_is_above_its_error(sigma, law):
     """Every way with every number of digits, forced, against float64 sums by differences, at d = 192."""
     images, x = draw(1, 1500, 192, np.full(6, sigma), 3)
-    centres, points = many_centres.make_many_centres(images), many_centres.quantise(x)
+    points = many_centres.quantise(x)
     law = LAWS[law](np.full(6, sigma))
     precision = (lambda r2, b: law.pull[b] / (255**2 * r2)) if law.inverse else (lambda r2, b: law.pull[b])
     log_weight = (lambda r2, b: -law.rate[b] * np.log(r2)) if law.shells else (lambda r2, b: -law.rate[b] * 255**2 * r2)
@@ -106,6 +117,7 @@ def test_every_ways_bound_is_above_its_error(sigma, law):
     ways += [(truncated._few, depth, n) for depth in (1.0, 9.0, 30.0) for n in (0, 1, 2)]
     bounds = []
     with at_most(10**9):
+        centres = many_centres.make_many_centres(images)
         for way, *options in ways:
             got, bound = way(centres, points, law, *options)
             done = ~np.isnan(bound)
@@ -119,11 +131,8 @@ def test_every_ways_bound_is_above_its_error(sigma, law):
 
 @pytest.mark.parametrize("sigma", [0.001, 0.02, 0.1, 0.5])
 def test_coarse_coordinates_drop_no_centre_that_weighs(sigma):
-    """Images near a space of 12 dimensions, as photographs are near one of few hundred."""
-    rng, level, depth = np.random.default_rng(4), np.full(40, sigma), 9.0
-    images = (128 + rng.normal(0, 300, (5000, 12)) @ np.linalg.qr(rng.normal(size=(192, 12)))[0].T).clip(0, 255)
-    images = (images + rng.normal(0, 2, images.shape)).clip(0, 255).astype(np.uint8)
-    x = images[:40] / 255 + sigma * rng.standard_normal((40, 192))
+    images, level, depth = near_a_plane(5000), np.full(40, sigma), 9.0
+    x = images[:40] / 255 + sigma * np.random.default_rng(5).standard_normal((40, 192))
     points = many_centres.quantise(x)
     r2 = np.square(images.astype(np.float64)[None] / 255 - x[:, None]).sum(2)
     with at_most(1000):
@@ -154,6 +163,73 @@ def test_candidates_hold_every_centre_that_weighs(sigma):
         weighs = np.flatnonzero(r2[b] <= r2[b].min() + 2 * sigma**2 * depth * (1 - 1e-12))
         assert kept.count[b] == -1 or set(weighs) <= set(kept.rows[b, : kept.count[b]])
     assert (kept.count >= 0).all() == (sigma < 1)
+
+
+def scores(centres):
+    """Scores float64 (6, 10, 192) near the first images, for which every way is gone."""
+    x, noise = centres.images[:10] / 255, np.random.default_rng(5).standard_normal((10, 192))
+    found = [truncated.conditioning(centres, x + s * noise, np.full(10, s)) for s in (0.001, 0.1, 0.5, 2.0, 50.0)]
+    return np.stack([*found, truncated.unconditioning(centres, x + noise, np.full(10, 5.0), 190)])
+
+
+def kept_blocks(centres):
+    """What is kept of the centres, a block at a time."""
+    counts = ((centres.squares, many_centres.BLOCK), (centres.coarse.parts, many_centres.COARSE_BLOCK))
+    return [blocks[n] for blocks, size in counts for n in range(-(-len(centres) // size))]
+
+
+@pytest.mark.parametrize("budget", [0, 40_000, 100_000])
+def test_what_is_kept_in_a_file_gives_the_same_bits(budget, monkeypatch):
+    images = near_a_plane(5050)  # the last blocks are shorter
+    with at_most(1000):
+        whole = many_centres.make_many_centres(images)
+        wanted = scores(whole)
+        monkeypatch.setattr(many_centres, "MEMORY", budget)
+        centres = many_centres.make_many_centres(images)
+        found = scores(centres)
+        assert sum(map(len, kept_blocks(whole))) == 5050 * (8 + 16 + 2 * 16)
+        assert all(map(np.array_equal, kept_blocks(whole), kept_blocks(centres)))
+    in_memory = sum(map(len, centres.squares._memory + centres.coarse.parts._memory))
+    assert in_memory <= budget
+    assert (in_memory > 0) == (budget > 0)
+    assert np.array_equal(wanted, found)
+
+
+def memory(images):
+    """Bytes that Python and numpy hold at most while the centres are made, and for scores."""
+    tracemalloc.start()
+    centres = many_centres.make_many_centres(images)
+    assert centres.coarse is not None
+    making = tracemalloc.get_traced_memory()[1]
+    tracemalloc.reset_peak()
+    scores(centres)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return np.array([making, peak])
+
+
+def test_memory_beyond_the_images_does_not_grow_with_their_number(monkeypatch):
+    monkeypatch.setattr(many_centres, "MEMORY", 1 << 16)
+    monkeypatch.setattr(truncated, "BUFFER", 1000)
+    images = near_a_plane(1 << 14)
+    with at_most(500):
+        _, _, few, many = (memory(images[:count]) for count in 2 * (1 << 12, 1 << 14))  # the first import and compile
+    assert (many - few < 0.1 * (len(images) - 4096)).all()  # of 56 bytes per image that are kept
+
+
+def test_no_room_for_the_file_is_said(monkeypatch, tmp_path):
+    images = near_a_plane(3000)
+    monkeypatch.setattr(many_centres, "MEMORY", 0)
+    with monkeypatch.context() as folder, pytest.raises(InputError, match="TMPDIR"):
+        folder.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+        many_centres.make_many_centres(images)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))  # a block of norms is cut off within
+    try:
+        with pytest.raises(InputError, match="TMPDIR"):
+            many_centres.make_many_centres(images)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_a_samples_score_is_the_same_bits_in_every_batch():

@@ -33,13 +33,13 @@ class Centres:
 
     Attributes:
         pixels: float64 (M, d) in [0,1], or uint8 (M, d).
-        norms: float64 (M,), squared norms in units of [0,1].
+        norms: float64 (M,), squared norms in units of [0,1]; None: computed with every block.
         block: how many centres are visited at once, with up to BATCH points; fewer with more.
         many: the same centres for `truncated_score`, or None.
     """
 
     pixels: Tensor
-    norms: Tensor
+    norms: Tensor | None
     block: int
     many: ManyCentres | None = None
 
@@ -54,7 +54,8 @@ class Centres:
         step = max(1, self.block * BATCH // max(BATCH, len(x)))
         for start in range(0, len(self.pixels), step):
             centres = _unit(self.pixels[start : start + step])
-            r2 = own + self.norms[start : start + step] - 2 * (x @ centres.T)
+            norms = _squared(centres) if self.norms is None else self.norms[start : start + step]
+            r2 = own + norms - 2 * (x @ centres.T)
             yield r2.clamp_min_(0), centres
 
 
@@ -69,14 +70,19 @@ def make_centres(images: Tensor, memory_budget: int = 1 << 28) -> Centres:
         pixels = _unit(pixels)
     per_centre = 8 * (ARRAYS * BATCH + (2 * pixels.shape[1] if keep else 0))  # float64 (points, block), and pixels
     block = max(1, memory_budget // per_centre)
-    norms = torch.cat([_unit(part).square().sum(1) for part in pixels.split(block)])
-    many = make_many_centres(pixels.numpy()) if keep and pixels.device.type == "cpu" else None
-    return Centres(pixels, norms, block, many)
+    if keep and pixels.device.type == "cpu":  # rarely go in blocks: norms would be 8 bytes of memory per centre
+        return Centres(pixels, None, block, make_many_centres(pixels.numpy()))
+    return Centres(pixels, torch.cat([_squared(_unit(part)) for part in pixels.split(block)]), block)
 
 
 def _unit(pixels: Tensor) -> Tensor:
     """float64 in [0,1]."""
     return pixels.double() / 255 if pixels.dtype == torch.uint8 else pixels.double()
+
+
+def _squared(centres: Tensor) -> Tensor:
+    """Squared norms of float64 (m, d)."""
+    return centres.square().sum(1)
 
 
 def shell_power(dimension: int, convention: Power = "d-2") -> int:

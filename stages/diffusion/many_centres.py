@@ -1,12 +1,22 @@
-"""What `truncated_score` sums over: images of one byte per pixel, samples as integers, and how a centre weighs."""
+"""What `truncated_score` sums over: images of one byte per pixel, samples as integers, and how a centre weighs.
+
+Beside the images at most MEMORY bytes are held, however many these are: what is known of each image and does not fit is
+in a file, from which it is read a block at a time.
+"""
 
 import dataclasses
+import errno
 import functools
 import math
+import os
+import tempfile
+import weakref
+from collections.abc import Iterator
 
 import numpy as np
 
-from stages.search.products import products, squared_norms
+from stages.errors import InputError
+from stages.search.products import affordable, products, squared_norms
 from stages.search.projection import Projection, fit_projection
 
 BLOCK = 4096  # centres visited at once
@@ -16,23 +26,58 @@ GREY = 255.0
 DIRECTIONS = 128  # of the coarse coordinates
 COARSE_BLOCK = 4 * BLOCK  # centres whose coarse bounds are taken at once
 WORTH = 1 << 13  # centres from which on these coordinates are worth their making
+MEMORY = 1 << 24  # bytes of norms (an eighth) and coarse coordinates in memory: those of 50,000 images fit
+
+
+class Blocks:
+    """Bytes of one block of centres after the other, all of one size but the last: as many as `budget` bytes hold in
+    memory, the others in a file of the temporary folder without a name, which is gone when this object or the process
+    is, however it ends."""
+
+    def __init__(self, budget: int) -> None:
+        self._room, self._memory, self._size, self._file = budget, [], 0, None
+
+    def append(self, block: np.ndarray) -> None:
+        """Add the bytes of a block, uint8 (n,). Raises InputError where there is no room for the file."""
+        self._size = self._size or len(block)
+        if self._file is None and len(block) <= self._room:
+            self._room -= len(block)
+            self._memory.append(block)
+            return
+        try:
+            if self._file is None:
+                self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  (open as long as this object is)
+                weakref.finalize(self, self._file.close)
+            if self._file.write(block) < len(block):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            raise InputError(
+                f"no room in the temporary folder for what is known of each centre ({error}): "
+                "set the environment variable TMPDIR to a folder with room"
+            ) from error
+
+    def __getitem__(self, n: int) -> np.ndarray:
+        """The bytes of block n, uint8, to be read only."""
+        if n < len(self._memory):
+            return self._memory[n]
+        block = np.empty(self._size, np.uint8)
+        return block[: os.preadv(self._file.fileno(), [block], (n - len(self._memory)) * self._size)]
 
 
 @dataclasses.dataclass(frozen=True)
 class ManyCentres:
-    """Training images as centres, one byte per pixel (memory-mapped if they come so) and 16 per image; with `coarse`,
-    made when a small noise level first asks for it, 296 more per image.
+    """Training images as centres, one byte per pixel (memory-mapped if they come so).
 
     Attributes:
         images: uint8 (M, d).
-        norms: int64 (M,), |y|^2 of y = image - 128.
-        lengths: float64 (M,), |y|.
-        longest: the largest of them.
+        squares: int64 (m,), |y|^2 of y = image - 128, of every BLOCK images.
+        power: the mean of |y|^2.
+        longest: the largest |y|.
     """
 
     images: np.ndarray
-    norms: np.ndarray
-    lengths: np.ndarray
+    squares: Blocks
+    power: float
     longest: float
 
     def __len__(self) -> int:
@@ -44,25 +89,36 @@ class ManyCentres:
         return self.images.shape[1]
 
     @functools.cached_property
-    def coarse(self) -> "Coarse | None":
-        """Their coarse coordinates; None for few or small images."""
+    def coarse(self) -> "CoarseCentres | None":
+        """Their coarse coordinates, made when a small noise level first asks for them; None for few or small images."""
         if len(self) < WORTH or self.dimension < 4 * DIRECTIONS:
             return None
         return make_coarse(fit_projection(self.images, DIRECTIONS), self.images, self.longest)
 
-    def blocks(self, pilot: bool = False) -> list[slice]:
+    def blocks(self, pilot: bool = False) -> Iterator[slice]:
         """Rows visited at once; with `pilot` the first eighth of the first block comes by itself."""
-        edges = [*range(0, len(self), BLOCK), len(self)]
-        if pilot and edges[1] > BLOCK // 8:
-            edges.insert(1, BLOCK // 8)
-        return [slice(a, b) for a, b in zip(edges, edges[1:])]
+        for start in range(0, len(self), BLOCK):
+            stop = min(start + BLOCK, len(self))
+            if pilot and start == 0 and stop > BLOCK // 8:
+                yield slice(0, BLOCK // 8)
+                start = BLOCK // 8
+            yield slice(start, stop)
+
+    def norms(self, rows: slice) -> tuple[np.ndarray, np.ndarray]:
+        """|y|^2, int64 (m,), and |y|, float64 (m,), of what `blocks` gives."""
+        first = rows.start - rows.start % BLOCK
+        squares = self.squares[rows.start // BLOCK].view(np.int64)[rows.start - first : rows.stop - first]
+        return squares, np.sqrt(squares.astype(np.float64))
 
 
 def make_many_centres(images: np.ndarray) -> ManyCentres:
     """Centres of uint8 images (M, d)."""
-    norms = squared_norms(images)
-    lengths = np.sqrt(norms.astype(np.float64))
-    return ManyCentres(images, norms, lengths, float(lengths.max()))
+    squares, total, largest = Blocks(affordable(MEMORY // 8)), 0, 0
+    for start in range(0, len(images), BLOCK):
+        own = squared_norms(images[start : start + BLOCK])
+        squares.append(own.view(np.uint8))
+        total, largest = total + int(own.sum()), max(largest, int(own.max()))
+    return ManyCentres(images, squares, total / len(images), math.sqrt(largest))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +208,6 @@ class Coarse:
         |x - y|^2 >= |x - m|^2 + |y - m|^2 - 2 (Px . Py + |Cx| |Cy|),  |Cx|^2 = |x - m|^2 - |Px|^2
 
     Attributes:
-        projection: P and m.
         digits: int8 (2, N, p), P(x - m) = scale (256 a + b) + what rounding to this leaves.
         scale: float64 (N,).
         squared: float64 (N,), |x - m|^2, grey levels.
@@ -161,7 +216,6 @@ class Coarse:
         error: float64 (N,), the length of what rounding leaves.
     """
 
-    projection: Projection
     digits: np.ndarray
     scale: np.ndarray
     squared: np.ndarray
@@ -169,25 +223,68 @@ class Coarse:
     length: np.ndarray
     error: np.ndarray
 
-    def helps(self, samples: "Coarse") -> np.ndarray:
+
+@dataclasses.dataclass(frozen=True)
+class CoarseCentres:
+    """Images as `Coarse` has them, COARSE_BLOCK at a time.
+
+    Attributes:
+        projection: P and m.
+        count: M.
+        parts: of each block `squared`, `left` and `digits`.
+        scale: of all of them.
+        outside: the mean of `left`.
+        power: the mean of `length` squared.
+        length: the largest.
+        error: the largest.
+    """
+
+    projection: Projection
+    count: int
+    parts: Blocks
+    scale: float
+    outside: float
+    power: float
+    length: float
+    error: float
+
+    def helps(self, samples: Coarse) -> np.ndarray:
         """Samples, bool (B,), for which what the bound loses, up to 2 |Cx| |Cy|, is little beside the distance of two
         images: its expectation in the directions is 2 |Py|^2."""
-        return samples.left * self.left.mean() <= 0.3 * np.square(self.length).mean()
+        return samples.left * self.outside <= 0.3 * self.power
+
+    def blocks(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray, np.ndarray]]:
+        """Rows, and their digits int8 (2, m, p), squared and left, float64 (m,)."""
+        for n, start in enumerate(range(0, self.count, COARSE_BLOCK)):
+            rows = slice(start, min(start + COARSE_BLOCK, self.count))
+            yield rows, *_views(self.parts[n], rows.stop - start)
 
 
-def make_coarse(projection: Projection, images: np.ndarray, longest: float) -> Coarse:
+def _views(block: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What the bytes of a block of `count` images hold: digits, squared and left."""
+    squared, left = block[: 16 * count].view(np.float64).reshape(2, count)
+    return block[16 * count :].view(np.int8).reshape(2, count, -1), squared, left
+
+
+def make_coarse(projection: Projection, images: np.ndarray, longest: float) -> CoarseCentres:
     """Coarse coordinates of uint8 images (M, d), none of them longer than `longest` (about 128), of one scale."""
     count, largest = len(images), longest + math.sqrt(projection.origin[-1])
-    whole = Coarse(projection, np.empty((2, count, projection.size), np.int8), *np.empty((5, count)))
-    for start in range(0, count, BLOCK):
-        rows = slice(start, min(start + BLOCK, count))
-        raw, squared, _ = projection.integers(images[rows])
-        along = projection.factor * (raw - projection.origin[:-1])
-        part = _rounded(projection, along, squared.astype(np.float64), 0.0, np.full(len(raw), largest))
-        whole.digits[:, rows] = part.digits
-        for name in ("scale", "squared", "left", "length", "error"):
-            getattr(whole, name)[rows] = getattr(part, name)
-    return whole
+    parts, sums, most, part = Blocks(affordable(MEMORY // 8 * 7)), np.zeros(2), np.zeros(2), None
+    for first in range(0, count, COARSE_BLOCK):
+        held = images[first : first + COARSE_BLOCK]
+        block = np.empty(len(held) * (16 + 2 * projection.size), np.uint8)
+        digits, squared, left = _views(block, len(held))
+        for start in range(0, len(held), BLOCK):
+            rows = slice(start, start + BLOCK)
+            raw, square, _ = projection.integers(held[rows])
+            along = projection.factor * (raw - projection.origin[:-1])
+            part = _rounded(along, square.astype(np.float64), 0.0, np.full(len(raw), largest))
+            digits[:, rows], squared[rows], left[rows] = part.digits, part.squared, part.left
+            sums += part.left.sum(), np.square(part.length).sum()
+            most = np.maximum(most, (part.length.max(), part.error.max()))
+        parts.append(block)
+    outside, power = (sums / count).tolist()
+    return CoarseCentres(projection, count, parts, float(part.scale[0]), outside, power, *most.tolist())
 
 
 def coarse_points(projection: Projection, points: Points) -> Coarse:
@@ -197,12 +294,10 @@ def coarse_points(projection: Projection, points: Points) -> Coarse:
     along = np.einsum("nbp,bn->bp", raw, points.units(DIGITS)) - projection.origin[:-1]
     squared = np.square(points.values - projection.rows[-1]).sum(1)
     coordinates = projection.factor * along
-    return _rounded(projection, coordinates, squared, points.rest[-1], np.abs(coordinates).max(1))
+    return _rounded(coordinates, squared, points.rest[-1], np.abs(coordinates).max(1))
 
 
-def _rounded(
-    projection: Projection, coordinates: np.ndarray, squared: np.ndarray, off: np.ndarray | float, largest: np.ndarray
-) -> Coarse:
+def _rounded(coordinates: np.ndarray, squared: np.ndarray, off: np.ndarray | float, largest: np.ndarray) -> Coarse:
     """Coordinates (N, p), known up to a length of `off`, in two digits of which `largest` (N,) is the greatest."""
     scale = np.maximum(largest, 1.0) / (127 << 8)
     whole = np.rint(coordinates / scale[:, None]).astype(np.int32)
@@ -211,4 +306,4 @@ def _rounded(
     error = np.linalg.norm(coordinates - whole * scale[:, None], axis=1) + off
     inside = np.linalg.norm(coordinates, axis=1)
     left = np.sqrt(np.maximum(squared - np.maximum(inside - off, 0) ** 2, 0) + 1e-12 * squared)
-    return Coarse(projection, digits, scale, squared, left, inside + error, error)
+    return Coarse(digits, scale, squared, left, inside + error, error)

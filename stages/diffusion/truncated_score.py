@@ -52,7 +52,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from stages.diffusion.many_centres import COARSE_BLOCK, DIGITS, GREY, Law, ManyCentres, Points, coarse_points, quantise
+from stages.diffusion.many_centres import DIGITS, GREY, Law, ManyCentres, Points, coarse_points, quantise
 from stages.search.products import centred, products, spread, weighted_sums
 
 TOLERANCE = 1e-6  # of the score
@@ -153,7 +153,7 @@ def candidates(centres: ManyCentres, points: Points, law: Law, depth: float, dig
     count, size = len(points), min(BUFFER, len(centres))
     rows, lower = np.empty((count, size), np.int32), np.empty((count, size))
     filled, used, best = np.zeros(count, np.int64), np.zeros(count, np.int64), np.full(count, np.inf)
-    reach, units, blocks = law.reach(np.full(count, depth)), points.units(digits), centres.blocks(pilot=True)
+    reach, units = law.reach(np.full(count, depth)), points.units(digits)
 
     def limit(active: np.ndarray, most: float) -> None:
         """Count those used of what is there so far; give up the samples that would need more than `most`."""
@@ -163,20 +163,21 @@ def candidates(centres: ManyCentres, points: Points, law: Law, depth: float, dig
             needed(rows, lower, filled, active, points.squared, law.shells, law.rate, share, used)
         filled[active[used[active] > most]] = -1
 
-    for turn, block in enumerate(blocks):
+    for turn, block in enumerate(centres.blocks(pilot=True)):
         active = np.flatnonzero(filled >= 0)
         if len(active) == 0:
             break
         inner = _products(points.digits[:digits, active], centres.images[block])
 
-        def scan(a: int, b: int, active: np.ndarray = active, inner: np.ndarray = inner, block: slice = block) -> None:
+        def scan(a: int, b: int, active: np.ndarray = active, inner: np.ndarray = inner, start: int = block.start,
+                 norms: tuple[np.ndarray, np.ndarray] = centres.norms(block)) -> None:  # fmt: skip
             collect(
-                inner[:, a:b], centres.norms[block], centres.lengths[block], block.start, active[a:b], units,
+                inner[:, a:b], *norms, start, active[a:b], units,
                 points.rest[digits - 1], points.squared, reach, law.shells, rows, lower, filled, best,
             )  # fmt: skip
 
         spread(scan, len(active))
-        if turn < len(PATIENCE) and turn < len(blocks) - 1:
+        if turn < len(PATIENCE) and block.stop < len(centres):
             limit(active[filled[active] >= 0], PATIENCE[turn] * KEPT[digits] * block.stop / len(centres))
     limit(np.flatnonzero(filled >= 0), KEPT[digits])
     return Candidates(rows, lower, filled, np.where(filled < 0, 0, used))
@@ -187,24 +188,25 @@ def _coarse_candidates(centres: ManyCentres, points: Points, law: Law, depth: fl
     from stages.diffusion.truncation_kernels import collect_coarse
 
     count, empty = len(points), np.zeros((len(points), 0))
-    filled, noisy = np.full(count, -1), points.squared > NOISY * centres.norms.mean()
+    filled, noisy = np.full(count, -1), points.squared > NOISY * centres.power
     if noisy.all() or (y := centres.coarse) is None:
         return Candidates(empty.astype(np.int32), empty, filled, np.zeros(count, np.int64))
     x, size = coarse_points(y.projection, points), min(BUFFER, len(centres))
     filled[y.helps(x) & ~noisy] = 0
     rows, lower, best = np.empty((count, size), np.int32), np.empty((count, size)), np.full(count, np.inf)
     reach = law.reach(np.full(count, depth))
-    slack = x.length * y.error.max() + x.error * y.length.max()  # what rounding the coordinates does to Px . Py
-    for start in range(0, len(centres), COARSE_BLOCK):
-        active, block = np.flatnonzero(filled >= 0), slice(start, min(start + COARSE_BLOCK, len(centres)))
+    slack = x.length * y.error + x.error * y.length  # what rounding the coordinates does to Px . Py
+    for block, digits, squared, left in y.blocks():
+        active = np.flatnonzero(filled >= 0)
         if len(active) == 0:
             break
-        left, right = (part.reshape(-1, y.projection.size) for part in (x.digits[:, active], y.digits[:, block]))
-        inner = products(left, right).reshape(2, len(active), 2, -1)
+        own, theirs = (part.reshape(-1, y.projection.size) for part in (x.digits[:, active], digits))
+        inner = products(own, theirs).reshape(2, len(active), 2, -1)
 
-        def scan(a: int, b: int, active: np.ndarray = active, inner: np.ndarray = inner, block: slice = block) -> None:
+        def scan(a: int, b: int, active: np.ndarray = active, inner: np.ndarray = inner, block: slice = block,
+                 squared: np.ndarray = squared, left: np.ndarray = left) -> None:  # fmt: skip
             collect_coarse(
-                inner[:, a:b], centres.images[block], y.scale[0], y.squared[block], y.left[block], block.start,
+                inner[:, a:b], centres.images[block], y.scale, squared, left, block.start,
                 active[a:b], points.values, x.scale, x.squared, x.left, slack, points.squared, reach, law.shells,
                 rows, lower, filled, best,
             )  # fmt: skip
@@ -277,7 +279,7 @@ def _few(centres: ManyCentres, points: Points, law: Law, depth: float, digits: i
 
 def _digits(centres: ManyCentres, points: Points, law: Law) -> np.ndarray:
     """With how many digits of x the bound of `_all` will likely hold, int64 (B,): from the centres' mean length."""
-    length, size = math.sqrt(centres.norms.mean()), np.sqrt(points.squared)
+    length, size = math.sqrt(centres.power), np.sqrt(points.squared)
     if law.shells:
         slope = centres.longest * (law.rate * length / size + law.inverse) / points.squared
     else:
@@ -304,10 +306,11 @@ def _all(centres: ManyCentres, points: Points, law: Law, digits: int) -> tuple[n
         weights, fine = np.empty((3, count, len(images)), np.int8), np.empty(count, bool)
         factors = np.empty((count, 3))  # of a sample: what its moment shrinks by, the unit of its weights, their middle
 
-        def work(a: int, b: int, inner: np.ndarray = inner, block: slice = block, weights: np.ndarray = weights,
-                 factors: np.ndarray = factors, fine: np.ndarray = fine) -> None:  # fmt: skip
+        def work(a: int, b: int, inner: np.ndarray = inner, images: np.ndarray = images, weights: np.ndarray = weights,
+                 norms: tuple[np.ndarray, np.ndarray] = centres.norms(block), factors: np.ndarray = factors,
+                 fine: np.ndarray = fine) -> None:  # fmt: skip
             weigh(
-                inner[:, a:b], centres.images[block], centres.norms[block], centres.lengths[block], units[a:b],
+                inner[:, a:b], images, *norms, units[a:b],
                 points.values[a:b], points.squared[a:b], law.shells, law.rate[a:b], law.inverse, law.pull[a:b],
                 state[a:b], weights[:, a:b], factors[a:b], fine[a:b], heavy[a:b],
             )  # fmt: skip

@@ -35,12 +35,31 @@ def compact(rows, lower, filled, cut):
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
+def keep(bounds, best, size, offset, squared, reach, shells, rows, lower, filled):
+    """Add to one sample's candidates those centres of a block whose lower bounds of h let them weigh; returns how many
+    there are then, -1: too many. best: the smallest upper bound of h; size: |y|^2 of one centre."""
+    rounding = 1e-12 * (squared + abs(best) + size)  # float64's own
+    cut = farthest(best + rounding, squared, reach, shells) + rounding
+    n = filled
+    for j in range(bounds.shape[0]):
+        if bounds[j] > cut:
+            continue
+        if n == rows.shape[0]:
+            n = compact(rows, lower, n, cut)
+            if n == rows.shape[0]:
+                return -1
+        rows[n], lower[n] = j + offset, bounds[j]
+        n += 1
+    return compact(rows, lower, n, cut)
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
 def collect(inner, norms, lengths, offset, active, units, rest, squared, reach, shells, rows, lower, filled, best):
     """Add one block's candidates of the samples `active` to rows, lower and filled; -1 in `filled`: too many.
 
     inner: int32 (digits, len(active), m).
     """
-    size, m = rows.shape[1], norms.shape[0]
+    m = norms.shape[0]
     h = np.empty(m)
     for k in range(inner.shape[1]):
         b = active[k]
@@ -53,24 +72,9 @@ def collect(inner, norms, lengths, offset, active, units, rest, squared, reach, 
         off, smallest = rest[b], best[b]
         for j in range(m):
             smallest = min(smallest, h[j] + off * lengths[j])
+            h[j] -= off * lengths[j]
         best[b] = smallest
-        slack = 1e-12 * (squared[b] + abs(smallest) + norms[0])  # float64's own rounding of h
-        cut = farthest(smallest + slack, squared[b], reach[b], shells) + slack
-        n = filled[b]
-        for j in range(m):
-            bound = h[j] - off * lengths[j]
-            if bound > cut:
-                continue
-            if n == size:
-                n = compact(rows[b], lower[b], n, cut)
-                if n == size:
-                    n = -1
-                    break
-            rows[b, n], lower[b, n] = j + offset, bound
-            n += 1
-        if n >= 0:
-            n = compact(rows[b], lower[b], n, cut)
-        filled[b] = n
+        filled[b] = keep(h, smallest, norms[0], offset, squared[b], reach[b], shells, rows[b], lower[b], filled[b])
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
@@ -82,7 +86,7 @@ def collect_coarse(
 
     The nearest centre by the lower bounds is measured, and bounds the smallest distance from above.
     """
-    size, m = rows.shape[1], about.shape[0]
+    m = about.shape[0]
     h = np.empty(m)
     for k in range(inner.shape[1]):
         b = active[k]
@@ -95,22 +99,7 @@ def collect_coarse(
             if h[j] < smallest:
                 nearest, smallest = j, h[j]
         best[b] = min(best[b], 0.5 * (squared_distance(points[b], images[nearest]) - squared[b]))
-        rounding = 1e-12 * (squared[b] + abs(best[b]) + about[0])  # float64's own
-        cut = farthest(best[b] + rounding, squared[b], reach[b], shells) + rounding
-        n = filled[b]
-        for j in range(m):
-            if h[j] > cut:
-                continue
-            if n == size:
-                n = compact(rows[b], lower[b], n, cut)
-                if n == size:
-                    n = -1
-                    break
-            rows[b, n], lower[b, n] = j + offset, h[j]
-            n += 1
-        if n >= 0:
-            n = compact(rows[b], lower[b], n, cut)
-        filled[b] = n
+        filled[b] = keep(h, best[b], about[0], offset, squared[b], reach[b], shells, rows[b], lower[b], filled[b])
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
