@@ -228,13 +228,20 @@ def run_plain(name: str, variant: str | None = None, params_path: str = "params.
     stage = importlib.import_module(f"stages.{name}")
     params = stage.Params.from_tree(load_tree(params_path), variant)
     shards = stage.plan(params)
-    key = sha256_json([[shard.to_json(), [sha256_file(path) for path in shard.inputs]] for shard in shards])
+    key = sha256_json([[shard.to_json(), [_digest(path) for path in shard.inputs]] for shard in shards])
     folder = CACHE / "plain" / f"{name}-{variant or 'all'}-{key[:16]}"
     parts = [stage.work(shard.at(folder / f"{i:05d}{shard.suffix}")) for i, shard in enumerate(shards)]
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
         return  # one of torchrun's processes: the first one gathers
     stage.gather(params, parts)
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def _digest(path: str) -> str:
+    try:
+        return sha256_file(path)
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing: run the stage that writes it (dvc repro)") from error
 
 
 def main(name: str) -> None:

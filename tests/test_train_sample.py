@@ -194,6 +194,35 @@ def test_more_neighbours_than_there_are_is_one_clear_line(project, k, message):
         run_plain("train", "net-temperature-pixel")
 
 
+@pytest.mark.parametrize(
+    ("stage", "gone"),
+    [
+        ("train", "data/deduplicate/train.arrow"),
+        ("train", "data/index/pixel_neighbors.arrow"),
+        ("sample", "data/train/net-temperature-pixel/model.safetensors"),
+        ("sample", "data/train/net-temperature-pixel/score.json"),
+    ],
+)
+def test_an_input_that_is_not_there_is_one_clear_line(project, stage, gone):
+    if stage == "sample":
+        run_plain("train", "net-temperature-pixel")
+    Path(gone).unlink()
+    with pytest.raises(InputError, match=rf"^{gone} is missing: run the stage that writes it"):
+        run_plain(stage, "net-temperature-pixel")
+    assert not Path(f"data/{stage}/net-temperature-pixel/samples.arrow").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"spec": {"score": "closed-form"}, "noise": {}}', '{"spec": 3, "noise": 4}']
+)
+@pytest.mark.parametrize("name", ["closed-conditioning", "net-conditioning"])
+def test_a_score_json_that_describes_no_score_is_one_clear_line(project, name, text):
+    run_plain("train", name)
+    Path(f"data/train/{name}/score.json").write_text(text)
+    with pytest.raises(InputError, match=r"score\.json does not describe a score .*: rerun its train stage"):
+        run_plain("sample", name)
+
+
 def test_gradient_ascent_says_where_each_sample_stopped(project):
     """By hand: the first step after which the distance to the nearest training image over sqrt d is below the bound."""
     tree = load_tree()

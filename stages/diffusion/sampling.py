@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from stages.device import memory_format, pick_device, uses_bfloat16
@@ -103,14 +104,22 @@ def load_model(
     network, the path of its weights, the precision of its products (float32, bfloat16 or auto), and whether it goes
     through torch.compile.
 
-    Raises InputError when the weights are not those of the described network.
+    Raises InputError when that describes no score, or the weights are not those of the described network.
     """
-    network = None
+    network, where = None, torch.device(pick_device(device))
+    variant, levels = _described(score, sampler)
     if weights is not None:
         height, width, channels = images.shape[1:]
         network = load_network(score, Path(weights), (channels, height, width))
-    variant, where = Variant(**score["spec"], sampler=sampler), torch.device(pick_device(device))
-    return make_model(variant, NoiseParams(**score["noise"]), images, network, where, precision, compiled)
+    return make_model(variant, levels, images, network, where, precision, compiled)
+
+
+def _described(score: Any, sampler: dict[str, Any]) -> tuple[Variant, NoiseParams]:
+    try:
+        return Variant(**score["spec"], sampler=sampler), NoiseParams(**score["noise"])
+    except (KeyError, TypeError, ValidationError) as error:
+        words = " ".join(str(error).split())
+        raise InputError(f"score.json does not describe a score ({words}): rerun its train stage") from error
 
 
 def make_model(
@@ -165,10 +174,9 @@ def load_network(score: dict[str, Any], weights: Path, image_shape: tuple[int, i
             f"{weights} was trained on images of {height} x {width} x {channels}, these are "
             f"{image_shape[1]} x {image_shape[2]} x {image_shape[0]}: rerun train"
         )
-    levels = NoiseParams(**score["noise"])
-    conditioned = Variant(**score["spec"], sampler=_NO_SAMPLER).conditioned
+    variant, levels = _described(score, _NO_SAMPLER)
     params = NetworkParams(**score["network"])
-    network = NCSNpp(params, channels, height, conditioned, levels.sigma_min, levels.sigma_max)
+    network = NCSNpp(params, channels, height, variant.conditioned, levels.sigma_min, levels.sigma_max)
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
