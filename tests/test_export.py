@@ -144,6 +144,32 @@ def test_pipeline_folder_is_read_and_sampled_by_diffusers(tmp_path):
     assert images.shape == (2, 16, 16, 3)
 
 
+def test_an_export_that_fails_leaves_no_folder(tmp_path, monkeypatch):
+    """Half a pipeline would be read as one, and refused by the next export as there already."""
+    made, written = network(blocks=1), []
+    score = {"spec": {"score": "network", "form": "conditioning"}, "noise": NOISE.model_dump()}
+    score["network"] = made.params.model_dump()
+    write_json(tmp_path / "score.json", score)
+    save_tensors(tmp_path / "model.safetensors", made.state_dict(), {"score": score, "image_shape": [3, 16, 16]})
+    whole = diffusers.ScoreSdeVePipeline.save_pretrained
+
+    def full_disk(self, folder, **options):
+        whole(self, folder, **options)
+        written.append(folder)
+        raise OSError(28, "No space left on device")
+
+    before = sorted(tmp_path.iterdir())
+    with monkeypatch.context() as patched:
+        patched.setattr(diffusers.ScoreSdeVePipeline, "save_pretrained", full_disk)
+        with pytest.raises(OSError, match="No space"):
+            export.export(tmp_path, tmp_path / "out")
+    assert written
+    assert sorted(tmp_path.iterdir()) == before
+    export.export(tmp_path, tmp_path / "new" / "out")
+    assert {path.name for path in (tmp_path / "new").iterdir()} == {"out"}
+    assert (tmp_path / "new" / "out" / "model_index.json").stat().st_mode & 0o044
+
+
 def test_command_writes_the_folder_of_a_trained_variant_and_never_over_another(tmp_path, monkeypatch, capsys):
     made = network(blocks=1)
     spec = {"score": "network", "form": "conditioning"}

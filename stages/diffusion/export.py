@@ -17,6 +17,7 @@ embedding projections of zero: F ignores sigma, and UNet2DModel divides F by sig
 
 import argparse
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -170,14 +171,18 @@ def to_pipeline(network: NCSNpp, noise: NoiseParams, snr: float = 0.16) -> "Scor
 
 
 def export(trained: Path, folder: Path) -> None:
-    """Write the pipeline folder of data/train/VARIANT; a folder that is there already is refused."""
+    """Write the pipeline folder of data/train/VARIANT, whole or not at all; one that is there already is refused."""
     if folder.exists():
         raise InputError(f"{folder} is there already: name another folder, or remove it")
     description = read_json(trained / "score.json")
     if description["spec"]["score"] != "network":
         raise InputError(f"{trained} is a closed-form score and has no network: name a trained variant")
     network = load_network(description, trained / "model.safetensors")
-    to_pipeline(network, NoiseParams(**description["noise"])).save_pretrained(folder)
+    pipeline = to_pipeline(network, NoiseParams(**description["noise"]))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
+        pipeline.save_pretrained(Path(place) / folder.name)
+        (Path(place) / folder.name).rename(folder)
 
 
 def main() -> None:
