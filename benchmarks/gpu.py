@@ -1,6 +1,7 @@
 """What takes a GPU, in one command of at most half an hour: step costs, copies of a small set, samples per second.
 
-    python benchmarks/gpu.py IMAGES [--scale full|small] [--only cost|copies|samplers ...] [--minutes 28] [--out gpu]
+    python benchmarks/gpu.py IMAGES [--scale full|small] [--only cost|copies|samplers|rate|closed|peer ...]
+                                    [--minutes 12] [--out gpu]
 
 IMAGES: CIFAR-10 as parquet (Hugging Face layout), or an npz with `images` uint8 (N, H, W, C) and `labels` (N,).
 
@@ -9,6 +10,9 @@ cost      seconds per step and peak memory of conditioning, unconditioning, pixe
 copies    1,000 images of one class and 200 of another: conditioning, unconditioning and three temperatures are trained
           and sampled, 1,000 samples each: #mem, mean and min of r1/r2 (METHODS §9), and the same for held-out images.
 samplers  samples per second of every sampler with the CIFAR-10 network.
+rate      share of the device's matrix rate that a training step of that network reaches, and where the rest goes.
+closed    the closed-form score over the images against a softmax over torch.cdist: speed, and how far off that is.
+peer      the network beside diffusers' UNet2DModel, as it comes and compiled; needs diffusers, the others do not.
 
 Results are merged into OUT/gpu.json, so that the parts may run one by one; training goes on from its checkpoints. The
 last line is that JSON. Needs torch, numpy, pydantic, pyyaml, pyarrow, pillow, safetensors and tqdm, and neither
@@ -22,6 +26,7 @@ import hashlib
 import json
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +34,15 @@ import numpy as np
 import torch
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import step_profile  # noqa: E402
+from tools.turns import in_turns  # noqa: E402
 
 from stages.artifacts import write_json  # noqa: E402
-from stages.diffusion import sampling  # noqa: E402
-from stages.diffusion.empirical_score import shell_power  # noqa: E402
+from stages.device import uses_bfloat16  # noqa: E402
+from stages.diffusion import noise, sampling  # noqa: E402
+from stages.diffusion.empirical_score import conditioning, make_centres, shell_power  # noqa: E402
 from stages.diffusion.losses import denoising_target, temperature_target  # noqa: E402
 from stages.diffusion.network import NCSNpp  # noqa: E402
 from stages.diffusion.parameters import NetworkParams, NoiseParams, OptimizationParams, Variant  # noqa: E402
@@ -44,6 +53,8 @@ from stages.images.sources import open_source  # noqa: E402
 from stages.memorization.ratios import nn_ratio  # noqa: E402
 from stages.search.nearest import nearest  # noqa: E402
 
+PARTS = ("cost", "copies", "samplers", "rate", "closed", "peer")
+OTHERS = " ".join(PARTS[:-1])
 NOISE = NoiseParams(sigma_min=0.01, sigma_max=50.0)
 PAPER = NetworkParams(
     channels=128, multipliers=[1, 2, 2, 2], blocks=4, attention=[16], patch=1, dropout=0.1, embedding="positional",
@@ -76,6 +87,7 @@ class Scale:
         side: of the images (their own, or halved by averaging).
         samples, levels, batch: per model; predictor and corrector at every level.
         probe: levels and batch of the samplers' part.
+        rate: network and batch of the part rate, and of the part peer channels, batch and rounds.
     """
 
     cost: tuple[NetworkParams, int, int, int, int, int]
@@ -85,6 +97,8 @@ class Scale:
     levels: int
     batch: int
     probe: tuple[int, int]
+    rate: tuple[str, int]
+    peer: tuple[int, int, int]
 
 
 def scale(name: str, compiled: bool) -> Scale:
@@ -93,12 +107,12 @@ def scale(name: str, compiled: bool) -> Scale:
         copier = PAPER.model_copy(update={"channels": 64, "blocks": 2, "dropout": 0.0})
         optimization = OPTIMIZATION.model_copy(update={"learning_rate": 5e-4, "compile": compiled, "steps": 40_000})
         return Scale((PAPER, 50_000, 128, 30, 20, 3), (copier, optimization, (1000, 200), 1000), 32, 1000, 250, 500,
-                     (20, 256))  # fmt: skip
+                     (20, 256), ("cifar10", 128), (128, 128, 10))  # fmt: skip
     tiny = PAPER.model_copy(update={"channels": 16, "multipliers": [1, 2], "blocks": 1, "attention": []})
     changes = {"batch": 16, "learning_rate": 2e-3, "warmup": 20, "ema": 0.99, "steps": 400, "precision": "float32"}
     optimization = OPTIMIZATION.model_copy(update=changes)
     return Scale((tiny, 500, 8, 5, 2, 2), (tiny.model_copy(update={"dropout": 0.0}), optimization, (25, 5), 30), 16, 30,
-                 15, 30, (3, 8))  # fmt: skip
+                 15, 30, (3, 8), ("default", 2), (32, 2, 1))  # fmt: skip
 
 
 def spec(model: dict[str, Any], sampler: dict[str, Any]) -> Variant:
@@ -217,7 +231,8 @@ def copies(
         for found in trainer.run():
             last = found if isinstance(found, Progress) else last
         trained = time.perf_counter() - started
-        model_ = sampling.make_model(variant, NOISE, train, trainer.state.average, device, optimization.precision)
+        how = optimization.precision, optimization.compile
+        model_ = sampling.make_model(variant, NOISE, train, trainer.state.average, device, *how)
         started = time.perf_counter()
         samples = sampling.draw_samples(model_, 0, size.samples, size.batch)
         rows[name] = ratios(samples, flat) | {
@@ -229,8 +244,14 @@ def copies(
         picture(out / f"samples {name.replace('/', ' over ')}.png", samples[:64])
         show(name, rows[name])
         del trainer, model_
-        gc.collect()
+        forget()
     return {"images": len(train), "levels": size.levels, "evaluations": 2 * size.levels, "rows": rows}
+
+
+def forget() -> None:
+    """Free what is no longer used, compiled code included: the compiler gives up on code that it has met too often."""
+    gc.collect()
+    torch.compiler.reset()
 
 
 def ratios(images: np.ndarray, train: np.ndarray) -> dict[str, Any]:
@@ -249,10 +270,18 @@ def picture(path: Path, images: np.ndarray) -> None:
     Image.fromarray(rows.reshape(-1, 8 * images.shape[2], images.shape[3])).save(path)
 
 
-def samplers(size: Scale, device: torch.device, train: np.ndarray) -> dict[str, Any]:
+def samplers(size: Scale, device: torch.device, train: np.ndarray, compiled: bool) -> dict[str, Any]:
     """Samples and evaluations per second of each sampler with the network of the cost table, its weights untrained."""
     levels, batch = size.probe
     _, height, _, channels = train.shape
+    half = uses_bfloat16("auto", device)
+
+    def prepared(conditioned: bool) -> torch.nn.Module:
+        torch.manual_seed(0)
+        network = NCSNpp(size.cost[0], channels, height, conditioned, NOISE.sigma_min, NOISE.sigma_max)
+        return sampling.prepare_network(network, device, half, compiled)
+
+    networks = {conditioned: prepared(conditioned) for conditioned in (True, False)}
     own = {
         "actual-noise": {"step": 0.16, "exact_below": 50.0},
         "gradient-ascent": {"step": 0.16, "stop_below": 1e-9},
@@ -268,9 +297,8 @@ def samplers(size: Scale, device: torch.device, train: np.ndarray) -> dict[str, 
         else:
             blind = name in ("actual-noise", "gradient-ascent")
             variant = spec(MODELS["unconditioning" if blind else "conditioning"], sampler)
-            torch.manual_seed(0)
-            network = NCSNpp(size.cost[0], channels, height, variant.conditioned, NOISE.sigma_min, NOISE.sigma_max)
-        model = sampling.make_model(variant, NOISE, train, network, device, "auto")
+            network = networks[variant.conditioned]
+        model = sampling.Model(variant, noise.levels(NOISE, levels), train, device, network, half)
         sampling.sample_batch(model, 0, torch.arange(batch))  # warm-up
         synchronise(device)
         started = time.perf_counter()
@@ -283,16 +311,70 @@ def samplers(size: Scale, device: torch.device, train: np.ndarray) -> dict[str, 
             "samples_per_second_at_1000_evaluations": round(batch * evaluations / seconds / 1000, 4),
         }
         show(name, rows[name])
-    return {"levels": levels, "batch": batch, "rows": rows}
+    return {"levels": levels, "batch": batch, "compile": compiled, "rows": rows}
+
+
+def rate(size: Scale, device: torch.device, compiled: bool) -> dict[str, Any]:
+    """See step_profile.py; with the compiler, and without, where the profile names every operator."""
+    network, batch = size.rate
+    return {
+        "rows": {
+            name: step_profile.measure(network, batch, "auto", device, fused)
+            for name, fused in {"compiled": True, "eager": False}.items()
+            if compiled or not fused
+        }
+    }
+
+
+def closed(device: torch.device, images: np.ndarray) -> dict[str, Any]:
+    """Seconds per evaluation of 100 noised images at levels from 50 to 0.01, in turns with a softmax over cdist in
+    float32, and the largest relative deviation of the two at each level."""
+    flat = torch.from_numpy(images.reshape(len(images), -1)).to(device)
+    centres, unit, rows = make_centres(flat), flat.float() / 255, {}
+    chosen = torch.arange(100, device=device) * (len(flat) // 100)
+    for sigma in np.geomspace(NOISE.sigma_max, NOISE.sigma_min, 8):
+        z = noise.normal(0, chosen, 0, (flat.shape[1],))
+        x, level = unit[chosen] + float(sigma) * z, torch.full((100,), float(sigma), dtype=torch.float64, device=device)
+
+        def ours(x: torch.Tensor = x, level: torch.Tensor = level) -> torch.Tensor:
+            found = conditioning(centres, x.double(), level)
+            synchronise(device)
+            return found
+
+        def plain(x: torch.Tensor = x, sigma: float = float(sigma)) -> torch.Tensor:
+            weight = torch.softmax(-torch.cdist(x, unit).square() / (2 * sigma**2), dim=1)
+            found = (weight @ unit - x) / sigma**2
+            synchronise(device)
+            return found
+
+        clock = time.perf_counter if device.type == "cuda" else time.process_time
+        seconds = in_turns({"ours": ours, "cdist": plain}, 5, clock)
+        exact = ours()
+        off = ((plain() - exact).norm(dim=1) / exact.norm(dim=1)).max()
+        rows[f"sigma {sigma:.3g}"] = {
+            "seconds": round(seconds["ours"], 5), "times_as_fast": round(seconds["cdist"] / seconds["ours"], 2),
+            "cdist_is_off_by": float(f"{float(off):.2g}"),
+        }  # fmt: skip
+    return {"centres": len(images), "samples": 100, "rows": rows}
+
+
+def peer(size: Scale, device: torch.device, compiled: bool) -> dict[str, Any]:
+    """How many times as fast ours is than diffusers', in bfloat16; see diffusers_unet.py."""
+    import diffusers_unet
+
+    channels, batch, rounds = size.peer
+    times = diffusers_unet.compare(channels, batch, "bfloat16", rounds, device, compiled)
+    rows = {name: {"seconds_per_step": round(seconds, 5)} for name, seconds in times.items()}
+    return {"batch": batch, "times_as_fast": diffusers_unet.ratios(times, "bfloat16"), "rows": rows}
 
 
 def load(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Images uint8 (N, H, W, C) and labels (N,) of an npz, or of the parquet's first 30,000 rows."""
+    """Images uint8 (N, H, W, C) and labels (N,) of an npz, or of the parquet's first 50,000 rows."""
     if path.suffix == ".npz":
         with np.load(path) as file:
             return file["images"], file["labels"]
     source = open_source(f"parquet:{path}")
-    rows = np.arange(min(len(source), 30_000))
+    rows = np.arange(min(len(source), 50_000))
     read = [item for item in source.read(rows) if item.error is None]
     return np.stack([item.image for item in read]), np.array([item.label for item in read])
 
@@ -315,6 +397,14 @@ def two_classes(size: Scale, images: np.ndarray, labels: np.ndarray) -> tuple[np
     return images[chosen], images[rows[0][many : many + rest]]
 
 
+def installed(name: str) -> bool:
+    """Whether the package is there."""
+    try:
+        return find_spec(name) is not None
+    except ValueError:  # blocked
+        return False
+
+
 def show(name: str, row: dict[str, Any]) -> None:
     """One row, as it is ready."""
     print(f"  {name:22}", "  ".join(f"{key} {value}" for key, value in row.items()), flush=True)
@@ -324,8 +414,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("images", type=Path)
     parser.add_argument("--scale", choices=("full", "small"), default="full")
-    parser.add_argument("--only", nargs="+", choices=("cost", "copies", "samplers"))
-    parser.add_argument("--minutes", type=float, default=18.0, help="of training in all, for the part copies")
+    parser.add_argument("--only", nargs="+", choices=PARTS)
+    parser.add_argument("--minutes", type=float, default=12.0, help="of training in all, for the part copies")
     parser.add_argument("--eager", action="store_true", help="do not compile the networks")
     parser.add_argument("--out", type=Path, default=Path("gpu"))
     arguments = parser.parse_args()
@@ -333,27 +423,33 @@ def main() -> None:
         raise SystemExit("error: --scale full needs a GPU and none is visible: use --scale small")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     compiled = arguments.scale == "full" and not arguments.eager
-    size, parts = scale(arguments.scale, compiled), arguments.only or ("cost", "copies", "samplers")
+    size, parts = scale(arguments.scale, compiled), arguments.only or PARTS
+    if "peer" in parts and not installed("diffusers"):
+        raise SystemExit(f"error: the part peer needs diffusers: install it, or name the others: --only {OTHERS}")
     arguments.out.mkdir(parents=True, exist_ok=True)
     results = arguments.out / "gpu.json"
     found = json.loads(results.read_text()) if results.exists() else {}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     found |= {"device": name, "scale": arguments.scale, "torch": torch.__version__}
-    train, held_out = two_classes(size, *load(arguments.images))
+    images, labels = load(arguments.images)
+    train, held_out = two_classes(size, images, labels)
     work = {
         "cost": lambda: cost(size, device, compiled),
         "copies": lambda: copies(size, device, train, held_out, arguments.out, arguments.minutes),
-        "samplers": lambda: samplers(size, device, train),
+        "samplers": lambda: samplers(size, device, train, compiled),
+        "rate": lambda: rate(size, device, compiled),
+        "closed": lambda: closed(device, images),
+        "peer": lambda: peer(size, device, compiled),
     }
     for part in parts:
         print(part, flush=True)
         started = time.perf_counter()
         found[part] = work[part]() | {"seconds": 0.0}
         found[part]["seconds"] = round(time.perf_counter() - started, 1)
-        for row, values in found[part]["rows"].items() if part == "cost" else ():
+        for row, values in found[part]["rows"].items() if part not in ("copies", "samplers") else ():
             show(row, values)
         write_json(results, found)
-        gc.collect()
+        forget()
     print(json.dumps(found))
 
 

@@ -13,10 +13,13 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from tools.turns import in_turns
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -30,6 +33,7 @@ from stages.diffusion.parameters import NetworkParams  # noqa: E402
 from stages.protocol import load_tree  # noqa: E402
 
 KINDS = {
+    "fused by the compiler (norms, SiLU, sums)": ("triton",),
     "convolutions, backward": ("convolution_backward",),
     "convolutions, forward": ("convolution", "mkldnn_convolution", "conv2d"),
     "matrix products": ("mm", "addmm", "bmm", "linear", "scaled_dot"),
@@ -41,13 +45,34 @@ KINDS = {
 }
 
 
+REST = "everything else (noise, launching, autograd)"
+
+
 def kind(name: str) -> str:
     """The kind of an operator of the profile."""
     short = name.removeprefix("aten::")
     for title, prefixes in KINDS.items():
         if any(prefix in short for prefix in prefixes):
             return title
-    return "everything else (noise, launching, autograd)"
+    return REST
+
+
+def spent_by_kind(events: Iterable[Any], device: torch.device) -> dict[str, float]:
+    """Each kind's own time. On a GPU that of the kernels, which the profile lists twice: by themselves, and with the
+    operator that launched them, which says what they are for."""
+    own = defaultdict(float)
+    if device.type == "cpu":
+        for event in events:
+            own[kind(event.key)] += event.self_cpu_time_total
+        return own
+    kernels = 0.0
+    for event in events:
+        if event.device_type == DeviceType.CPU:
+            own[kind(event.key)] += event.self_device_time_total
+        elif not event.is_user_annotation:
+            kernels += event.self_device_time_total
+    own[REST] += max(0.0, kernels - sum(own.values()))
+    return own
 
 
 def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -64,47 +89,56 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / in_turns({"product": product}, 10, clock)["product"]
 
 
-def main() -> None:
-    """Rate, operations, step, table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--network", choices=("default", "cifar10"), default="default")
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--precision", choices=("float32", "bfloat16", "auto"), default="auto")
-    arguments = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def measure(name: str, batch: int, precision: str, device: torch.device, compiled: bool) -> dict[str, Any]:
+    """Rate, operations, step, table. Operations are counted before anything is compiled."""
     paper = {**training_step.PAPER, "channels": 128}
-    settings = load_tree(ROOT / "params.yaml")["train"]["network"] if arguments.network == "default" else paper
-    shape = (1, 16, 16) if arguments.network == "default" else training_step.SHAPE
-    training_step.SHAPE = shape
+    settings = load_tree(ROOT / "params.yaml")["train"]["network"] if name == "default" else paper
+    shape = (1, 16, 16) if name == "default" else training_step.SHAPE
     images = torch.randint(0, 256, (500, *shape), dtype=torch.uint8, device=device)
-    half = uses_bfloat16(arguments.precision, device)
+    half = uses_bfloat16(precision, device)
     with tempfile.TemporaryDirectory() as folder:
-        network = NetworkParams(**settings)
-        run = training_step.trainer(network, arguments.batch, images, Path(folder), arguments.precision)
+        run = training_step.trainer(NetworkParams(**settings), batch, images, Path(folder), precision)
 
         def step() -> None:
             training_step.step(run, run.target, None)
             if device.type == "cuda":
                 torch.cuda.synchronize()
 
-        clock = time.perf_counter if device.type == "cuda" else time.process_time
-        seconds = in_turns({"step": step}, 8, clock)["step"]
         with FlopCounterMode(display=False) as counter:
             step()
+        if compiled:
+            run.forward = torch.compile(run.forward)
+        clock = time.perf_counter if device.type == "cuda" else time.process_time
+        seconds = in_turns({"step": step}, 8, clock)["step"]
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
         with profile(activities=activities) as table:
             for _ in range(3):
                 step()
-    own = defaultdict(float)
-    for event in table.key_averages():
-        own[kind(event.key)] += event.self_device_time_total if device.type == "cuda" else event.self_cpu_time_total
-    for title, spent in sorted(own.items(), key=lambda item: -item[1]):
-        print(f"{title:45} {spent / sum(own.values()):6.1%}")
+    own = spent_by_kind(table.key_averages(), device)
+    shares = {title: time_ / sum(own.values()) for title, time_ in sorted(own.items(), key=lambda item: -item[1])}
+    for title, share in shares.items():
+        print(f"{title:45} {share:6.1%}")
     rate = matrix_rate(device, torch.bfloat16 if half else torch.float32)
     reached = counter.get_total_flops() / seconds
     print(f"step {1e3 * seconds:.1f} ms, {reached / 1e9:.0f} GFLOP/s of {rate / 1e9:.0f} in square products")
-    result = {"network": arguments.network, "batch": arguments.batch, "bfloat16": half, "device": str(device)}
-    result |= {"threads": torch.get_num_threads(), "share_of_matrix_rate": round(reached / rate, 3)}
+    result = {"network": name, "batch": batch, "bfloat16": half, "compile": compiled, "device": str(device)}
+    result |= {"seconds_per_step": round(seconds, 5), "threads": torch.get_num_threads()}
+    return result | {
+        "share_of_matrix_rate": round(reached / rate, 3),
+        "where": {k: round(v, 3) for k, v in shares.items()},
+    }
+
+
+def main() -> None:
+    """One network, one precision."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--network", choices=("default", "cifar10"), default="default")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--precision", choices=("float32", "bfloat16", "auto"), default="auto")
+    parser.add_argument("--compile", action="store_true", help="torch.compile; kernels are then fused and named so")
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    result = measure(arguments.network, arguments.batch, arguments.precision, device, arguments.compile)
     print(json.dumps({"benchmark": "step_profile", **result}))
 
 

@@ -48,14 +48,15 @@ def trainer(
     folder: Path,
     precision: str = "auto",
     conditioned: bool = False,
+    compiled: bool = False,
 ) -> Trainer:
-    """A training run of the published kind."""
+    """A training run of the published kind. images: uint8 (M, C, H, W)."""
     tree = load_tree(ROOT / "params.yaml")["train"]["optimization"]
-    optimization = OptimizationParams(**{**tree, "batch": batch, "compile": False, "precision": precision})
+    optimization = OptimizationParams(**{**tree, "batch": batch, "compile": compiled, "precision": precision})
     noise = NoiseParams(sigma_min=0.01, sigma_max=50.0)
 
     def build() -> NCSNpp:
-        return NCSNpp(network, SHAPE[0], SHAPE[1], conditioned, noise.sigma_min, noise.sigma_max)
+        return NCSNpp(network, images.shape[1], images.shape[2], conditioned, noise.sigma_min, noise.sigma_max)
 
     data = TrainingSet(images, None)
     return Trainer(optimization, noise, build, data, denoising_target, conditioned, folder, {})

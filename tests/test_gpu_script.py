@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch.autograd import DeviceType
 
 ROOT = Path(__file__).parent.parent
 WITHOUT = ("prefect", "dvc", "faiss", "diffusers", "torchvision", "matplotlib")
@@ -37,7 +40,7 @@ def folder(tmp_path_factory):
 def test_small_form_measures_every_part_and_merges_them(folder):
     first = run(folder, "--only", "copies", "--minutes", "0.02")
     assert first.returncode == 0, first.stderr[-2000:]
-    second = run(folder, "--only", "cost", "samplers")
+    second = run(folder, "--only", "cost", "samplers", "rate", "closed")
     assert second.returncode == 0, second.stderr[-2000:]
     found = json.loads(second.stdout.splitlines()[-1])
     assert found == json.loads((folder / "out" / "gpu.json").read_text())
@@ -52,6 +55,39 @@ def test_small_form_measures_every_part_and_merges_them(folder):
     assert set(found["cost"]["rows"]) == {"conditioning", "unconditioning", "pixel neighbours", "feature neighbours"}
     assert all(row["seconds_per_step"] > 0 for row in found["cost"]["rows"].values())
     assert len(found["samplers"]["rows"]) == 7
+    assert 0 < found["rate"]["rows"]["eager"]["share_of_matrix_rate"] < 1
+    assert len(found["closed"]["rows"]) == 8
+    assert all(row["cdist_is_off_by"] < 1e-3 for row in found["closed"]["rows"].values())
+
+
+def test_the_peer_is_asked_for_before_anything_runs(folder):
+    missing = run(folder)
+    assert missing.returncode == 1
+    assert missing.stderr == (
+        "error: the part peer needs diffusers: install it, or name the others: "
+        "--only cost copies samplers rate closed\n"
+    )
+
+
+def test_time_on_a_gpu_is_counted_once(monkeypatch):
+    """A profile lists a kernel with the operator that launched it and by itself."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import step_profile
+
+    def event(key, kind, spent, annotation=False):
+        names = {"key": key, "device_type": kind, "self_device_time_total": spent, "is_user_annotation": annotation}
+        return types.SimpleNamespace(**names)
+
+    events = [
+        event("aten::convolution", DeviceType.CPU, 30.0), event("sm90_xmma_fprop", DeviceType.CUDA, 30.0),
+        event("triton_red_fused_convolution_group_norm_0", DeviceType.CPU, 8.0),
+        event("triton_red_fused_convolution_group_norm_0", DeviceType.CUDA, 8.0),
+        event("Memcpy HtoD", DeviceType.CUDA, 2.0), event("step", DeviceType.CUDA, 40.0, annotation=True),
+    ]  # fmt: skip
+    spent = step_profile.spent_by_kind(events, torch.device("cuda"))
+    assert spent == {
+        "convolutions, forward": 30, "fused by the compiler (norms, SiLU, sums)": 8, step_profile.REST: 2
+    }  # fmt: skip
 
 
 def test_training_goes_on_from_its_checkpoint_and_other_images_are_refused(folder):

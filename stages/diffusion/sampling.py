@@ -152,7 +152,7 @@ def prepare_network(network: NCSNpp, device: torch.device, bfloat16: bool, compi
                 layer.to(torch.bfloat16)
     elif device.type == "cpu" and any(map(winograd.suits, network.modules())):
         network = winograd.with_winograd(copy.deepcopy(network, {id(p): p for p in network.parameters()}))
-    return torch.compile(network) if compiled else network
+    return torch.compile(network, dynamic=False) if compiled else network  # batches are all of one size
 
 
 def load_network(score: dict[str, Any], weights: Path, image_shape: tuple[int, int, int] | None = None) -> NCSNpp:

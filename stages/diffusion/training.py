@@ -134,7 +134,7 @@ class Trainer:
             weight_decay=params.weight_decay,
         )
         self.state = State(network, average.requires_grad_(False).eval(), optimizer)
-        self.forward = world.wrap(torch.compile(network) if params.compile else network, self.device)
+        self.forward = world.wrap(torch.compile(network, dynamic=False) if params.compile else network, self.device)
         self._window: list[Losses] = []  # the steps since the curve's last row
         self._norms: list[Tensor] = []  # of the gradients since `_check` looked at them
         self._stop = False
