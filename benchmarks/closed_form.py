@@ -98,7 +98,7 @@ def run(pixels: np.ndarray, every: int, with_keops: bool) -> tuple[dict[str, flo
     centres = make_many_centres(pixels)
     prepared = prepare(centres)
     single = torch.from_numpy(pixels).float() / 255
-    blocks = empirical_score.make_centres(torch.from_numpy(pixels), batch=SAMPLES)
+    blocks = empirical_score.make_centres(torch.from_numpy(pixels))
     blocks = dataclasses.replace(blocks, many=None)  # else it would be ours again
     others: dict[str, Score] = {
         "cdist": plain(single),
