@@ -2,6 +2,8 @@
 
 import itertools
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import numpy as np
@@ -375,6 +377,29 @@ def test_products_take_one_thread_each_within_and_as_many_as_before_afterwards(m
         images = pictures(40)
         expected = nearest_short(images.reshape(40, -1), images.reshape(40, -1), 5)
         assert np.array_equal(expected, nearest(images.reshape(40, -1), images.reshape(40, -1), 5)[0])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_overlapping_searches_leave_the_number_of_threads_as_it_was():
+    """The one that began first ends first: the other must not take what it found, one, for what was before."""
+    before, inside, first_is_done = torch.get_num_threads(), threading.Barrier(2), threading.Event()
+    torch.set_num_threads(2)
+
+    def search(first):
+        with single_threaded_products():
+            inside.wait()
+            assert first or first_is_done.wait(20)
+        first_is_done.set()
+        return torch.get_num_threads()
+
+    try:
+        with ThreadPoolExecutor(2) as pool:
+            one = pool.submit(search, True)
+            other = pool.submit(search, False)
+            assert [one.result(), other.result()] == [2, 2]
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2
     finally:
         torch.set_num_threads(before)
 

@@ -463,7 +463,8 @@ def postgres(tmp_path_factory):
 
     run("initdb", "-D", str(folder / "data"), "-A", "trust")
     yield start, kill
-    with contextlib.suppress(AssertionError):  # when a test has killed it
+    running = folder / "data" / "postmaster.pid"
+    if running.exists() and Path(f"/proc/{running.read_text().split()[0]}").exists():  # no test has killed it
         run("pg_ctl", "-D", str(folder / "data"), "-m", "immediate", "stop")
     shutil.rmtree(folder)
 

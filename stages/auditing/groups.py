@@ -13,7 +13,6 @@ from stages.auditing.store import Arrays, Store
 from stages.images.duplicates import connected_groups, pixel_distance
 from stages.images.store import ImageTable
 from stages.search.nearest import nearest
-from stages.search.products import single_threaded_products
 
 NEIGHBORS = 50  # of every image; what is usual is the mean distance to them
 RELATIVE = 0.4
@@ -61,8 +60,7 @@ def find_duplicates(
 
         def compute(span: slice = span) -> Arrays:
             rows = np.arange(span.start, span.stop)
-            with single_threaded_products():
-                found = nearest(flat[span], flat, k, exclude=rows, memory_budget=budget)
+            found = nearest(flat[span], flat, k, exclude=rows, memory_budget=budget)
             return dict(zip(("index", "squared"), found))
 
         cost = expected_seconds(count, table.dimension) * (span.stop - span.start) / count

@@ -7,6 +7,7 @@
 import contextlib
 import functools
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -51,15 +52,31 @@ def single_threaded_products() -> Iterator[None]:
     """Products take one thread each within, where `spread` cuts the work.
 
     A product's own threads wait for the next one spinning, on the processors that the compiled scans need in between.
+    Searches may overlap, in threads of their own: every one ends with the number that the first of them found.
     """
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # of threads that start from now on, too
+    with _WITHIN.lock:
+        if not _WITHIN.searches:
+            _WITHIN.before = torch.get_num_threads()
+        _WITHIN.searches += 1
+        torch.set_num_threads(1)  # of threads that start from now on, too
     try:
         yield
     finally:
-        torch.set_num_threads(before)
+        with _WITHIN.lock:
+            _WITHIN.searches -= 1
+            torch.set_num_threads(_WITHIN.before)
+
+
+class _Within:
+    """The searches within `single_threaded_products`, and torch's threads before the first of them."""
+
+    def __init__(self) -> None:
+        self.lock, self.searches, self.before = threading.Lock(), 0, 0
+
+
+_WITHIN = _Within()
 
 
 def check_images(images: np.ndarray, name: str) -> np.ndarray:

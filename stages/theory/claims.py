@@ -14,7 +14,7 @@ A block is a group of claims that are computed together: the unit of work (a sha
                 return Findings(claims=[Claim(...)], tables={"chen_flow": [{"x": 0.0, "measured": 1.0}]})
 
 2.  Add one field to `Blocks` in stages/verify.py (`chen: Chen`), the section `chen` to stages/theory/blocks.yaml, and
-    run `scoresmooth dag --write` for dvc.yaml's deps. A value that differs between the two modes is written
+    run `scoresmooth dag --write`. A value that differs between the two modes is written
     `steps: {quick: 100, full: 10000}`; the block sees the one number.
 
 3.  Draw its figures in stages/reporting/theory_figures.py: a function from the block's tables to SVG text, entered in
