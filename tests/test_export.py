@@ -71,24 +71,31 @@ def test_fir_resampling_is_that_of_diffusers():
     torch.testing.assert_close(Resample("up", True)(x), upsample_2d(x, kernel=(1, 3, 3, 1)))
 
 
-def test_residual_progressive_input_is_the_published_merge():
-    """(FIR-downsampled pyramid, 3x3 convolution, + features)/sqrt 2 goes on as features and as pyramid.
+@pytest.mark.parametrize("conditioned", [True, False])
+def test_residual_progressive_input_is_the_published_merge(conditioned):
+    """(pyramid, blurred at full resolution and convolved 3x3 with stride 2, + features)/sqrt 2 goes on as features and
+    as pyramid: NCSN++'s `Downsample` with FIR and convolution, which is diffusers' FirDownsample2D.
 
-    Written out with diffusers' blocks and resampling, since its UNet2DModel has no such path.
+    Written out with diffusers' layer, since its UNet2DModel has no such path.
     """
-    from diffusers.models.downsampling import downsample_2d
+    from diffusers.models.downsampling import FirDownsample2D
 
-    ours = network(progressive_input=True, multipliers=[1, 1, 2], blocks=1)
+    def published(layer, x):
+        theirs = FirDownsample2D(x.shape[1], layer.out_channels, use_conv=True)
+        theirs.Conv2d_0.weight, theirs.Conv2d_0.bias = layer.weight, layer.bias
+        return theirs(x)
+
+    ours = network(conditioned, progressive_input=True, multipliers=[1, 1, 2], blocks=1)
     x, sigma = torch.randn(2, 3, 16, 16), torch.tensor([0.5, 2.0])
     with torch.no_grad():
-        e, pyramid = ours.embed(sigma), 2 * x - 1
+        e, pyramid = ours.embed(sigma) if conditioned else None, 2 * x - 1
         skips, h = [ours.stem(pyramid)], ours.stem(pyramid)
         for stage, level in enumerate(ours.down):
             h = level[0][0](h, e)
             skips.append(h)
             if stage < 2:
                 h = ours.reduce[stage](h, e)
-                merged = ours.enter[stage][1](downsample_2d(pyramid, kernel=(1, 3, 3, 1))) + h
+                merged = published(ours.enter[stage][1], pyramid) + h
                 h = pyramid = merged / 2**0.5
                 skips.append(h)
         got, got_skips = ours._encode(2 * x - 1, e)

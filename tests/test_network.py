@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from scipy.signal import upfirdn
+from scipy.signal import convolve, upfirdn
 
 from stages.device import uses_bfloat16
 from stages.diffusion import network
-from stages.diffusion.network import Attention, Dropout, NCSNpp, Resample, _attend
+from stages.diffusion.network import Attention, Blur, Dropout, NCSNpp, Resample, _attend
 from stages.diffusion.parameters import NetworkParams
 from stages.diffusion.sampling import prepare_network
 from stages.diffusion.variants import network_score
@@ -122,10 +122,21 @@ def test_fir_resampling_matches_scipy(way):
     torch.testing.assert_close(torch.tensor(up), torch.tensor(wanted), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("direction", ["down", "up"])
-def test_both_ways_of_fir_resampling_and_their_gradients_agree(direction):
+def test_the_blur_is_scipys_convolution():
+    """At full resolution with a border of two: one row and column more than the image has."""
+    x = torch.randn(2, 3, 6, 10)
+    taps = torch.tensor([1.0, 3, 3, 1]) / 8
+    for way in ("_by_matrices", "_by_convolution"):
+        got = getattr(Blur(), way)(x)
+        assert got.shape == (2, 3, 7, 11)
+        wanted = convolve(x.numpy(), torch.outer(taps, taps)[None, None].numpy())[..., 1:-1, 1:-1]
+        torch.testing.assert_close(got, torch.tensor(wanted))
+
+
+@pytest.mark.parametrize("make", [lambda: Resample("down", True), lambda: Resample("up", True), Blur])
+def test_both_ways_of_fir_resampling_and_their_gradients_agree(make):
     """Also on images that are not square, and after a first use without gradients."""
-    layer, results = Resample(direction, True), []
+    layer, results = make(), []
     with torch.inference_mode():
         layer(torch.zeros(1, 1, 6, 10))
     for way in (layer._by_matrices, layer._by_convolution):

@@ -47,6 +47,15 @@ def _fir_matrix(size: int, dtype: torch.dtype) -> Tensor:
         return taps[(places + 2).clamp(0, 5)].to(dtype)
 
 
+@functools.cache
+def _blur_matrix(size: int, dtype: torch.dtype) -> Tensor:
+    """(size, size + 1): the filter [1,3,3,1]/8 along one side of an image, zeros outside. On the CPU."""
+    with torch.inference_mode(False):
+        places = torch.arange(size)[:, None] - torch.arange(size + 1)  # -2, -1, 0, 1 within the filter
+        taps = torch.tensor([0.0, 1.0, 3.0, 3.0, 1.0, 0.0]) / 8
+        return taps[(places + 3).clamp(0, 5)].to(dtype)
+
+
 class Resample(nn.Module):
     """Halve or double the resolution: FIR [1,3,3,1] or nearest/average.
 
@@ -82,6 +91,30 @@ class Resample(nn.Module):
             return _fir_matrix(height, x.dtype).T @ (x @ _fir_matrix(width, x.dtype))
         rows, columns = (2 * _fir_matrix(2 * size, x.dtype) for size in (height, width))
         return rows @ (x @ columns.T)
+
+
+class Blur(nn.Module):
+    """The FIR filter [1,3,3,1] at full resolution, zeros outside: (B, C, H, W) to (B, C, H + 1, W + 1).
+
+    Before a 3 x 3 convolution with stride 2 and no padding it is NCSN++'s `Downsample` with a convolution, of the
+    residual progressive input: the convolution sees what lies between the pixels that stay.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        taps = torch.tensor([1.0, 3.0, 3.0, 1.0])
+        self.register_buffer("kernel", torch.outer(taps, taps)[None, None] / 64, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._by_matrices(x) if x.device.type == "cpu" else self._by_convolution(x)
+
+    def _by_convolution(self, x: Tensor) -> Tensor:
+        weight = self.kernel.to(x.dtype).expand(x.shape[1], 1, 4, 4)
+        return functional.conv2d(x, weight, padding=2, groups=x.shape[1])
+
+    def _by_matrices(self, x: Tensor) -> Tensor:
+        height, width = x.shape[2:]
+        return _blur_matrix(height, x.dtype).T @ (x @ _blur_matrix(width, x.dtype))
 
 
 class Dropout(nn.Dropout):
@@ -192,6 +225,13 @@ class LevelEmbedding(nn.Module):
         return self.layers(torch.cat((torch.sin(phase), torch.cos(phase)), dim=1))
 
 
+def _pyramid_step(inputs: int, outputs: int, fir: bool) -> nn.Sequential:
+    """Halves the resolution of the image that enters, and gives it the features' channels."""
+    if not fir:
+        return nn.Sequential(Resample("down", fir), _conv(inputs, outputs))
+    return nn.Sequential(Blur(), _initialise(nn.Conv2d(inputs, outputs, 3, stride=2)))
+
+
 class NCSNpp(nn.Module):
     """F of METHODS §4: the score is F/sigma, and F(x) approximates -z for x = x_0 + sigma z.
 
@@ -246,7 +286,7 @@ class NCSNpp(nn.Module):
             if stage < len(p.multipliers) - 1:
                 self.reduce.append(self._block(width, width, "down"))
                 if p.progressive_input:
-                    self.enter.append(nn.Sequential(Resample("down", p.fir), _conv(pyramid, width)))
+                    self.enter.append(_pyramid_step(pyramid, width, p.fir))
                     pyramid = width
                 widths.append(width)
                 resolution //= 2
