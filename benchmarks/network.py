@@ -53,7 +53,7 @@ def tasks(folder: Path) -> dict[str, Callable[[], int]]:
         return NCSNpp(network, 1, size, True, noise.sigma_min, noise.sigma_max)
 
     trainer = Trainer(optimization, noise, build, TrainingSet(images, None), denoising_target, True, folder, {})
-    weights = save_tensors(folder / "model.safetensors", build().state_dict(), {})
+    weights = folder / "model.safetensors"
 
     def train() -> int:
         trainer._step()
@@ -63,6 +63,8 @@ def tasks(folder: Path) -> dict[str, Callable[[], int]]:
     def sample(name: str, path: str | None) -> Callable[[], int]:
         spec = {key: value for key, value in tree["variants"][name].items() if key != "sampler"}
         score = {"spec": spec, "noise": settings["noise"], "network": network.model_dump(mode="json")}
+        if path:
+            save_tensors(path, build().state_dict(), {"score": score, "image_shape": [1, size, size]})
         wanted = inspect.signature(sampling.load_model).parameters
         options = {"precision": tree["sample"]["precision"]} if "precision" in wanted else {}
         model = sampling.load_model(score, tree["variants"][name]["sampler"], pixels, path, "cpu", **options)
