@@ -236,17 +236,35 @@ def shifts(count, draws):
     return closed.Draws(draws, lambda start, stop: torch.randn(count, stop - start, 48))
 
 
+@pytest.mark.parametrize("sigma", [0.0, 1e-6, 1e-5, 1e-4, 1e-3])
+@pytest.mark.parametrize("precision", ["optimal", "scheduled"])
+def test_next_to_a_centre_the_score_keeps_its_digits(sigma, precision):
+    """d = 3072, where |x|^2 + |x_i|^2 - 2 x.x_i has lost r^2 for sigma below 1e-4: against differences, in float64."""
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (20, 3072), dtype=torch.uint8, generator=generator).double() / 255
+    x = pixels[:3] + sigma * torch.randn(3, 3072, dtype=torch.float64, generator=generator)
+    level = torch.full((3,), max(sigma, 1e-6), dtype=torch.float64)
+    got = closed.unconditioning(closed.make_centres(pixels), x, 5.0, precision=precision, sigma=level)
+    away = pixels - x[:, None]
+    r2 = away.square().sum(2)
+    weight = torch.softmax(-3070 / 10 * torch.log(r2.clamp_min(1e-300)), dim=1)
+    pull = 3070 / r2.clamp_min(1e-300) if precision == "optimal" else 1 / level[:, None] ** 2
+    wanted = ((weight * pull)[..., None] * away).sum(1)
+    assert torch.linalg.vector_norm(got - wanted) <= 1e-9 * torch.linalg.vector_norm(wanted)
+    assert sigma or not got.any()
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_memory_is_bounded_whatever_the_centres_the_levels_and_the_draws(form):
-    """Twice the samples' own arrays and the budget; as much for eight times the centres, levels and draws."""
+    """Twice the samples' own arrays and the budget; as much for four times the centres, levels and draws."""
     generator, peaks = torch.Generator().manual_seed(0), []
-    x, budget = torch.rand(1024, 48, dtype=torch.float64, generator=generator), 1 << 22
-    for centres, n in ((500, 10), (4000, 80)):
+    x, budget = torch.rand(512, 48, dtype=torch.float64, generator=generator), 1 << 22
+    for centres, n in ((250, 5), (1000, 20)):
         images = torch.randint(0, 256, (centres, 48), dtype=torch.uint8, generator=generator)
         made = closed.make_centres(images, memory_budget=budget)
         with LiveMemory() as memory:
             FORMS[form](made, x, n)
         peaks.append(memory.peak)
     assert peaks[1] <= 1.01 * peaks[0]
-    shifted = 2 if form in ("kernel-smoothed", "cfdm") else 1  # ROWS points instead of these 1024
-    assert peaks[0] < budget + 8 * shifted * x.nbytes
+    points = closed.ROWS if form in ("kernel-smoothed", "cfdm") else len(x)
+    assert peaks[0] < budget + 8 * points * x[0].nbytes
