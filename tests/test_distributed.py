@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -157,6 +158,33 @@ def test_a_truncated_model_is_refused_by_name(project, monkeypatch, capsys):
         assert stopped.value.code == 2
         assert f"error: {path} is damaged" in capsys.readouterr().err.splitlines()[-1]
     assert not Path("data/sample").exists()
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(project):
+    run_plain("train", VARIANT)
+    path = f"data/train/{VARIANT}/model.safetensors"
+    tensors, metadata = load_tensors(path)
+    tensors["head.weight"][0, 0, 0, 0] = float("nan")
+    save_tensors(path, tensors, metadata)
+    with pytest.raises(
+        InputError, match=r"model\.safetensors holds weights that are not finite \(head\.weight\): rerun"
+    ):
+        run_plain("sample", VARIANT)
+    assert not Path("data/sample").exists()
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_training_that_diverges_is_one_line_and_leaves_no_model(project, environment, monkeypatch, capsys, processes):
+    with_processes(processes, learning_rate=1e30)
+    monkeypatch.setattr(sys, "argv", ["stages.train", "--variant", VARIANT])
+    with pytest.raises(SystemExit) as stopped:
+        main("train")
+    assert stopped.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.search(
+        r"error: the (loss|gradient) is (nan|inf) at step \d+.*: lower train.optimization.learning_rate", last
+    )
+    assert not Path("data/train").exists()
 
 
 def test_a_foreign_safetensors_file_is_refused_by_name(project):

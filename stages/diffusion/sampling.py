@@ -159,7 +159,7 @@ def load_network(score: dict[str, Any], weights: Path, image_shape: tuple[int, i
     """The network that score.json describes, with the weights of a file that train wrote, on the CPU.
 
     Raises InputError naming the file where it is missing or damaged, belongs to another score (which keys differ), to
-    images of another shape than `image_shape` (C, H, W), or is no file of train's.
+    images of another shape than `image_shape` (C, H, W), holds NaN or infinity, or is no file of train's.
     """
     tensors, metadata = load_tensors(weights)
     if not {"score", "image_shape"} <= set(metadata):
@@ -183,6 +183,8 @@ def load_network(score: dict[str, Any], weights: Path, image_shape: tuple[int, i
         raise InputError(
             f"{weights} does not fit its score.json: rerun train ({' '.join(str(error).split())})"
         ) from error
+    if broken := [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]:
+        raise InputError(f"{weights} holds weights that are not finite ({broken[0]}): rerun train")
     return network.eval()
 
 

@@ -43,8 +43,8 @@ from stages.errors import InputError
 _LEVEL_DRAW, _NOISE_DRAW, _FLIP_DRAW = 0, 1, 2
 
 
-class DivergedError(RuntimeError):
-    """The loss became NaN or infinite; the message names the step and sigma."""
+class DivergedError(InputError):
+    """The loss or the gradient became NaN or infinite; the message names the step, and what to change."""
 
 
 @dataclasses.dataclass
