@@ -11,7 +11,7 @@ from scipy.stats import chisquare
 from stages.diffusion.checkpoint import load_tensors, newest, save_tensors
 from stages.diffusion.losses import denoising_target, temperature_target
 from stages.diffusion.network import NCSNpp
-from stages.diffusion.noise import generator_seed, uniform
+from stages.diffusion.noise import generator_seed, normal, uniform
 from stages.diffusion.parameters import NetworkParams, NoiseParams, OptimizationParams
 from stages.diffusion.training import (
     DivergedError,
@@ -277,6 +277,46 @@ def test_a_loss_that_is_not_finite_is_found_at_the_time_limit_too(tmp_path):
     with pytest.raises(DivergedError, match="nan at step 0"):
         list(run.run())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("conditioned", [True, False])
+@pytest.mark.parametrize("warm", [True, False])
+def test_training_is_methods_4_written_out(tmp_path, conditioned, warm):
+    """1/2 |F + z|^2 summed over pixels, mean over images; clip, warm-up, torch's AdamW; then the average, whose decay
+    rises as (1 + n)/(10 + n) to `ema`. Levels are drawn from the discrete ones."""
+    options = {"steps": 8, "clip": 0.5, "weight_decay": 0.02, "ema": 0.3, "warmup": 5 if warm else 0, "flip": False}
+    params = OPTIMIZATION.model_copy(update={**options, "decay": "constant"})
+    still = NETWORK.model_copy(update={"dropout": 0.0})
+    data = TrainingSet(images(), None)
+    run = Trainer(params, LEVELS, lambda: NCSNpp(still, 1, 8, conditioned, 0.01, 5.0), data, denoising_target,
+                  conditioned, tmp_path, {})  # fmt: skip
+    network = NCSNpp(still, 1, 8, conditioned, 0.01, 5.0)
+    network.load_state_dict(run.state.network.state_dict())
+    average = {name: p.detach().clone() for name, p in network.named_parameters()}
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1.0, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.02)
+    list(run.run())
+    clipped = 0
+    for step in range(8):
+        numbers = torch.arange(8 * step, 8 * step + 8)
+        x0 = data.images[run.order.rows(step)] / 255
+        stratum = (torch.arange(8) + uniform(params.seed, numbers, 0, 1)[:, 0]) / 8
+        sigma = 5.0 * (0.01 / 5.0) ** ((100 * stratum).long() / 99)
+        z = normal(params.seed, numbers, 1, (1, 8, 8))
+        x, level = x0 + sigma[:, None, None, None].float() * z, sigma.float() if conditioned else None
+        loss = (0.5 * (network(x, level) + z) ** 2).sum((1, 2, 3)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        clipped += bool(torch.nn.utils.clip_grad_norm_(network.parameters(), 0.5) > 0.5)
+        optimizer.param_groups[0]["lr"] = 1e-3 * (min(1, (step + 1) / 5) if warm else 1)
+        optimizer.step()
+        decay = min(0.3, (1 + step) / (10 + step))
+        for name, p in network.named_parameters():
+            average[name] = decay * average[name] + (1 - decay) * p.detach()
+    assert clipped
+    moved = torch.cat([(average[name] - p).flatten() for name, p in network.named_parameters()])
+    assert float(moved.abs().max()) > 1e-4  # the average is not the network
+    for name, p in run.state.average.named_parameters():
+        torch.testing.assert_close(p, average[name], rtol=0, atol=2e-5, msg=name)
 
 
 def largest_difference(a, b):
