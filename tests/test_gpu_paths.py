@@ -249,6 +249,7 @@ def test_the_compiler_gets_the_network_in_one_graph(monkeypatch, gpu, half):
     the same values and gradients as without."""
     if gpu:
         monkeypatch.setattr(networks.Resample, "_by_matrices", networks.Resample._by_convolution)
+        monkeypatch.setattr(networks.Blur, "_by_sums", networks.Blur._by_convolution)
         monkeypatch.setattr(networks, "_attend", lambda *qkv: attention(*(part[:, None] for part in qkv))[:, 0])
     made, x, sigma = network(), torch.randn(2, 3, 16, 16), torch.tensor([0.3, 2.0])
     traced = torch.compile(made, fullgraph=True, backend="aot_eager")
