@@ -87,6 +87,22 @@ def test_radius_keeps_only_near_centres(batch):
     torch.testing.assert_close(got, two, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("radius", [1.1, 1.3])
+def test_radius_is_a_multiple_of_the_distance_to_the_second_nearest(batch, radius):
+    pixels, lists, rows, sigma, z = batch
+    target = temperature_target(temperature_rule(9.0, D), 100.0, D - 2, radius=radius)
+    got = target(pixels[rows], sigma, z, pixels[lists[rows]])
+    x, kept = pixels[rows] + sigma[:, None, None, None] * z, []
+    for i in range(5):
+        r = (x[i] - pixels).flatten(1).norm(dim=1)
+        near = pixels[r <= radius * r.sort().values[1]]
+        kept.append(len(near))
+        wanted = sigma[i] * score_at(near, x[i : i + 1], torch.tensor(9.0))
+        torch.testing.assert_close(got[i : i + 1].double(), wanted.double(), rtol=2e-4, atol=2e-4)
+    assert min(kept) < 30
+    assert max(kept) > 2
+
+
 def test_loss_is_half_the_squared_distance_and_the_blind_network_gets_no_sigma(batch):
     pixels, _, rows, sigma, z = batch
     seen = []

@@ -96,6 +96,39 @@ def test_a_blind_networks_output_does_not_change_with_sigma():
         )
 
 
+def test_what_enters_is_the_centred_image_as_it_is_or_divided_by_its_amplitude():
+    x = torch.randn(3, 1, 8, 8) * torch.tensor([0.1, 1.0, 30.0])[:, None, None, None]
+    entered = {
+        a: NCSNpp(SMALL.model_copy(update={"amplitude": a}), 1, 8, False)._enter(x) for a in ("raw", "normalised")
+    }
+    assert torch.equal(entered["raw"], 2 * x - 1)
+    for i in range(3):
+        divisor = ((2 * x[i] - 1).square().mean() + 0.25) ** 0.5
+        torch.testing.assert_close(entered["normalised"][i], (2 * x[i] - 1) / divisor)
+
+
+def test_weights_begin_as_published():
+    """Uniform with variance scale / mean of fan-in and fan-out, biases 0; 1e-10 where a block, attention or the network
+    ends, 0.1 within attention, 16 for the Fourier frequencies of ln sigma."""
+    torch.manual_seed(0)
+    made = NCSNpp(SMALL.model_copy(update={"channels": 64, "embedding": "fourier"}), 3, 8, True)
+    block, attention = made.down[0][0][0], made.middle[1]
+    for layer, fans, scale in [
+        (made.stem, (27 + 64 * 9) / 2, 1.0),
+        (block.conv_in, 64 * 9, 1.0),
+        (block.conv_out, 64 * 9, 1e-10),
+        (block.project, (256 + 64) / 2, 1.0),
+        (made.embed.layers[0], (128 + 256) / 2, 1.0),
+        (attention.query, 128, 0.1),
+        (attention.out, 128, 1e-10),
+        (made.head, (64 * 9 + 27) / 2, 1e-10),
+    ]:
+        assert float(layer.weight.var()) == pytest.approx(scale / fans, rel=0.15)
+        assert float(layer.weight.abs().max()) <= (3 * scale / fans) ** 0.5
+        assert not layer.bias.any()
+    assert float(made.embed.frequencies.std()) == pytest.approx(16, rel=0.4)
+
+
 @pytest.mark.parametrize("embedding", ["positional", "fourier"])
 def test_embeddings_tell_neighbouring_levels_apart(embedding):
     network = perturbed(NCSNpp(SMALL.model_copy(update={"embedding": embedding}), 1, 8, True))

@@ -51,6 +51,30 @@ def test_ode_samplers_converge_at_their_order(make, order):
     assert slopes == pytest.approx([order, order], abs=0.25)
 
 
+@pytest.mark.parametrize("snr", [None, 0.16])
+@pytest.mark.parametrize("ode", [False, True])
+def test_reverse_diffusion_is_methods_5_written_out(ode, snr):
+    """Corrector before predictor, other noise for each; the last step, down to 0, returns the mean of what is left."""
+    sigmas, draw = levels(NoiseParams(sigma_min=0.2, sigma_max=5), 4), draw_for(3)
+    x, wanted = 5 * draw(0), []
+    for n, (high, low) in enumerate(zip(sigmas.tolist(), [*sigmas.tolist()[1:], 0.0])):
+        at = torch.full((3,), high, dtype=torch.float64)
+        if snr:
+            s, z = gaussian_score(x, at), draw(2 * n + 2)
+            size = [2 * (snr * z[i].norm() / s[i].norm()) ** 2 for i in range(3)]
+            x = torch.stack([x[i] + size[i] * s[i] + (2 * size[i]) ** 0.5 * z[i] for i in range(3)])
+        gap = high**2 - low**2
+        if low == 0:
+            x = x + high**2 * gaussian_score(x, at)  # E[x_0 | x], whatever brought it here
+        elif ode:
+            x = x + 0.5 * gap * gaussian_score(x, at)
+        else:
+            x = x + gap * gaussian_score(x, at) + gap**0.5 * draw(2 * n + 1)
+        wanted.append(x)
+    got = list(samplers.reverse_diffusion(gaussian_score, draw, sigmas, ode=ode, snr=snr))
+    torch.testing.assert_close(torch.stack(got), torch.stack(wanted))
+
+
 @pytest.mark.parametrize("snr", [None, 0.1])
 def test_reverse_sde_has_the_mean_and_variance_of_the_data(snr):
     """At d = 256: a Langevin step set by a sample's own norms is unbiased only as d grows."""

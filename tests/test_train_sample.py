@@ -137,7 +137,7 @@ def test_running_twice_gives_identical_files(project):
         {"precision": "scheduled"},
         {"smooth_below": 0.5},
         {"temperature": "2/sigma"},
-        {"radius": 1.2},
+        {"radius": 1.02},
     ],
 )
 def test_a_networks_target_is_the_one_that_its_variant_describes(project, options):

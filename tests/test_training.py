@@ -347,6 +347,19 @@ def test_accumulated_passes_equal_one_batch(tmp_path, microbatch):
     assert largest_difference(weights(whole), weights(cut)) < 2 * 12 * 1e-3
 
 
+@pytest.mark.parametrize("size", [2, 4])
+def test_the_mean_of_the_processes_gradients_is_the_whole_batchs(tmp_path, size):
+    """AdamW forgives a constant factor, the clip does not."""
+    run, gradients = trainer(tmp_path, network=NETWORK.model_copy(update={"dropout": 0.0})), []
+    for world in (World(), *(World(rank, size) for rank in range(size))):
+        run.world = world
+        run._pass(*world.span(8))
+        gradients.append(torch.cat([p.grad.flatten() for p in run.state.network.parameters()]))
+        run.state.optimizer.zero_grad()
+    whole, mean = gradients[0], torch.stack(gradients[1:]).mean(0)
+    torch.testing.assert_close(mean, whole, rtol=0, atol=1e-5 * float(whole.abs().max()))
+
+
 def test_dropout_of_later_passes_is_their_own(tmp_path):
     """The second half of a batch must not repeat the masks of the first."""
     run = trainer(tmp_path, microbatch=4)

@@ -8,7 +8,7 @@ import torch
 
 from stages.diffusion.empirical_score import make_centres
 from stages.diffusion.parameters import Variant
-from stages.diffusion.sampling import load_model, sample_batch
+from stages.diffusion.sampling import load_model, sample_batch, to_uint8
 from stages.diffusion.variants import CLOSED_FORMS, Batch, closed_form_score, kernel_draws, temperature_rule
 from stages.errors import InputError
 
@@ -117,6 +117,21 @@ def test_power_neighbours_and_radius_of_a_closed_form_are_those_of_its_formula(p
         torch.testing.assert_close(got[i], by_hand(images, x[i], c, 9.0, keep))
         torch.testing.assert_close(divided[i], by_hand(images, x[i], c, 9.0, keep, 1 / sigma[i] ** 2))
     assert torch.equal(got, plain) == (neighbors is None)
+
+
+def test_levels_at_or_above_smooth_below_are_not_smoothed():
+    generator = torch.Generator().manual_seed(2)
+    images, x = (torch.rand(n, 1, 3, 3, generator=generator).double() for n in (30, 3))
+    sigma = torch.tensor([0.3, 0.5, 0.8], dtype=torch.float64)
+    got = score_of({"smooth_below": 0.5}, images, x, sigma)
+    smooth, plain = (score_of(more, images, x, sigma) for more in ({}, {"form": "unconditioning", "temperature": None}))
+    assert torch.equal(got, torch.cat((smooth[:1], plain[1:])))
+    assert not torch.equal(smooth[1], plain[1])
+
+
+def test_values_are_rounded_to_the_nearest_grey_level_and_clipped():
+    x = torch.tensor([-1.0, 0.49 / 255, 0.51 / 255, 254.4 / 255, 254.6 / 255, 7.0]).reshape(1, 2, 1, 3)
+    assert to_uint8(x).tolist() == [[[[0, 254], [0, 255], [1, 255]]]]
 
 
 def test_power_d_of_the_mixture_is_the_loss_weight_one():
