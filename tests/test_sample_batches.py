@@ -1,10 +1,9 @@
 """Sample i of a network is the same bits whatever else is drawn with it, in batches of 1, 7 and 64.
 
-torch and oneDNN choose a convolution's algorithm by the number of images: batches below 16 are filled up
-(`network_score`), and from there on the bits stay, on processors with AVX-512, where it was measured; elsewhere they
-agree to rounding. Stage sample fills its last batch up, so that shards and the number of samples change no bit anywhere
-(test_train_sample.py). The closed forms, in float64, keep their images in batches of 1, 7 and 64 (test_variants.py);
-over many centres their scores keep every bit (test_truncated_score.py).
+torch chooses a layer's algorithm by the number of images; `fixed_rounding` keeps it the same, which was measured on
+processors with AVX-512; elsewhere they agree to rounding. Stage sample fills its last batch up, so that shards and the
+number of samples change no bit anywhere (test_train_sample.py). The closed forms, in float64, keep their images in
+batches of 1, 7 and 64 (test_variants.py); over many centres their scores keep every bit (test_truncated_score.py).
 """
 
 import numpy as np

@@ -18,6 +18,7 @@ from stages.device import memory_format, pick_device, uses_bfloat16
 from stages.diffusion import noise, samplers, winograd
 from stages.diffusion.checkpoint import differing, load_tensors
 from stages.diffusion.empirical_score import Centres, cfdm_velocity, make_centres
+from stages.diffusion.fixed_rounding import with_fixed_rounding
 from stages.diffusion.network import NCSNpp
 from stages.diffusion.parameters import NetworkParams, NoiseParams, Variant
 from stages.diffusion.variants import Batch, as_images, closed_form_score, kernel_draws, network_score, pixel_rows
@@ -142,7 +143,8 @@ def prepare_network(network: NCSNpp, device: torch.device, bfloat16: bool, compi
     """The network on `device`, ready to be evaluated by `network_score`: itself, or a copy that shares what it can.
 
     bfloat16: the weights of its products are cast once, which autocast would do at every evaluation, to the same bits.
-    Wide convolutions in float32 on a CPU become `winograd`'s, with four times their weights in memory.
+    In float32 on a CPU rounding becomes that of any batch (`fixed_rounding`; the compiler's kernels have their own),
+    and wide convolutions become `winograd`'s, with four times their weights in memory.
     """
     network = network.to(device, memory_format=memory_format(device)).eval()
     if bfloat16:
@@ -150,8 +152,10 @@ def prepare_network(network: NCSNpp, device: torch.device, bfloat16: bool, compi
         for layer in network.modules():
             if isinstance(layer, torch.nn.Conv2d | torch.nn.Linear):
                 layer.to(torch.bfloat16)
-    elif device.type == "cpu" and any(map(winograd.suits, network.modules())):
-        network = winograd.with_winograd(copy.deepcopy(network, {id(p): p for p in network.parameters()}))
+    elif device.type == "cpu":
+        network = copy.deepcopy(network, {id(p): p for p in network.parameters()})
+        network = winograd.with_winograd(network)
+        network = network if compiled else with_fixed_rounding(network)
     return torch.compile(network, dynamic=False) if compiled else network  # batches are all of one size
 
 

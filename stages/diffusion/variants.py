@@ -13,7 +13,6 @@ from stages.diffusion.noise import normal
 from stages.diffusion.parameters import Variant, check_temperature, over_sigma
 from stages.errors import InputError
 
-FEW = 16  # images of a batch
 KERNEL_DRAWS = 1 << 30  # draw numbers from here on belong to the kernel, below to the sampler
 
 
@@ -116,16 +115,14 @@ def network_score(network: nn.Module, conditioned: bool, bfloat16: bool = False)
     """score = F/sigma (METHODS §4): F(x, sigma) with noise conditioning, F(x) without, where sigma only scales.
 
     bfloat16: run the network's products in it (autocast); what comes in and goes out keeps the type of x.
-    Batches of less than FEW images are filled up on a CPU: torch and oneDNN have other algorithms for them, with other
-    rounding, and sample i shall be the same in any batch.
+    A single image is taken twice on a CPU: alone it would be rounded otherwise than in company (`fixed_rounding`).
     """
 
     def score(x: Tensor, sigma: Tensor) -> Tensor:
         level = sigma.to(x.dtype)
-        full = range(len(x)) if len(x) >= FEW or x.device.type != "cpu" else [min(n, len(x) - 1) for n in range(FEW)]
-        some = (x, level) if len(full) == len(x) else (x[full], level[full])
+        times = 2 if len(x) == 1 and x.device.type == "cpu" else 1
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            out = network(some[0], some[1] if conditioned else None)[: len(x)]
+            out = network(x.repeat(times, 1, 1, 1), level.repeat(times) if conditioned else None)[: len(x)]
         return out.to(x.dtype) / level[:, None, None, None]
 
     return score
