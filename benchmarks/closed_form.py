@@ -28,10 +28,11 @@ import torch
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-from stages.diffusion import empirical_score, truncated_score  # noqa: E402
-from stages.diffusion.many_centres import WORTH, ManyCentres, make_many_centres  # noqa: E402
+from stages.diffusion import scores as empirical_score  # noqa: E402
 from stages.diffusion.noise import levels, normal  # noqa: E402
 from stages.diffusion.parameters import NoiseParams  # noqa: E402
+from stages.engine import truncated_score  # noqa: E402
+from stages.engine.many_centres import WORTH, ManyCentres, make_many_centres  # noqa: E402
 
 SAMPLES, LEVELS = 100, 116
 Score = Callable[[torch.Tensor, float], torch.Tensor]

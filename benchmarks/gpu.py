@@ -39,16 +39,16 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 import step_profile  # noqa: E402
 from tools.turns import in_turns  # noqa: E402
 
-from stages.artifacts import write_json  # noqa: E402
 from stages.device import uses_bfloat16  # noqa: E402
 from stages.diffusion import noise, sampling  # noqa: E402
-from stages.diffusion.empirical_score import conditioning, make_centres, shell_power  # noqa: E402
 from stages.diffusion.losses import denoising_target, temperature_target  # noqa: E402
 from stages.diffusion.network import NCSNpp  # noqa: E402
 from stages.diffusion.parameters import NetworkParams, NoiseParams, OptimizationParams, Variant  # noqa: E402
+from stages.diffusion.scores import conditioning, make_centres, shell_power  # noqa: E402
 from stages.diffusion.training import Progress, Trainer  # noqa: E402
 from stages.diffusion.training_set import open_training_set  # noqa: E402
 from stages.diffusion.variants import temperature_rule  # noqa: E402
+from stages.files.artifacts import write_json  # noqa: E402
 from stages.images.sources import open_source  # noqa: E402
 from stages.memorization.ratios import nn_ratio  # noqa: E402
 from stages.search.nearest import nearest  # noqa: E402

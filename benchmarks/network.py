@@ -33,11 +33,11 @@ def tasks(folder: Path) -> dict[str, Callable[[], int]]:
     import yaml
 
     from stages.diffusion import sampling
-    from stages.diffusion.checkpoint import save_tensors
     from stages.diffusion.losses import denoising_target
     from stages.diffusion.network import NCSNpp, NetworkParams
     from stages.diffusion.noise import NoiseParams
     from stages.diffusion.training import OptimizationParams, Trainer, TrainingSet
+    from stages.files.tensors import save_tensors
 
     tree = yaml.safe_load((ROOT / "params.yaml").read_text())
     settings, count, size = tree["train"], tree["ingest"]["train"], tree["ingest"]["resolution"]

@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
+from stages.engine.products import threads
 from stages.search.nearest import nearest
-from stages.search.products import threads
 from stages.search.range_search import pairs_within
 
 

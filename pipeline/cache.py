@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from pipeline.locks import locked
-from stages.artifacts import read_json, sha256_file, sha256_json, write_json
 from stages.errors import InputError
-from stages.protocol import CACHE, Shard
+from stages.files.artifacts import read_json, sha256_file, sha256_json, write_json
+from stages.files.paths import CACHE
+from stages.protocol import Shard
 
 SHARDS = CACHE / "shards"
 DIGESTS = CACHE / "digests.sqlite"
@@ -55,7 +56,9 @@ class Check:
 def place(shard: Shard, code: str, root: Path = SHARDS) -> Shard:
     """The shard with its result's path in the cache. `code`: pipeline.closure.code_digest of its stage."""
     inputs = [input_digest(path) for path in shard.inputs]
-    key = sha256_json({"code": code, "settings": shard.settings, "inputs": inputs, "suffix": shard.suffix})
+    key = sha256_json(
+        {"code": code, "task": shard.task, "settings": shard.settings, "inputs": inputs, "suffix": shard.suffix}
+    )
     return shard.at(root / shard.stage / f"{key}{shard.suffix}")
 
 

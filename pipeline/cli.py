@@ -100,7 +100,7 @@ def results(
 ) -> None:
     """Print the results table, the report's path and the address of the Prefect UI."""
     from pipeline import server
-    from stages.protocol import DATA
+    from stages.files.paths import DATA
     from stages.reporting.results import print_results, print_theory
 
     if theory:

@@ -9,7 +9,7 @@ from pathlib import Path
 import grimp
 
 import stages
-from stages.artifacts import sha256_file, sha256_json
+from stages.files.artifacts import sha256_file, sha256_json
 
 ROOT = Path(stages.__file__).parent.parent
 """The folder that holds the package `stages`."""

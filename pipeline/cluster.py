@@ -14,8 +14,8 @@ from pipeline import closure
 from pipeline.params import STAGES, Execution
 from pipeline.ray_runner import connect
 from pipeline.shared import SharedPlace
-from stages.artifacts import sha256_json
-from stages.protocol import CACHE
+from stages.files.artifacts import sha256_json
+from stages.files.paths import CACHE
 
 WAIT = 120.0
 """Seconds that a node has for its answer."""

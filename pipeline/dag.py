@@ -12,9 +12,9 @@ from ruamel.yaml import YAML
 
 from pipeline import closure
 from pipeline.params import STAGES, stage_module
-from stages.artifacts import atomic_path, sha256_file, write_text
 from stages.errors import InputError
-from stages.protocol import DATA
+from stages.files.artifacts import atomic_path, sha256_file, write_text
+from stages.files.paths import DATA
 
 FILE = Path("dvc.yaml")
 CODE = DATA / "code"

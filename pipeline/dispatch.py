@@ -14,9 +14,10 @@ from pipeline.locks import locked
 from pipeline.params import Execution, Parameters, load_params, load_stage, stage_module
 from pipeline.runners import LocalRunner, Runner
 from pipeline.stage_run import StageRun, address_of, record_path, say, title
-from stages.artifacts import write_json
 from stages.errors import InputError
-from stages.protocol import CACHE, Shard, StageParams
+from stages.files.artifacts import write_json
+from stages.files.paths import CACHE
+from stages.protocol import Shard, StageParams
 
 if TYPE_CHECKING:
     from pipeline.graph import StageGraph
@@ -40,7 +41,7 @@ def run_stage(name: str, variant: str | None = None, path: Path | str = "params.
         if shards or variant is None:
             computed = _dispatch(name, variant, params, execution, shards)
         else:
-            stage_module(name).gather(params, [])
+            stage_module(name).gather(params, {})
         seconds = time.monotonic() - started
         write_json(record_path(name, variant), {"shards": len(shards), "computed": computed, "seconds": seconds})
     say(f"{label}: done in {seconds:.1f} s")

@@ -7,7 +7,7 @@ from pathlib import Path
 from stages.errors import InputError
 
 SHARE_VARIABLE = "SCORESMOOTH_MEMORY_SHARE"
-"""Environment variable of the share of its working memory that a shard is to do with (stages.search.products)."""
+"""Environment variable of the share of its working memory that a shard is to do with (stages.engine.products)."""
 
 SHARES = (1.0, 0.5)
 """The shares of a shard's attempts: the second one is made only where the first ran out of memory."""

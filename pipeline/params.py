@@ -12,9 +12,10 @@ from typing import Any, Literal
 from pydantic import Field, ValidationError
 
 import stages
-from stages.artifacts import sha256_file, sha256_json, write_text
 from stages.errors import InputError
-from stages.protocol import CACHE, Section, StageParams, explain, load_tree
+from stages.files.artifacts import sha256_file, sha256_json, write_text
+from stages.files.paths import CACHE
+from stages.protocol import Section, StageParams, explain, load_tree
 
 STAGES = ("ingest", "deduplicate", "embed", "index", "train", "sample", "filter", "fid", "verify", "report")
 """The stage modules, in the order of the DAG. The only list of them in the code."""

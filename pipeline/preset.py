@@ -12,8 +12,8 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from pipeline.params import load_params
-from stages.artifacts import atomic_path
 from stages.errors import InputError
+from stages.files.artifacts import atomic_path
 from stages.protocol import load_tree
 
 FOLDER = Path(__file__).parent / "presets"

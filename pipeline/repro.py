@@ -16,8 +16,8 @@ from pathlib import Path
 
 from pipeline.locks import locked, name_holder
 from pipeline.stage_run import say
-from stages.artifacts import read_json
-from stages.protocol import CACHE
+from stages.files.artifacts import read_json
+from stages.files.paths import CACHE
 
 LOGS = CACHE / "logs"
 TAIL = 25

@@ -15,9 +15,9 @@ import urllib.request
 from collections.abc import Callable
 
 from pipeline.locks import is_locked, locked
-from stages.artifacts import read_json, write_json
 from stages.errors import InputError
-from stages.protocol import CACHE
+from stages.files.artifacts import read_json, write_json
+from stages.files.paths import CACHE
 
 HOME = CACHE / "prefect"
 HOST = "127.0.0.1"

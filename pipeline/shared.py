@@ -12,8 +12,8 @@ from pathlib import Path
 
 import fsspec
 
-from stages.artifacts import atomic_path, sha256_file
 from stages.errors import InputError
+from stages.files.artifacts import atomic_path, sha256_file
 
 CHUNK = 1 << 22
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 
-from stages.artifacts import read_json
+from stages.files.artifacts import read_json
 
 TABLE_BYTES = 256 * 1024
 PICTURE_BYTES = 512 * 1024

@@ -5,7 +5,8 @@ import sys
 from pathlib import Path
 
 from pipeline.params import Execution, stage_module
-from stages.protocol import CACHE, DATA, Shard, StageParams
+from stages.files.paths import CACHE, DATA
+from stages.protocol import Shard, StageParams, by_task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class StageRun:
 
     def gather(self) -> None:
         """Assemble the outs from the shards' results."""
-        stage_module(self.name).gather(self.params, [shard.path for shard in self.shards])
+        stage_module(self.name).gather(self.params, by_task(self.shards, [shard.path for shard in self.shards]))
 
 
 def title(name: str, variant: str | None) -> str:

@@ -14,9 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import Field
 
-from stages.artifacts import write_json, write_parquet
 from stages.errors import InputError
 from stages.features.weights import EncoderParams, pinned
+from stages.files.artifacts import write_json, write_parquet
+from stages.files.images import read_images, write_selection
+from stages.files.paths import DATA, SPLITS, images_of, ingested
 from stages.images.duplicates import (
     Groups,
     Images,
@@ -27,12 +29,10 @@ from stages.images.duplicates import (
     pixel_distance,
     squared_radius,
 )
-from stages.images.store import read_images, write_selection
-from stages.protocol import DATA, Section, Shard, StageParams, main, spans
+from stages.protocol import Parts, Section, Shard, StageParams, main, spans
 
-SPLITS = ("train", "test", "holdout")
 OUT = DATA / "deduplicate"
-INPUTS = tuple(str(DATA / "ingest" / f"{split}.arrow") for split in SPLITS)
+INPUTS = tuple(str(ingested(split)) for split in SPLITS)
 
 
 class FeatureParams(Section):
@@ -61,12 +61,12 @@ def plan(params: Params) -> list[Shard]:
         radius = squared_radius(params.near, images.dimension)
         cuts = spans(len(images), params.shards)
         for number, span in enumerate(cuts, 1):
-            settings = {"search": "near", "squared_radius": radius, "span": list(span)}
-            shards.append(Shard("deduplicate", f"near {number}/{len(cuts)}", settings, INPUTS, ".parquet"))
+            settings = {"squared_radius": radius, "span": list(span)}
+            shards.append(Shard("deduplicate", "near", f"near {number}/{len(cuts)}", settings, INPUTS, ".parquet"))
     if params.feature is not None:
         encoder = pinned(params.feature.encoder)  # found before any work starts
-        settings = {"search": "feature", "threshold": params.feature.threshold, "encoder": encoder.model_dump()}
-        shards.append(Shard("deduplicate", f"feature {encoder.name}", settings, INPUTS, ".parquet"))
+        settings = {"threshold": params.feature.threshold, "encoder": encoder.model_dump()}
+        shards.append(Shard("deduplicate", "feature", f"feature {encoder.name}", settings, INPUTS, ".parquet"))
     return shards
 
 
@@ -75,7 +75,7 @@ def work(shard: Shard) -> Path:
     images = Images([read_images(path) for path in shard.inputs])
     rows = np.unique(images.first_rows())
     settings = shard.settings
-    if settings["search"] == "near":
+    if shard.task == "near":
         pairs = near_pairs(images, rows, settings["squared_radius"], *settings["span"])
     else:
         from stages.features.encoders import load_encoder  # imports torch, which only this search needs
@@ -84,12 +84,10 @@ def work(shard: Shard) -> Path:
     return write_parquet(shard.path, pa.table({"i": pairs.i, "j": pairs.j, "distance": pairs.distance}))
 
 
-def gather(params: Params, parts: list[Path]) -> None:
+def gather(params: Params, parts: Parts) -> None:
     """Write the kept images, groups.parquet and deduplicate.json."""
     images = _images()
-    found = [_read_pairs(part) for part in parts]
-    feature = [found.pop()] if params.feature is not None else []
-    pairs = {"near": Pairs.union(found), "feature": Pairs.union(feature)}
+    pairs = {task: Pairs.union([_read_pairs(part) for part in parts.get(task, ())]) for task in ("near", "feature")}
     first = images.first_rows()
     groups = connected_groups(len(images), _layers(params, first, pairs))
     kept = np.ones(len(images), bool)
@@ -173,7 +171,7 @@ def _write_kept(images: Images, kept: np.ndarray) -> dict[str, dict[str, int]]:
                 "lower deduplicate.near or deduplicate.feature.threshold, or give another source"
             )
         picks = np.stack([np.zeros(len(rows), np.int64), rows], axis=1)
-        write_selection(OUT / f"{split}.arrow", [table], picks, metadata=table.metadata)
+        write_selection(images_of(split), [table], picks, metadata=table.metadata)
         counts[split] = {"before": len(table), "after": len(rows)}
     return counts
 

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
-from stages.artifacts import write_json, write_tsv
-from stages.embed import embed_rows, features_of, images_of
 from stages.errors import InputError
-from stages.features.encoders import EncoderParams, pinned
-from stages.features.table import FeatureTable, concatenate, read_features, require_same_encoder
-from stages.images.store import read_images
-from stages.protocol import DATA, Shard, StageParams, main, spans
+from stages.features.encoders import EncoderParams, embed_rows, load_encoder, pinned
+from stages.files.artifacts import write_json, write_tsv
+from stages.files.features import FeatureTable, concatenate, read_features, require_same_encoder, write_features
+from stages.files.images import read_images
+from stages.files.paths import DATA, curve_of, features_of, images_of, samples_of
+from stages.protocol import Parts, Shard, StageParams, main, spans
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,16 +39,6 @@ class Params(StageParams):
     shards: int = Field(gt=0, description="pieces of the embedding of the samples; changes no result")
 
 
-def samples_of(variant: str) -> Path:
-    """The samples that are measured."""
-    return DATA / "sample" / variant / "samples.arrow"
-
-
-def curve_of(variant: str) -> Path:
-    """The samples of training's snapshots; the file exists where there are any."""
-    return DATA / "sample" / variant / "curve.arrow"
-
-
 def plan(params: Params) -> list[Shard]:
     """Spans of samples to embed, the snapshots' last. That the references suffice is checked before any work starts."""
     source, curve = samples_of(params.variant), curve_of(params.variant)
@@ -58,10 +48,8 @@ def plan(params: Params) -> list[Shard]:
     for split in ("train", "test"):
         _require_two(_reference(params, split, params.reference_count), split)
     _require_two(_floor(params, count), "holdout")
-    shards = _spans(params, source, params.variant, count)
-    return shards + (
-        _spans(params, curve, f"{params.variant} curve", len(read_images(curve))) if curve.exists() else []
-    )
+    shards = _spans(params, "samples", source, params.variant)
+    return shards + (_spans(params, "curve", curve, f"{params.variant} curve") if curve.exists() else [])
 
 
 def _require_two(table: FeatureTable, split: str) -> None:
@@ -72,11 +60,11 @@ def _require_two(table: FeatureTable, split: str) -> None:
         )
 
 
-def _spans(params: Params, source: Path, name: str, count: int) -> list[Shard]:
+def _spans(params: Params, task: str, source: Path, name: str) -> list[Shard]:
     settings = {"encoder": pinned(params.encoder).model_dump(), "device": params.device}
-    cuts = spans(count, params.shards)
+    cuts = spans(len(read_images(source)), params.shards)
     return [
-        Shard("fid", f"{name} {n}/{len(cuts)}", {**settings, "start": a, "stop": b}, (str(source),))
+        Shard("fid", task, f"{name} {n}/{len(cuts)}", {**settings, "start": a, "stop": b}, (str(source),))
         for n, (a, b) in enumerate(cuts, 1)
     ]
 
@@ -84,13 +72,14 @@ def _spans(params: Params, source: Path, name: str, count: int) -> list[Shard]:
 def work(shard: Shard) -> Path:
     """The features of images start..stop of the shard's table."""
     settings = shard.settings
-    return embed_rows(shard, read_images(shard.inputs[0]), EncoderParams(**settings["encoder"]), settings["device"])
+    encoder = load_encoder(EncoderParams(**settings["encoder"]), settings["device"])
+    span, title = slice(settings["start"], settings["stop"]), f"{shard.stage} {shard.name}"
+    return write_features(shard.path, embed_rows(encoder, read_images(shard.inputs[0]), span, title))
 
 
-def gather(params: Params, parts: list[Path]) -> None:
+def gather(params: Params, parts: Parts) -> None:
     """The distances of the samples to train and test, and of as many held-out images to test; then the snapshots'."""
-    count = len(spans(len(read_images(samples_of(params.variant))), params.shards))
-    samples = concatenate(parts[:count], str(samples_of(params.variant)))
+    samples = concatenate(parts["samples"], str(samples_of(params.variant)))
     train, test = (_reference(params, split, params.reference_count) for split in ("train", "test"))
     floor = _floor(params, len(samples))
     for table, split in ((train, "train"), (test, "test"), (floor, "holdout")):
@@ -109,8 +98,8 @@ def gather(params: Params, parts: list[Path]) -> None:
     out = DATA / "fid" / params.variant
     write_json(out / "fid.json", result)
     (out / "curve.tsv").unlink(missing_ok=True)  # of an earlier run that had snapshots
-    if parts[count:]:
-        write_tsv(out / "curve.tsv", _curve(params, parts[count:], test))
+    if "curve" in parts:
+        write_tsv(out / "curve.tsv", _curve(params, parts["curve"], test))
 
 
 def _curve(params: Params, parts: list[Path], test: FeatureTable) -> list[dict[str, float]]:

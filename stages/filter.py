@@ -14,24 +14,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from stages.artifacts import read_metadata, write_json, write_parquet, write_tsv
-from stages.embed import features_of, images_of
 from stages.errors import InputError
 from stages.features.encoders import EncoderParams, load_encoder, pinned
-from stages.images.store import ImageTable, read_images
+from stages.files.artifacts import read_metadata, write_json, write_parquet, write_tsv
+from stages.files.images import ImageTable, read_images
+from stages.files.paths import DATA, VERDICTS, curve_of, features_of, images_of, neighbors_of, samples_of
 from stages.memorization.ratios import candidate_count
 from stages.memorization.verdict_log import read_decisions
-from stages.protocol import DATA, Section, Shard, StageParams, main, spans
+from stages.protocol import Parts, Section, Shard, StageParams, main, spans
 
 if TYPE_CHECKING:
     import numpy as np
 
     from stages.memorization.metrics import Measured, Rules
     from stages.memorization.verified import Offered
-
-FEATURE_NEIGHBORS = DATA / "index" / "feature_neighbors.arrow"
-VERDICTS = DATA / "verdicts"
-"""People's verdicts: no stage's outs, kept by git; a dep of this stage, so that DVC sees them change."""
 
 
 class Ratios(Section):
@@ -114,54 +110,38 @@ class Params(StageParams):
         return Rules(self.percentile, self.margin, self.carlini.alpha, self.carlini.n)
 
 
-def samples_of(variant: str) -> Path:
-    """The samples that are judged."""
-    return DATA / "sample" / variant / "samples.arrow"
-
-
-def curve_of(variant: str) -> Path:
-    """The samples of training's snapshots; the file exists where there are any."""
-    return DATA / "sample" / variant / "curve.arrow"
-
-
 def plan(params: Params) -> list[Shard]:
     """Spans of the samples, then the held-out images: the same search for both. Then the snapshots' samples."""
-    train, samples, holdout = read_images(images_of("train")), *(read_images(path) for path in _sources(params.variant))
+    train, samples, holdout = (read_images(path) for path in (images_of("train"), *_sources(params.variant).values()))
     _check(params, train, samples, holdout)
     if params.variant in params.verdicts:
         read_decisions(params.verdicts[params.variant])  # a damaged file is found before any work
     common = {"encoder": pinned(params.encoder).model_dump(), "device": params.device}
     common |= {"neighbors": params.neighbors, "own_neighbors": params.carlini.n}
     shards = []
-    for source, table, pieces in zip(_sources(params.variant), (samples, holdout), (params.shards, 1)):
-        cuts = spans(len(table), pieces)
-        for number, (start, stop) in enumerate(cuts, 1):
-            # which images are candidates is known only when all are searched: each piece takes the features of as
-            # many of its own lowest as there will be candidates, which is a superset
-            settings = {
-                **common,
-                "start": start,
-                "stop": stop,
-                "features": candidate_count(len(table), params.percentile),
-            }
-            name = f"{params.variant} {number}/{len(cuts)}" if source.stem == "samples" else "holdout"
-            shards.append(Shard("filter", name, settings, (str(source), str(images_of("train"))), ".parquet"))
-    return shards + _curve_shards(params)
-
-
-def _curve_shards(params: Params) -> list[Shard]:
+    for task, table, pieces in (("samples", samples, params.shards), ("holdout", holdout, 1)):
+        # which images are candidates is known only when all are searched: each piece takes the features of as
+        # many of its own lowest as there will be candidates, which is a superset
+        settings = {**common, "features": candidate_count(len(table), params.percentile)}
+        shards += _spans(params, task, _sources(params.variant)[task], pieces, settings)
     curve = curve_of(params.variant)
-    if not curve.exists():
-        return []
-    cuts, inputs = spans(len(read_images(curve)), params.shards), (str(curve), str(images_of("train")))
+    return shards + (_spans(params, "curve", curve, params.shards, {}) if curve.exists() else [])
+
+
+def _spans(params: Params, task: str, source: Path, pieces: int, settings: dict[str, Any]) -> list[Shard]:
+    """The images of `source` in `pieces`. The held-out ones have no variant's name: all variants share their result."""
+    cuts, inputs = spans(len(read_images(source)), pieces), (str(source), str(images_of("train")))
+    titles = {"samples": params.variant, "holdout": "holdout", "curve": f"{params.variant} curve"}
     return [
-        Shard("filter", f"{params.variant} curve {n}/{len(cuts)}", {"start": a, "stop": b}, inputs, ".parquet")
+        Shard(
+            "filter", task, f"{titles[task]} {n}/{len(cuts)}", {**settings, "start": a, "stop": b}, inputs, ".parquet"
+        )
         for n, (a, b) in enumerate(cuts, 1)
     ]
 
 
-def _sources(variant: str) -> tuple[Path, Path]:
-    return samples_of(variant), images_of("holdout")
+def _sources(variant: str) -> dict[str, Path]:
+    return {"samples": samples_of(variant), "holdout": images_of("holdout")}
 
 
 def _check(params: Params, train: ImageTable, samples: ImageTable, holdout: ImageTable) -> None:
@@ -201,7 +181,7 @@ def work(shard: Shard) -> Path:
     settings = shard.settings
     table, train = read_images(shard.inputs[0]), read_images(shard.inputs[1])
     span = slice(settings["start"], settings["stop"])
-    if "neighbors" not in settings:
+    if shard.task == "curve":
         ratio = nn_ratio(nearest(table.flat[span], train.flat, 2)[1])
         return write_parquet(shard.path, pa.table({"ratio": ratio}))
     index, squared = nearest(table.flat[span], train.flat, settings["neighbors"])
@@ -227,14 +207,13 @@ def _lists(values: "np.ndarray") -> Any:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
-def gather(params: Params, parts: list[Path]) -> None:
+def gather(params: Params, parts: Parts) -> None:
     """Verdicts, the table of pairs, their picture, and every metric beside its control."""
     from stages.memorization.metrics import distance_summary, metrics_table, ratio_summary
     from stages.memorization.verdicts import VERDICTS
 
-    train, last = read_images(images_of("train")), len(parts) - len(_curve_shards(params))
-    samples = _measured(parts[: last - 1], train, params.rules)
-    holdout = _measured(parts[last - 1 : last], train, params.rules)
+    train = read_images(images_of("train"))
+    samples, holdout = (_measured(parts[task], train, params.rules) for task in ("samples", "holdout"))
     pairs = _pairs(params, samples, read_images(samples_of(params.variant)), train)
     out = DATA / "filter" / params.variant
     write_parquet(out / "pairs.parquet", pairs, {"variant": params.variant})
@@ -256,8 +235,8 @@ def gather(params: Params, parts: list[Path]) -> None:
     }
     write_json(out / "filter.json", summary)
     (out / "curve.tsv").unlink(missing_ok=True)  # of an earlier run that had snapshots
-    if parts[last:]:
-        write_tsv(out / "curve.tsv", _curve(parts[last:], read_images(curve_of(params.variant)).metadata["steps"]))
+    if "curve" in parts:
+        write_tsv(out / "curve.tsv", _curve(parts["curve"], read_images(curve_of(params.variant)).metadata["steps"]))
 
 
 def _curve(parts: list[Path], steps: list[int]) -> list[dict[str, float]]:
@@ -308,15 +287,18 @@ def _matrix(column: Any) -> "np.ndarray":
 
 def _train_features(made: list[dict[str, Any]], train: ImageTable) -> tuple["np.ndarray", "np.ndarray"]:
     """The training images' features (M, D) and each one's distance to the nearest other, made as `made` says."""
-    from stages.features.table import read_features
-    from stages.search.neighbor_table import read_neighbors
+    from stages.files.features import read_features
+    from stages.files.neighbors import read_neighbors
 
-    features, neighbors = read_features(features_of("train")), read_neighbors(FEATURE_NEIGHBORS)
-    for table, path, stage in ((features, features_of("train"), "embed"), (neighbors, FEATURE_NEIGHBORS, "index")):
+    features, neighbors = read_features(features_of("train")), read_neighbors(neighbors_of("feature"))
+    for table, path, stage in (
+        (features, features_of("train"), "embed"),
+        (neighbors, neighbors_of("feature"), "index"),
+    ):
         if table.ids != train.ids:
             raise InputError(f"{path} does not hold {images_of('train')}, row by row: rerun stage {stage}")
     if neighbors.nn_distance is None:
-        raise InputError(f"{FEATURE_NEIGHBORS} has no column nn_distance: rerun stage index")
+        raise InputError(f"{neighbors_of('feature')} has no column nn_distance: rerun stage index")
     for metadata in made:
         differing = sorted(key for key in metadata if metadata[key] != features.metadata.get(key))
         if differing:

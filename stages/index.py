@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from stages.artifacts import atomic_path, write_json
-from stages.embed import features_of, images_of
 from stages.errors import InputError
 from stages.features.faiss_index import HnswParams, IvfParams, Kind
-from stages.features.table import FeatureTable, read_features
-from stages.images.store import ImageTable, read_images
-from stages.protocol import DATA, Shard, StageParams, main, spans
+from stages.files.artifacts import atomic_path, write_json
+from stages.files.features import FeatureTable, read_features
+from stages.files.images import ImageTable, read_images
+from stages.files.paths import DATA, features_of, images_of, neighbors_of
+from stages.protocol import Parts, Shard, StageParams, main, spans
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,17 +50,16 @@ def plan(params: Params) -> list[Shard]:
     for search, inputs in (("pixel", (images,)), ("feature", (images, features))):
         cuts = spans(len(table), params.shards)
         for number, (start, stop) in enumerate(cuts, 1):
-            settings = {**common, "search": search, "start": start, "stop": stop}
-            shards.append(Shard("index", f"{search} {number}/{len(cuts)}", settings, inputs))
+            settings = {**common, "start": start, "stop": stop}
+            shards.append(Shard("index", search, f"{search} {number}/{len(cuts)}", settings, inputs))
     settings = {
-        "search": "faiss",
         "kind": params.kind,
         "ivf": params.ivf.model_dump(),
         "hnsw": params.hnsw.model_dump(),
     }
     for unused in {"ivf", "hnsw"} - {params.kind}:  # what does not determine the index must not rebuild it
         del settings[unused]
-    return [*shards, Shard("index", f"faiss {params.kind}", settings, (features,), ".faiss")]
+    return [*shards, Shard("index", "faiss", f"faiss {params.kind}", settings, (features,), ".faiss")]
 
 
 def _check_available(table: ImageTable, k: int, within_class: bool) -> None:
@@ -92,9 +91,7 @@ def _check_available(table: ImageTable, k: int, within_class: bool) -> None:
 
 def work(shard: Shard) -> Path:
     """One span's neighbours, or the FAISS index."""
-    if shard.settings["search"] == "faiss":
-        return _work_faiss(shard)
-    return (_work_pixel if shard.settings["search"] == "pixel" else _work_feature)(shard)
+    return {"pixel": _work_pixel, "feature": _work_feature, "faiss": _work_faiss}[shard.task](shard)
 
 
 def _groups(labels: "np.ndarray", settings: dict[str, Any]) -> Iterator[tuple["np.ndarray", "np.ndarray"]]:
@@ -125,8 +122,8 @@ def _search(table: ImageTable, settings: dict[str, Any], find: Any) -> tuple["np
 def _work_pixel(shard: Shard) -> Path:
     import numpy as np
 
+    from stages.files.neighbors import NeighborTable, write_neighbors
     from stages.search.nearest import nearest
-    from stages.search.neighbor_table import NeighborTable, write_neighbors
 
     table, settings = read_images(shard.inputs[0]), shard.settings
 
@@ -145,7 +142,7 @@ def _work_feature(shard: Shard) -> Path:
 
     from stages.device import pick_device
     from stages.features.feature_search import nearest_features, normalized
-    from stages.search.neighbor_table import NeighborTable, write_neighbors
+    from stages.files.neighbors import NeighborTable, write_neighbors
 
     images, settings = read_images(shard.inputs[0]), shard.settings
     table, device = _features_of_images(shard.inputs[1], images), pick_device("auto")
@@ -184,17 +181,15 @@ def _work_faiss(shard: Shard) -> Path:
     return write_index(shard.path, build_index(normalized(table.features, table.ids), settings["kind"], ivf, hnsw))
 
 
-def gather(params: Params, parts: list[Path]) -> None:
+def gather(params: Params, parts: Parts) -> None:
     """Both neighbour tables, the FAISS index and its recall."""
     from stages.features.faiss_index import read_index, recall_at_k
     from stages.features.feature_search import normalized
 
-    *lists, index_file = parts
-    half = len(lists) // 2
-    _write_joined(OUT / "pixel_neighbors.arrow", lists[:half])
-    _write_joined(OUT / "feature_neighbors.arrow", lists[half:])
+    for space in ("pixel", "feature"):
+        _write_joined(neighbors_of(space), parts[space])
     with atomic_path(OUT / "features.faiss") as temporary:
-        shutil.copyfile(index_file, temporary)
+        shutil.copyfile(parts["faiss"][0], temporary)
     table = read_features(features_of("train"))
     index = read_index(OUT / "features.faiss")
     recall = recall_at_k(index, normalized(table.features, table.ids), params.neighbors, params.recall_queries)
@@ -205,7 +200,7 @@ def gather(params: Params, parts: list[Path]) -> None:
 def _write_joined(path: Path, parts: list[Path]) -> None:
     import numpy as np
 
-    from stages.search.neighbor_table import NeighborTable, read_neighbors, write_neighbors
+    from stages.files.neighbors import NeighborTable, read_neighbors, write_neighbors
 
     tables = [read_neighbors(part) for part in parts]
     own = None if tables[0].nn_distance is None else np.concatenate([table.nn_distance for table in tables])

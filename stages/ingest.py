@@ -19,12 +19,13 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from stages.artifacts import sha256_json, write_json, write_parquet
 from stages.errors import InputError
+from stages.files.artifacts import sha256_json, write_json, write_parquet
+from stages.files.images import ImageTable, image_id, read_images, scratch_pixels, write_images, write_selection
+from stages.files.paths import DATA
 from stages.images.decode import UnreadableImage, to_pixels
 from stages.images.sources import Source, SourceImage, open_source
-from stages.images.store import ImageTable, image_id, read_images, scratch_pixels, write_images, write_selection
-from stages.protocol import DATA, Shard, StageParams, main, spans
+from stages.protocol import Parts, Shard, StageParams, main, spans
 
 SPLITS = ("train", "test", "holdout")
 OUT = DATA / "ingest"
@@ -58,12 +59,14 @@ class Draw:
         rows: int64 (m,): the rows to decode, in the order in which they are used.
         counts: how many images each split takes, in the order of taking; None for all that are left.
         settings: what fixes `rows`, given the source.
+        key: of params.yaml that names the source; the task of its shards.
     """
 
     source: Source
     rows: np.ndarray
     counts: dict[str, int | None]
     settings: dict[str, Any]
+    key: str
 
 
 def plan(params: Params) -> list[Shard]:
@@ -83,7 +86,7 @@ def plan(params: Params) -> list[Shard]:
                 "interpolation": params.interpolation,
             }
             name = f"{draw.source.spec} {number}/{len(cuts)}"
-            shards.append(Shard("ingest", name, settings, inputs=draw.source.files(own)))
+            shards.append(Shard("ingest", draw.key, name, settings, inputs=draw.source.files(own)))
     return shards
 
 
@@ -110,14 +113,13 @@ def work(shard: Shard) -> Path:
         return write_images(shard.path, table)
 
 
-def gather(params: Params, parts: list[Path]) -> None:
+def gather(params: Params, parts: Parts) -> None:
     """Write the splits, rejected.parquet and ingest.json. InputError where too few images are readable."""
-    tables = iter([read_images(part) for part in parts])
     counts: dict[str, int] = {}
     rejected: list[list[Any]] = []
     draws = _draws(params)
     for draw in draws:
-        own = [next(tables) for _ in spans(len(draw.rows), params.shards)]
+        own = [read_images(part) for part in parts[draw.key]]
         lost = [entry for table in own for entry in table.metadata["rejected"]]
         rejected += lost
         _write_rejected(rejected)  # first of all, so that a failing stage leaves the whole list
@@ -140,13 +142,14 @@ def _draws(params: Params) -> list[Draw]:
     """One draw, or two with a `holdout_source`. InputError where a source has too few images."""
     held_out = {"test": params.test, "holdout": params.holdout}
     if params.holdout_source is None:
-        return [_draw(params, params.source, {**held_out, "train": params.train})]
-    draws = [_draw(params, params.source, {"train": params.train}), _draw(params, params.holdout_source, held_out)]
+        return [_draw(params, "source", {**held_out, "train": params.train})]
+    draws = [_draw(params, "source", {"train": params.train}), _draw(params, "holdout_source", held_out)]
     _check_classes(draws)
     return draws
 
 
-def _draw(params: Params, spec: str, counts: dict[str, int | None]) -> Draw:
+def _draw(params: Params, key: str, counts: dict[str, int | None]) -> Draw:
+    spec = getattr(params, key)
     source = open_source(spec)
     order = _order(source, params.classes, params.seed)
     needed = sum(count or 1 for count in counts.values())  # "all that are left" must be one at least
@@ -156,7 +159,7 @@ def _draw(params: Params, spec: str, counts: dict[str, int | None]) -> Draw:
     if None not in counts.values():
         decoded = min(decoded, _with_spares(needed, params.max_unreadable))
     settings = {"source": spec, "classes": params.classes, "seed": params.seed, "decoded": decoded}
-    return Draw(source, order[:decoded], counts, settings)
+    return Draw(source, order[:decoded], counts, settings, key)
 
 
 def _with_spares(needed: int, unreadable: float) -> int:

@@ -5,7 +5,7 @@ Every module `stages/NAME.py` of the DAG offers the same four names:
     Params                   a StageParams: the typed section of params.yaml that the stage reads
     plan(params)   -> list[Shard]   the independent pieces of work (may be empty)
     work(shard)    -> Path          one piece: deterministic, idempotent, writes `shard.out` atomically
-    gather(params, parts)           assembles the stage's outs under data/NAME and its metrics
+    gather(params, parts)           assembles the stage's outs under data/NAME from {task: results in the plan's order}
 
 Paths are relative to the project's root, which is the working directory.
 """
@@ -17,17 +17,19 @@ import json
 import os
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from stages.artifacts import sha256_file, sha256_json
 from stages.errors import InputError
+from stages.files.artifacts import sha256_file, sha256_json
+from stages.files.paths import CACHE
 
-DATA = Path("data")
-CACHE = Path(".scoresmooth")
+Parts = dict[str, list[Path]]
+"""Results of a plan's shards by task, in the plan's order; a task without shards is absent."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Shard:
 
     Attributes:
         stage: module name under `stages` ("sample").
+        task: which kind of work of the stage it is ("samples"); `work` and `gather` tell shards apart by it.
         name: what a person reads in logs and in the UI ("closed-conditioning 3/8").
         settings: everything besides `inputs` that determines the result; JSON values only.
         inputs: files whose bytes determine the result, relative to the project's root.
@@ -44,6 +47,7 @@ class Shard:
     """
 
     stage: str
+    task: str
     name: str
     settings: dict[str, Any]
     inputs: tuple[str, ...] = ()
@@ -233,8 +237,16 @@ def run_plain(name: str, variant: str | None = None, params_path: str = "params.
     parts = [stage.work(shard.at(folder / f"{i:05d}{shard.suffix}")) for i, shard in enumerate(shards)]
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
         return  # one of torchrun's processes: the first one gathers
-    stage.gather(params, parts)
+    stage.gather(params, by_task(shards, parts))
     shutil.rmtree(folder, ignore_errors=True)
+
+
+def by_task(shards: Sequence[Shard], results: Sequence[Path]) -> Parts:
+    """The results of a plan's shards as `gather` takes them."""
+    parts: Parts = {}
+    for shard, result in zip(shards, results, strict=True):
+        parts.setdefault(shard.task, []).append(result)
+    return parts
 
 
 def _digest(path: str) -> str:

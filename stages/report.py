@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from stages.artifacts import atomic_path, write_json, write_parquet, write_text, write_tsv
-from stages.images.store import read_images
-from stages.protocol import DATA, Section, Shard, StageParams, main
+from stages.files.artifacts import atomic_path, write_json, write_parquet, write_text, write_tsv
+from stages.files.images import read_images
+from stages.files.paths import DATA, images_of
+from stages.protocol import Parts, Section, Shard, StageParams, main
 
 if TYPE_CHECKING:
     from stages.reporting.inputs import Inputs
 
 OUT = DATA / "report"
-TRAIN, HOLDOUT = (DATA / "deduplicate" / f"{split}.arrow" for split in ("train", "holdout"))
 
 
 class VariantSummary(BaseModel):
@@ -60,7 +60,16 @@ class Params(StageParams):
 
 def plan(params: Params) -> list[Shard]:
     """One shard: r1/r2 of the held-out images."""
-    return [Shard("report", "held-out ratios", {"neighbors": 2}, (str(HOLDOUT), str(TRAIN)), ".parquet")]
+    return [
+        Shard(
+            "report",
+            "holdout",
+            "held-out ratios",
+            {"neighbors": 2},
+            (str(images_of("holdout")), str(images_of("train"))),
+            ".parquet",
+        )
+    ]
 
 
 def work(shard: Shard) -> Path:
@@ -75,7 +84,7 @@ def work(shard: Shard) -> Path:
     return write_parquet(shard.path, pa.table({"ratio": nn_ratio(squared)}))
 
 
-def gather(params: Params, parts: list[Path]) -> None:
+def gather(params: Params, parts: Parts) -> None:
     """Read the artifacts and write the page, the metrics, the plots and the results table."""
     import pyarrow.parquet as pq
 
@@ -85,7 +94,7 @@ def gather(params: Params, parts: list[Path]) -> None:
     from stages.reporting.results import copy_rows, curve_rows, loss_rows, metrics, results
 
     variants = {name: variant.model_dump(mode="json") for name, variant in params.variants.items()}
-    inputs = _with_learned(read_inputs(DATA, variants, pq.read_table(parts[0])["ratio"].to_numpy()))
+    inputs = _with_learned(read_inputs(DATA, variants, pq.read_table(parts["holdout"][0])["ratio"].to_numpy()))
     broken = BrokenRule(params.broken.median_multiple, params.broken.fd_over_floor)
     found = checks(inputs.variants, broken)
     shown = Shown(params.pictures, params.duplicate_groups, params.rejected_images)
@@ -102,7 +111,7 @@ def gather(params: Params, parts: list[Path]) -> None:
 
 def _with_learned(inputs: "Inputs") -> "Inputs":
     """The inputs with one block of theory more: the trained scores beside the empirical one."""
-    from stages.images.png import png_bytes
+    from stages.files.png import png_bytes
     from stages.reporting.inputs import TheoryBlock
     from stages.reporting.learned import CAPTION, NAME, TITLE, draw_interpolations, learned_tables
     from stages.theory.learned import learned_claims

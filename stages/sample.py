@@ -13,15 +13,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from stages.artifacts import read_json, write_json
+from stages.diffusion.alignment import Alignment
 from stages.diffusion.parameters import Variant
-from stages.protocol import DATA, Shard, StageParams, main, spans
-from stages.theory.alignment import Alignment
+from stages.files.artifacts import read_json, write_json
+from stages.files.paths import DATA, curve_of, images_of, samples_of, score_of, snapshots_of, weights_of
+from stages.protocol import Parts, Shard, StageParams, main, spans
 
 if TYPE_CHECKING:
-    from stages.images.store import ImageTable
-
-TRAIN_IMAGES = DATA / "deduplicate" / "train.arrow"
+    from stages.files.images import ImageTable
 
 
 class Params(StageParams):
@@ -50,20 +49,18 @@ class Params(StageParams):
 
 def plan(params: Params) -> list[Shard]:
     """Shards of whole batches, one that compares a trained score with the empirical one, then those of snapshots."""
-    folder = DATA / "train" / params.variant
-    inputs = [str(folder / "score.json"), str(TRAIN_IMAGES)]
-    if params.spec.score == "network":
-        inputs.append(str(folder / "model.safetensors"))
-    shards = _draws(params, params.count, params.variant, inputs)
-    if params.spec.score == "network":
-        shards.append(_alignment(params, inputs))
-        for path in _snapshots(params):
-            name = f"{params.variant} step {_step(path)}"
-            shards += _draws(params, params.curve_count, name, [*inputs[:2], str(path)])
+    inputs = [score_of(params.variant), images_of("train")]
+    if params.spec.score == "closed-form":
+        return _draws(params, "samples", params.count, params.variant, inputs)
+    weights = weights_of(params.variant)
+    shards = _draws(params, "samples", params.count, params.variant, [*inputs, weights])
+    shards.append(_alignment(params, [*inputs, weights]))
+    for step, path in snapshots_of(params.variant).items():
+        shards += _draws(params, "curve", params.curve_count, f"{params.variant} step {step}", [*inputs, path])
     return shards
 
 
-def _draws(params: Params, count: int, name: str, inputs: list[str]) -> list[Shard]:
+def _draws(params: Params, task: str, count: int, name: str, inputs: list[Path]) -> list[Shard]:
     """Samples 0..count-1, in shards of whole batches."""
     common = {
         "sampler": params.spec.sampler.model_dump(mode="json"),
@@ -73,48 +70,38 @@ def _draws(params: Params, count: int, name: str, inputs: list[str]) -> list[Sha
         "precision": params.precision,
         "compile": params.compile,
     }
-    cuts = _cuts(params, count)
+    cuts = spans(-(-count // params.batch), params.shards)
     return [
         Shard(
             "sample",
+            task,
             f"{name} {n}/{len(cuts)}",
             {**common, "start": a * params.batch, "stop": min(b * params.batch, count)},
-            tuple(inputs),
+            tuple(map(str, inputs)),
         )
         for n, (a, b) in enumerate(cuts, 1)
     ]
 
 
-def _cuts(params: Params, count: int) -> list[tuple[int, int]]:
-    """The batches of each shard."""
-    return spans(-(-count // params.batch), params.shards)
-
-
-def _snapshots(params: Params) -> list[Path]:
-    """The weights that train kept on the way, in the order of their steps."""
-    return sorted((DATA / "train" / params.variant).glob("snapshot-*.safetensors"))
-
-
-def _step(snapshot: Path) -> int:
-    return int(snapshot.stem.removeprefix("snapshot-"))
-
-
-def _alignment(params: Params, inputs: list[str]) -> Shard:
+def _alignment(params: Params, inputs: list[Path]) -> Shard:
     settings = {"alignment": params.alignment.model_dump(mode="json"), "seed": params.seed, "device": params.device}
     sampler = params.spec.sampler.model_dump(mode="json")
-    return Shard("sample", f"{params.variant} alignment", {**settings, "sampler": sampler}, tuple(inputs))
+    name = f"{params.variant} alignment"
+    return Shard("sample", "alignment", name, {**settings, "sampler": sampler}, tuple(map(str, inputs)))
 
 
 def work(shard: Shard) -> Path:
     """Draw samples start..stop of the run, or compare the scores."""
-    if "alignment" in shard.settings:
-        return _align(shard)
+    return _align(shard) if shard.task == "alignment" else _sample(shard)
+
+
+def _sample(shard: Shard) -> Path:
     import numpy as np
     import torch
     from tqdm import tqdm
 
     from stages.diffusion.sampling import last_states, load_model, to_uint8
-    from stages.images.store import image_table, read_images, write_images
+    from stages.files.images import image_table, read_images, write_images
 
     settings = shard.settings
     table = read_images(shard.inputs[1])
@@ -136,9 +123,9 @@ def work(shard: Shard) -> Path:
 
 def _align(shard: Shard) -> Path:
     """The images of the interpolations, with everything that was measured as the table's metadata."""
+    from stages.diffusion.alignment import align
     from stages.diffusion.sampling import load_model
-    from stages.images.store import image_table, read_images, write_images
-    from stages.theory.alignment import align
+    from stages.files.images import image_table, read_images, write_images
 
     settings = shard.settings
     score, images = read_json(shard.inputs[0]), read_images(shard.inputs[1]).images
@@ -157,31 +144,26 @@ def _batches(start: int, stop: int, batch: int) -> Iterator[tuple[Any, int]]:
         yield np.arange(first, first + batch, dtype=np.int64), min(batch, stop - first)
 
 
-def gather(params: Params, parts: list[Path]) -> None:
+def gather(params: Params, parts: Parts) -> None:
     """Join the shards into one image table, in order; write what was measured of a trained score beside it."""
-    from stages.images.store import image_table, read_images, write_images
+    from stages.files.images import image_table, read_images, write_images
 
-    out, count = DATA / "sample" / params.variant, len(_cuts(params, params.count))
-    parts, rest = parts[:count], parts[count:]
-    (out / "curve.arrow").unlink(missing_ok=True)  # of an earlier run that had snapshots
-    if params.spec.score == "network":
-        aligned, curve = read_images(rest[0]), rest[1:]
+    out, sampler = DATA / "sample" / params.variant, params.spec.sampler
+    curve_of(params.variant).unlink(missing_ok=True)  # of an earlier run that had snapshots
+    if "alignment" in parts:
+        aligned = read_images(parts["alignment"][0])
         write_images(out / "interpolation.arrow", image_table(aligned.images))
         settings = params.alignment.model_dump(mode="json")
         write_json(out / "alignment.json", {**aligned.metadata["measured"], "settings": settings})
-        if curve:
-            write_images(out / "curve.arrow", _joined(curve, {"steps": [_step(path) for path in _snapshots(params)]}))
-    metadata = {"variant": params.variant, "seed": params.seed, "sampler": params.spec.sampler.model_dump(mode="json")}
-    joined = _joined(parts, metadata)
-    write_images(out / "samples.arrow", joined)
-    summary = {
-        "count": len(joined),
-        "nfe": params.spec.sampler.evaluations,
-        "seed": params.seed,
-        "sampler": metadata["sampler"],
-    }
-    stops = [stop for part in parts for stop in read_images(part).metadata["stops"]]
-    write_json(out / "sample.json", {**summary, **_stopped(stops, params.spec.sampler.stop_below)})
+    if "curve" in parts:
+        steps = list(snapshots_of(params.variant))
+        write_images(curve_of(params.variant), _joined(parts["curve"], {"steps": steps}))
+    metadata = {"variant": params.variant, "seed": params.seed, "sampler": sampler.model_dump(mode="json")}
+    joined = _joined(parts["samples"], metadata)
+    write_images(samples_of(params.variant), joined)
+    summary = {"count": len(joined), "nfe": sampler.evaluations, "seed": params.seed, "sampler": metadata["sampler"]}
+    stops = [stop for part in parts["samples"] for stop in read_images(part).metadata["stops"]]
+    write_json(out / "sample.json", {**summary, **_stopped(stops, sampler.stop_below)})
 
 
 def _stopped(stops: list[tuple[int, float]], stop_below: float | None) -> dict[str, Any]:
@@ -195,7 +177,7 @@ def _stopped(stops: list[tuple[int, float]], stop_below: float | None) -> dict[s
 def _joined(parts: list[Path], metadata: dict[str, Any]) -> "ImageTable":
     import numpy as np
 
-    from stages.images.store import ImageTable, read_images
+    from stages.files.images import ImageTable, read_images
 
     tables = [read_images(part) for part in parts]
     return ImageTable(

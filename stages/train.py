@@ -19,20 +19,20 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from stages.artifacts import sha256_file, write_json, write_text
 from stages.device import pick_device
 from stages.diffusion.parameters import NetworkParams, NoiseParams, OptimizationParams, Variant
 from stages.errors import InputError
-from stages.protocol import DATA, Shard, StageParams, main
+from stages.files.artifacts import sha256_file, write_json, write_text
+from stages.files.paths import images_of, loss_of, neighbors_of, score_of, snapshot_of, snapshots_of, weights_of
+from stages.protocol import Parts, Shard, StageParams, main
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from stages.diffusion.distributed import World
     from stages.diffusion.network import NCSNpp
     from stages.diffusion.training import Trainer
-    from stages.diffusion.world import World
 
-TRAIN_IMAGES = DATA / "deduplicate" / "train.arrow"
 LOSS, ERROR = "loss.tsv", "error.txt"
 LOSS_COLUMNS = ["step", "loss", "loss_low_sigma", "loss_middle_sigma", "loss_high_sigma"]
 
@@ -82,21 +82,21 @@ def plan(params: Params) -> list[Shard]:
     """One shard for a network, none for a closed form."""
     if params.spec.score == "closed-form":
         return []
-    inputs = [str(TRAIN_IMAGES)]
+    inputs = [str(images_of("train"))]
     if params.spec.neighbors is not None:
-        inputs.append(str(DATA / "index" / f"{params.spec.neighbors.space}_neighbors.arrow"))
+        inputs.append(str(neighbors_of(params.spec.neighbors.space)))
     settings = {**_score(params), "device": params.device, "processes": params.processes}
     if params.threads is not None:
         settings["threads"] = params.threads
     if params.snapshots:
         settings["snapshots"] = params.snapshots
     del settings["variant"]  # two names for the same thing share their training
-    return [Shard("train", params.variant, settings, tuple(inputs), ".safetensors")]
+    return [Shard("train", "train", params.variant, settings, tuple(inputs), ".safetensors")]
 
 
 def work(shard: Shard) -> Path:
     """Train, going on from the last checkpoint in `shard.scratch`; by torchrun's processes where there are several."""
-    from stages.diffusion.world import World, join, started_by_torchrun
+    from stages.diffusion.distributed import World, join, started_by_torchrun
 
     processes = shard.settings["processes"]
     World(0, processes).span(shard.settings["optimization"]["batch"])
@@ -149,14 +149,15 @@ def _train(shard: Shard, trainer: "Trainer", world: "World") -> None:
 
 def _keep(shard: Shard, step: int, trainer: "Trainer") -> None:
     """The average of the weights at this step, beside the checkpoints: a training that goes on finds it there."""
-    from stages.diffusion.checkpoint import module_tensors, save_tensors
+    from stages.diffusion.checkpoint import module_tensors
+    from stages.files.tensors import save_tensors
 
     save_tensors(_snapshot(shard.scratch, step), module_tensors(trainer.state.average, _snapshot_name(step)), {})
 
 
 def _finish(shard: Shard, trainer: "Trainer", loss: str) -> None:
     """One file with the weights, the snapshots (of the steps before `max_seconds` ended the training) and the loss."""
-    from stages.diffusion.checkpoint import load_tensors, save_tensors
+    from stages.files.tensors import load_tensors, save_tensors
 
     tensors = trainer.state.average.state_dict()
     notes = {"loss": loss, "image_shape": list(trainer.data.shape)}
@@ -175,23 +176,23 @@ def _snapshot(folder: Path, step: int) -> Path:
     return folder / f"{_snapshot_name(step)}.safetensors"
 
 
-def gather(params: Params, parts: list[Path]) -> None:
+def gather(params: Params, parts: Parts) -> None:
     """Write score.json and, for a network, its weights, its snapshots and its loss curve."""
-    out, score = DATA / "train" / params.variant, _score(params)
-    for old in out.glob("snapshot-*.safetensors"):  # of an earlier run that kept others
+    score = _score(params)
+    for old in snapshots_of(params.variant).values():  # of an earlier run that kept others
         old.unlink()
     if parts:
-        from stages.diffusion.checkpoint import load_tensors, save_tensors, select
+        from stages.files.tensors import load_tensors, save_tensors, select
 
-        tensors, notes = load_tensors(parts[0])
+        tensors, notes = load_tensors(parts["train"][0])
         about = {"score": score, "image_shape": notes["image_shape"]}
         for step in notes.get("snapshots", ()):
             kept = select(tensors, _snapshot_name(step))
-            save_tensors(_snapshot(out, step), kept, {**about, "step": step})
+            save_tensors(snapshot_of(params.variant, step), kept, {**about, "step": step})
         final = {name: tensor for name, tensor in tensors.items() if not name.startswith("snapshot-")}
-        save_tensors(out / "model.safetensors", final, about)
-        write_text(out / LOSS, notes["loss"])
-    write_json(out / "score.json", score)
+        save_tensors(weights_of(params.variant), final, about)
+        write_text(loss_of(params.variant), notes["loss"])
+    write_json(score_of(params.variant), score)
 
 
 @contextlib.contextmanager
@@ -237,13 +238,13 @@ def _torchrun(shard: Shard, processes: int) -> Path:
 
 
 def _trainer(shard: Shard, device: Any, world: "World") -> "Trainer":
-    from stages.diffusion.empirical_score import shell_power
     from stages.diffusion.losses import denoising_target, temperature_target
     from stages.diffusion.network import NCSNpp
+    from stages.diffusion.scores import shell_power
     from stages.diffusion.training import Trainer
     from stages.diffusion.training_set import open_training_set
     from stages.diffusion.variants import temperature_rule
-    from stages.images.store import read_images
+    from stages.files.images import read_images
 
     settings = shard.settings
     spec = Variant(**settings["spec"], sampler={"name": "euler", "levels": 2})  # the sampler plays no part here
@@ -278,7 +279,7 @@ def _neighbors(spec: Variant, inputs: tuple[str, ...], ids: list[str]) -> "np.nd
         return None
     import numpy as np
 
-    from stages.search.neighbor_table import read_neighbors
+    from stages.files.neighbors import read_neighbors
 
     table = read_neighbors(inputs[1])
     if table.ids != ids:

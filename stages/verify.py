@@ -19,13 +19,14 @@ from typing import Any, ClassVar, Literal, Self
 import numpy as np
 from pydantic import Field, ValidationError
 
-from stages.artifacts import atomic_path, read_json, write_json, write_tsv
 from stages.errors import InputError
-from stages.images.png import png_bytes
+from stages.files.artifacts import atomic_path, read_json, write_json, write_tsv
+from stages.files.images import read_images
+from stages.files.paths import DATA, images_of
+from stages.files.png import png_bytes
 from stages.images.sources import open_source
-from stages.images.store import read_images
 from stages.images.subset import read_subset, subset_rows
-from stages.protocol import DATA, Section, Shard, StageParams, explain, load_tree, main
+from stages.protocol import Parts, Section, Shard, StageParams, explain, load_tree, main
 from stages.theory.bias_variance_claims import BiasVariance
 from stages.theory.claims import Block, Findings, ImageBlock, Picture, Table
 from stages.theory.collapse import Collapse
@@ -39,7 +40,7 @@ from stages.theory.shell import ShellMass, ShellTouch
 from stages.theory.smoothed_samples import SmoothedCircle, SmoothedSamples
 
 OUT = DATA / "verify"
-TRAIN = DATA / "deduplicate" / "train.arrow"
+TRAIN = images_of("train")
 MODES = ("quick", "full")
 
 
@@ -129,8 +130,9 @@ def _block_shards(params: Params, name: str) -> list[Shard]:
     return [
         Shard(
             "verify",
+            name,
             title if len(pieces) == 1 else f"{title} {number}/{len(pieces)}",
-            {"block": name, "params": piece.model_dump(mode="json"), "seed": params.seed, "images": images},
+            {"params": piece.model_dump(mode="json"), "seed": params.seed, "images": images},
             files,
             suffix=".json",
         )
@@ -167,10 +169,10 @@ def load(settings: dict[str, Any], count: int, seed: int) -> np.ndarray:
 def work(shard: Shard) -> Path:
     """The claims, tables and pictures of one piece, as JSON."""
     settings = shard.settings
-    block = Blocks.kinds()[settings["block"]](**settings["params"])
+    block = Blocks.kinds()[shard.task](**settings["params"])
     images = load(settings["images"], block.images, settings["seed"]) if isinstance(block, ImageBlock) else None
     findings = block.findings(settings["seed"], images)
-    return write_json(shard.path, {"block": settings["block"], **_as_json(findings)})
+    return write_json(shard.path, _as_json(findings))
 
 
 def _as_json(findings: Findings) -> dict[str, Any]:
@@ -195,13 +197,12 @@ def _png(picture: Picture, gap: int = 1) -> bytes:
     return png_bytes(sheet)
 
 
-def gather(params: Params, parts: list[Path]) -> None:
+def gather(params: Params, parts: Parts) -> None:
     """verify.json with all claims, blocks.json, one TSV per table for `dvc plots`, and the pictures."""
-    found = [read_json(part) for part in parts]
     claims, described = [], []
     for name, kind in Blocks.kinds().items():
         scope = {"mode": params.mode, "dataset": _dataset(params, getattr(params.blocks, name))}
-        own = [content for content in found if content["block"] == name]
+        own = [read_json(part) for part in parts[name]]
         tables = _joined([content["tables"] for content in own])
         rows = [row for content in own for row in content["claims"]]
         rows += [claim.row() for claim in getattr(params.blocks, name).conclude(tables)]

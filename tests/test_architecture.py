@@ -19,22 +19,36 @@ from packaging.utils import canonicalize_name
 
 from pipeline import closure, dag
 from pipeline.params import STAGES
+from stages.files import paths
 
 ROOT = Path(__file__).parent.parent
-CORE = ("images", "features", "search", "diffusion", "memorization", "theory", "reporting", "auditing")
+CORE = (
+    "files",
+    "engine",
+    "images",
+    "features",
+    "search",
+    "diffusion",
+    "memorization",
+    "theory",
+    "reporting",
+    "auditing",
+)
 ENTRIES = ("audit",)  # commands that are no stage of the pipeline
-BASE = ("errors", "artifacts", "protocol", "device")
+BASE = ("errors", "protocol", "device")
 
 # part -> parts of the core that it may import, besides the base
 ARROWS = {
-    "images": {"search"},
-    "features": {"images", "search"},
-    "search": set(),
-    "diffusion": {"images", "search"},
-    "memorization": {"images", "search"},
+    "files": set(),
+    "engine": set(),
+    "search": {"engine"},
+    "images": {"search", "engine", "files"},
+    "features": {"files", "engine"},
+    "diffusion": {"search", "engine", "files"},
+    "memorization": {"search", "files"},
     "theory": {"diffusion", "features", "search"},
-    "reporting": {"images", "memorization"},
-    "auditing": {"images", "features", "search", "memorization", "reporting"},
+    "reporting": {"images", "memorization", "files"},
+    "auditing": {"images", "features", "search", "memorization", "reporting", "files", "engine"},
 }
 
 
@@ -55,7 +69,7 @@ def document() -> dict[str, Any]:
 
 
 def part(module: str) -> str:
-    """The part of `stages` that a module belongs to: stages.images.store -> images."""
+    """The part of `stages` that a module belongs to: stages.files.images -> images."""
     return module.split(".")[1] if "." in module else ""
 
 
@@ -77,10 +91,11 @@ def test_parts_of_the_core_import_only_what_lies_below_them(name, graph):
             assert part(imported) in {name, *ARROWS[name], *BASE}, f"{importer} imports {imported}"
 
 
-def test_search_is_the_floor(graph):
-    for importer, imported in imports(graph, "stages.search"):
-        if imported.startswith("stages.") and not imported.startswith("stages.search"):
-            assert part(imported) in {"errors", "artifacts"}, f"{importer} imports {imported}"
+@pytest.mark.parametrize("name", ["files", "engine"])
+def test_files_and_engine_are_the_floor(name, graph):
+    for importer, imported in imports(graph, f"stages.{name}"):
+        if imported.startswith("stages.") and part(imported) != name:
+            assert part(imported) == "errors", f"{importer} imports {imported}"
 
 
 def test_parameters_and_noise_are_the_floor_of_diffusion(graph):
@@ -112,7 +127,8 @@ def test_the_dispatch_goes_through_the_stages(graph):
     review = {f"stages.memorization.{name}" for name in ("candidates", "verdict_log", "verified")}
     for importer, imported in imports(graph, "pipeline"):
         if imported.startswith("stages."):
-            allowed = {f"stages.{name}" for name in ("artifacts", "errors", "protocol", "audit", "reporting.results")}
+            allowed = {f"stages.{name}" for name in ("errors", "protocol", "audit", "reporting.results")}
+            allowed |= {f"stages.files.{name}" for name in ("artifacts", "paths")}
             allowed |= review if importer.startswith("pipeline.review.") else set()
             assert imported in allowed, f"{importer} imports {imported}"
 
@@ -271,7 +287,7 @@ def test_params_in_dvc_yaml_are_what_the_stage_reads(name, document):
 
 def test_peoples_verdicts_are_a_dependency_that_git_keeps(document):
     """filter.verdicts names files in this folder; DVC needs it to exist, and must not make it or remove it."""
-    folder = str(importlib.import_module("stages.filter").VERDICTS)
+    folder = str(paths.VERDICTS)
     assert folder in listed(document["stages"]["filter"])[0]
     assert (ROOT / folder / "README.md").is_file()
     outs = [str(out) for stage in document["stages"].values() for out in stage.get("do", stage)["outs"]]

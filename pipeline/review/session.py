@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from stages.artifacts import read_metadata, sha256_file
 from stages.errors import InputError
+from stages.files.artifacts import read_metadata, sha256_file
 from stages.memorization.candidates import NAME, read_candidates
 from stages.memorization.verdict_log import Act, Pair, VerdictLog, agreement, now
 from stages.memorization.verified import agreement_numbers

@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 
-from stages.artifacts import sha256_json, write_json, write_text
 from stages.auditing import results as r
 from stages.auditing.embedding import SECONDS_PER_IMAGE, Embedder, encoder_params
 from stages.auditing.feature_distances import drawn, feature_distances
@@ -23,6 +22,7 @@ from stages.auditing.self_test import plant_all, planted_count, self_test
 from stages.auditing.settings import AuditParams
 from stages.auditing.store import Store
 from stages.errors import InputError
+from stages.files.artifacts import sha256_json, write_json, write_text
 from stages.memorization.copying_test import assign, cell_centres, cell_distances, copying_test
 from stages.memorization.metrics import Rules
 

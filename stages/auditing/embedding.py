@@ -3,11 +3,11 @@
 import numpy as np
 from pydantic import ValidationError
 
-from stages.artifacts import sha256_json
 from stages.auditing.store import Store
 from stages.errors import InputError
 from stages.features.encoders import EncoderParams, load_encoder
 from stages.features.weights import ENCODERS, TIMM
+from stages.files.artifacts import sha256_json
 
 BLOCK = 256
 SECONDS_PER_IMAGE = 6e-3

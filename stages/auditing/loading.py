@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stages.artifacts import sha256_file, sha256_json
 from stages.auditing.store import Store
 from stages.errors import InputError
+from stages.files.artifacts import sha256_file, sha256_json
+from stages.files.images import ImageTable, image_id, scratch_pixels, write_images
 from stages.images.decode import UnreadableImage, to_pixels
 from stages.images.sources import Source, open_source
-from stages.images.store import ImageTable, image_id, scratch_pixels, write_images
 
 PROBED = 1_000  # images of a set, evenly spaced, whose sizes say at which resolution it is audited
 GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")

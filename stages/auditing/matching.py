@@ -10,14 +10,14 @@ import dataclasses
 
 import numpy as np
 
-from stages.artifacts import sha256_json
 from stages.auditing import crops
 from stages.auditing.reduced import COARSE, Window, reduce
 from stages.auditing.store import Arrays, Store
+from stages.engine.products import single_threaded_products
+from stages.files.artifacts import sha256_json
 from stages.search.alignment import best_shift, tile_distance
 from stages.search.nearest import nearest
 from stages.search.nearest_short import nearest_short
-from stages.search.products import single_threaded_products
 
 NEIGHBORS = 50  # of every image, exact
 OUTSIDE = 10  # nearest images outside the nearest one's duplicate group: the scale of rho

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from stages.search.products import spread
+from stages.engine.products import spread
 
 COARSE = 8  # cells per side of a reduced image
 Window = tuple[int, int, int]  # (y, x, side) of a square
@@ -13,7 +13,7 @@ def reduce(images: np.ndarray, window: Window | None = None) -> np.ndarray:
 
     window: the square that is reduced; None: the whole image.
     """
-    from stages.search.alignment_kernels import cell_means
+    from stages.engine.alignment_kernels import cell_means
 
     height, width = images.shape[1:3] if window is None else (window[2], window[2])
     top, left = (0, 0) if window is None else window[:2]

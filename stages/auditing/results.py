@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stages.artifacts import write_parquet, write_text
 from stages.auditing.groups import Duplicates
 from stages.auditing.judging import Judged, metric_definitions
 from stages.auditing.loading import ImageSet
 from stages.auditing.scores import TRANSFORMS
+from stages.files.artifacts import write_parquet, write_text
 from stages.memorization.candidates import NAME as CANDIDATES
 from stages.memorization.candidates import choose, write_candidates
 from stages.memorization.metrics import Rules, compare

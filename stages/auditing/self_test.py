@@ -4,11 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from stages.artifacts import sha256_json
 from stages.auditing import planting
 from stages.auditing.judging import Judge, Searched, cross_fitted
 from stages.auditing.matching import Reference, match
 from stages.auditing.store import Store
+from stages.files.artifacts import sha256_json
 from stages.memorization.statistics import wilson
 
 SHARE, FEWEST, MOST = 0.02, 10, 100  # planted copies of a kind: this share of the control, within these bounds

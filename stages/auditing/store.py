@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from stages.artifacts import atomic_path, sha256_file, sha256_json, write_text
 from stages.errors import InputError
-from stages.images.store import ImageTable, read_images
+from stages.files.artifacts import atomic_path, sha256_file, sha256_json, write_text
+from stages.files.images import ImageTable, read_images
 
 Arrays = dict[str, np.ndarray]
 

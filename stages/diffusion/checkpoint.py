@@ -1,49 +1,13 @@
-"""Weights and training state as safetensors with a JSON header: no pickle, written atomically."""
+"""The state of a training as named tensors, and the files in which its checkpoints lie."""
 
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from stages.artifacts import atomic_path
-from stages.errors import InputError
-
-
-def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Path:
-    """Write tensors (moved to the CPU) with JSON metadata, atomically."""
-    flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(flat, temporary, metadata={"json": json.dumps(metadata, sort_keys=True)})
-    return Path(path)
-
-
-def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_tensors` wrote; a missing or damaged file raises InputError naming it."""
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            metadata = _metadata(file.metadata())
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a mapping)
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: run the stage that writes it (dvc repro)") from error
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error}): it must be a file that this user may read") from error
-    except SafetensorError as error:
-        raise InputError(f"{path} is damaged ({error}): delete it and rerun its stage") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is damaged (its JSON: {error}): delete it and rerun its stage") from error
-
-
-def _metadata(header: dict[str, str] | None) -> dict[str, Any]:
-    """The JSON object in a file's header; none there: empty."""
-    text = (header or {}).get("json", "{}")
-    found = json.loads(text)
-    if not isinstance(found, dict):
-        raise json.JSONDecodeError("not an object", text, 0)
-    return found
+from stages.files.tensors import select
 
 
 def module_tensors(module: torch.nn.Module, prefix: str) -> dict[str, Tensor]:
@@ -72,11 +36,6 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor],
             tensor = torch.empty_like(like, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
         state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def select(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors under `prefix`, without it."""
-    return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
 
 
 def newest(folder: Path) -> Path | None:

@@ -3,7 +3,8 @@
     python -m stages.diffusion.export data/train/VARIANT FOLDER
 
 diffusers' UNet2DModel holds NCSN++'s BigGAN blocks, FIR resampling, attention and Fourier features (SkipDownBlock2D
-and its kin), so such a network is copied weight by weight and gives the same scores (tests/test_export.py). It lacks:
+and its kin), so such a network is copied weight by weight and gives the same scores
+(tests/diffusion/test_export.py). It lacks:
 
 - the residual progressive input of the published CIFAR-10 network (its own skip path adds a 1x1 convolution of the
   image to the features instead of merging a pyramid that goes on), and the plain nearest/average resampling;
@@ -24,11 +25,11 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from stages.artifacts import read_json
 from stages.diffusion.network import Attention, NCSNpp, ResidualBlock
 from stages.diffusion.parameters import NoiseParams
 from stages.diffusion.sampling import load_network
 from stages.errors import InputError
+from stages.files.artifacts import read_json
 
 if TYPE_CHECKING:
     from diffusers import ScoreSdeVePipeline, UNet2DModel

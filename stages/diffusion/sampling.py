@@ -16,13 +16,14 @@ from torch import Tensor
 
 from stages.device import memory_format, pick_device, uses_bfloat16
 from stages.diffusion import noise, samplers, winograd
-from stages.diffusion.checkpoint import differing, load_tensors
-from stages.diffusion.empirical_score import Centres, cfdm_velocity, make_centres
-from stages.diffusion.fixed_rounding import with_fixed_rounding
+from stages.diffusion.checkpoint import differing
 from stages.diffusion.network import NCSNpp
 from stages.diffusion.parameters import NetworkParams, NoiseParams, Variant
+from stages.diffusion.scores import Centres, cfdm_velocity, make_centres
 from stages.diffusion.variants import Batch, as_images, closed_form_score, kernel_draws, network_score, pixel_rows
+from stages.engine.fixed_rounding import with_fixed_rounding
 from stages.errors import InputError
+from stages.files.tensors import load_tensors
 from stages.search.nearest_float import Reference, min_distance, prepare
 
 READY_BYTES = 1 << 32

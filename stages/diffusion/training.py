@@ -25,20 +25,18 @@ from stages.diffusion.checkpoint import (
     checkpoint_path,
     differing,
     load_optimizer,
-    load_tensors,
     module_tensors,
     newest,
     optimizer_tensors,
     rotate,
-    save_tensors,
-    select,
 )
+from stages.diffusion.distributed import World
 from stages.diffusion.losses import Target, denoising_loss
 from stages.diffusion.optimizer import AdamW
 from stages.diffusion.parameters import NoiseParams, OptimizationParams
 from stages.diffusion.training_set import EpochOrder, MappedTrainingSet, TrainingSet
-from stages.diffusion.world import World
 from stages.errors import InputError
+from stages.files.tensors import load_tensors, save_tensors, select
 
 _LEVEL_DRAW, _NOISE_DRAW, _FLIP_DRAW = 0, 1, 2
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from stages.diffusion import empirical_score as closed
+from stages.diffusion import scores as closed
 from stages.diffusion.noise import normal
 from stages.diffusion.parameters import Variant, check_temperature, over_sigma
 from stages.errors import InputError

@@ -8,16 +8,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from tqdm import tqdm
 
-from stages.artifacts import sha256_file
 from stages.device import pick_device
 from stages.errors import InputError
 from stages.features.weights import CLEAN_FID_SIZE, TIMM, EncoderParams, pinned, weights_file
+from stages.files.artifacts import sha256_file
+from stages.files.features import FeatureTable
+from stages.files.images import ImageTable
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["Encoder", "EncoderParams", "load_encoder", "pinned"]
+__all__ = ["Encoder", "EncoderParams", "embed_rows", "load_encoder", "pinned"]
+
+PROGRESS_ROWS = 256  # images between two updates of a progress bar
 
 # Every forward pass has exactly this many images, the last one filled up with black ones: the kernels that run
 # depend on the batch's size (a feature differs in its last bits between batches of 1 and of 16), not on its content.
@@ -81,6 +86,16 @@ def load_encoder(params: EncoderParams, device: "str | torch.device" = "auto") -
     }
     embed = _forward(network, prepare, device, precision)
     return Encoder(params.name, metadata, dimension, embed, GPU_BATCH if device.startswith("cuda") else CPU_BATCH)
+
+
+def embed_rows(encoder: Encoder, table: ImageTable, rows: slice, title: str) -> FeatureTable:
+    """The features of rows start..stop of an image table, under a progress bar called `title`."""
+    features = []
+    with tqdm(total=rows.stop - rows.start, desc=title, unit="img", mininterval=2) as bar:
+        for first in range(rows.start, rows.stop, PROGRESS_ROWS):
+            features.append(encoder(table.images[first : min(first + PROGRESS_ROWS, rows.stop)]))
+            bar.update(len(features[-1]))
+    return FeatureTable(np.concatenate(features), table.ids[rows], encoder.metadata)
 
 
 def _pixels() -> Encoder:

@@ -6,9 +6,9 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from stages.artifacts import atomic_path
 from stages.errors import InputError
 from stages.features.feature_search import nearest_features
+from stages.files.artifacts import atomic_path
 from stages.protocol import Section
 
 Kind = Literal["flat", "ivf", "hnsw"]

@@ -7,8 +7,8 @@ depend on the BLAS library, on the number of threads or on the device.
 
 import numpy as np
 
+from stages.engine.products import affordable
 from stages.errors import InputError
-from stages.search.products import affordable
 
 SPARE = 8  # candidates beyond k, so that near ties seldom need the slow path
 

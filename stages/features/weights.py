@@ -8,8 +8,8 @@ from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
 
-from stages.artifacts import atomic_path, sha256_file
 from stages.errors import InputError
+from stages.files.artifacts import atomic_path, sha256_file
 from stages.protocol import Section
 
 ENCODERS = ("efficientnet-lite0", "resnet18", "inception_v3", "pixels")

@@ -12,9 +12,9 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from stages.engine.products import affordable
 from stages.errors import InputError
-from stages.images.store import ImageTable
-from stages.search.products import affordable
+from stages.files.images import ImageTable
 from stages.search.range_search import pairs_within
 
 MAX_PAIRS = 20_000_000  # beyond, a threshold joins most of the data set and is a mistake

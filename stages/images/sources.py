@@ -37,8 +37,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from stages.errors import InputError
+from stages.files.images import read_images
 from stages.images.decode import MAX_BYTES, MAX_PIXELS, SUFFIXES, UnreadableImage, decode
-from stages.images.store import read_images
 
 # Before decoding, an image is its encoded bytes, its pixels, an opened picture, or the reason why there is none.
 Raw = bytes | np.ndarray | Image.Image | UnreadableImage

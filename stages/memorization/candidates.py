@@ -18,9 +18,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.artifacts import write_parquet
 from stages.errors import InputError
-from stages.images.png import png_bytes
+from stages.files.artifacts import write_parquet
+from stages.files.png import png_bytes
 
 NAME = "candidates.parquet"
 NEXT = 4

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from stages.artifacts import atomic_path
+from stages.files.artifacts import atomic_path
 
 TILE, GAP, MARGIN, CAPTION = 96, 6, 20, 40
 PAPER, INK, MUTED, RULE = "#ffffff", "#1c2430", "#667080", "#e3e6ea"

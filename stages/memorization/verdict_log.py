@@ -21,8 +21,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.artifacts import fsync_folder, write_parquet
 from stages.errors import InputError
+from stages.files.artifacts import fsync_folder, write_parquet
 
 LOG = "verdicts.jsonl"
 TABLE = "verdicts.parquet"

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stages.artifacts import sha256_file
+from stages.files.artifacts import sha256_file
 from stages.memorization.statistics import cohen_kappa, wilson
 from stages.memorization.verdict_log import CHOICES, Decisions, Pair, agreement, read_decisions
 

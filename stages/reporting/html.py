@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stages.artifacts import sha256_file
+from stages.files.artifacts import sha256_file
 from stages.reporting import figures
 from stages.reporting.checks import BrokenRule, Check, answer
 from stages.reporting.inputs import Inputs, TheoryBlock, Variant

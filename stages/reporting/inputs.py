@@ -10,9 +10,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.artifacts import read_json
 from stages.errors import InputError
-from stages.images.store import ImageTable, read_images
+from stages.files.artifacts import read_json
+from stages.files.images import ImageTable, read_images
 
 LOSS = ("step", "loss", "loss_low_sigma", "loss_middle_sigma", "loss_high_sigma")
 SHARE = ("step", "count", "flagged", "share", "low", "high")

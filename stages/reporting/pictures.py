@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from stages.images.png import png_bytes
+from stages.files.png import png_bytes
 
 
 def png_uri(image: np.ndarray) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from stages.artifacts import read_json
+from stages.files.artifacts import read_json
 from stages.reporting.checks import Check
 from stages.reporting.inputs import CURVE, LOSS, Inputs, Rate, Variant
 from stages.reporting.learned import NAME as LEARNED

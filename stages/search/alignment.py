@@ -7,8 +7,8 @@ import dataclasses
 
 import numpy as np
 
+from stages.engine.products import spread
 from stages.errors import InputError
-from stages.search.products import spread
 
 TILES = 4  # tiles per side
 
@@ -51,7 +51,7 @@ def best_shift(queries: np.ndarray, reference: np.ndarray, candidates: np.ndarra
     _check(queries, reference, candidates)
     if not 0 <= 2 * reach < min(queries.shape[1:3]):
         raise InputError(f"a shift of {reach} pixels needs images of more than {2 * reach} pixels a side")
-    from stages.search.alignment_kernels import search_shifts
+    from stages.engine.alignment_kernels import search_shifts
 
     steps = range(-reach, reach + 1)
     shifts = np.array(
@@ -94,7 +94,7 @@ def best_window(queries: np.ndarray, reference: np.ndarray, candidates: np.ndarr
 
     Ties go to the lower row, then to the earlier place.
     """
-    from stages.search.alignment_kernels import search_windows
+    from stages.engine.alignment_kernels import search_windows
 
     _check(queries, reference[:, : queries.shape[1], : queries.shape[2]], candidates)
     room = np.array(reference.shape[1:3]) - queries.shape[1:3]
@@ -120,7 +120,7 @@ def tile_distance(queries: np.ndarray, reference: np.ndarray, candidates: np.nda
     plain background are not near. Arguments as of `best_shift`; infinite for a query without candidates.
     """
     _check(queries, reference, candidates)
-    from stages.search.alignment_kernels import search_tiles
+    from stages.engine.alignment_kernels import search_tiles
 
     height, width = queries.shape[1:3]
     rows, columns = (np.arange(min(TILES, n) + 1) * n // min(TILES, n) for n in (height, width))

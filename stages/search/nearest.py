@@ -9,8 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from stages.errors import InputError
-from stages.search.products import (
+from stages.engine.products import (
     affordable,
     centred,
     check_images,
@@ -20,8 +19,9 @@ from stages.search.products import (
     squared_norms,
     threads,
 )
-from stages.search.projection import Coordinates, compiled_norms, coordinates, fit_projection, slack
-from stages.search.tiled import GROUP, LANES, TILE, Tiles
+from stages.engine.projection import Coordinates, compiled_norms, coordinates, fit_projection, slack
+from stages.engine.tiled import GROUP, LANES, TILE, Tiles
+from stages.errors import InputError
 
 EMPTY = 2**63 - 1
 SMALL = 1 << 33  # multiplications up to which one plain product is faster than starting the compiled scans
@@ -137,7 +137,7 @@ class _Search:
     def bounded(self, at: np.ndarray, x: Coordinates, y: Tiles, wanted: np.ndarray) -> np.ndarray:
         """Search the references of y for the queries `at`; returns the queries that it gave up on, and marks in
         `wanted`, as scores are arranged, the references that the bound leaves for any of these."""
-        from stages.search.kernels import search_block
+        from stages.engine.search_kernels import search_block
 
         margin, queries, exclude, kept = slack(x, y.rows), centred(self.queries[at]), self.exclude[at], self.keys[at]
         base = x.norms + 256 * queries.sum(1, dtype=np.int64)
@@ -182,7 +182,7 @@ class _Search:
             spread(search, len(at))
 
     def _dense_block(self, at: np.ndarray, right: np.ndarray, norms_y: np.ndarray, rows: np.ndarray) -> None:
-        from stages.search.kernels import dense_block
+        from stages.engine.search_kernels import dense_block
 
         queries, exclude, kept = self.queries[at], self.exclude[at], self.keys[at]
         inner, norms_x = products(centred(queries), right), compiled_norms(queries)

@@ -6,7 +6,7 @@ A GPU's int8 products are so fast that no bound is needed before them. Every fun
 import numpy as np
 import torch
 
-from stages.search.products import INT32_DEPTH, int8_is_exact
+from stages.engine.products import INT32_DEPTH, int8_is_exact
 
 EMPTY = 2**63 - 1
 ROWS = 32  # CUDA's int8 product wants more than 16 rows, and multiples of 8 of everything else

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from stages.search.products import affordable
+from stages.engine.products import affordable
 
 BLOCK_BYTES = 1 << 28  # of the float reference that is in memory at once
 

@@ -6,8 +6,7 @@ as directions, in int16, and the exact int8 products of all of them cost less th
 
 import numpy as np
 
-from stages.errors import InputError
-from stages.search.products import (
+from stages.engine.products import (
     affordable,
     centred,
     check_images,
@@ -16,7 +15,8 @@ from stages.search.products import (
     spread,
     threads,
 )
-from stages.search.projection import compiled_norms
+from stages.engine.projection import compiled_norms
+from stages.errors import InputError
 
 LONGEST = 4_096  # values of a vector: ‖y‖² − 2 x·y then fits an int32
 EMPTY = 2**63 - 1
@@ -39,7 +39,7 @@ def nearest_short(queries: np.ndarray, reference: np.ndarray, k: int, memory_bud
     count, d = reference.shape
     if queries.shape[1] != d or d > LONGEST or not 1 <= k <= count:
         raise InputError(f"the {k} nearest of {reference.shape} to {queries.shape}: at most {LONGEST} values each")
-    from stages.search.alignment_kernels import keep_lowest
+    from stages.engine.alignment_kernels import keep_lowest
 
     budget = affordable(memory_budget) // threads()
     columns = max(1, min(COLUMNS, budget // (16 * d)))

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from stages.search.products import (
+from stages.engine.products import (
     affordable,
     centred,
     check_images,
@@ -14,8 +14,8 @@ from stages.search.products import (
     squared_norms,
     threads,
 )
-from stages.search.projection import Projection, coordinates, fit_projection, slack
-from stages.search.tiled import TILE, Tiles
+from stages.engine.projection import Projection, coordinates, fit_projection, slack
+from stages.engine.tiled import TILE, Tiles
 
 SMALL = 1 << 33  # multiplications up to which plain products are faster than fitting a bound
 DIRECTIONS = 124  # of the bound
@@ -95,7 +95,7 @@ class _Join:
 
     def joined(self, projection: Projection, rows: range, span: range, y: Tiles) -> list[np.ndarray]:
         """The pairs of some rows with one span."""
-        from stages.search.kernels import join_block
+        from stages.engine.search_kernels import join_block
 
         found, step = [], max(1, min(QUERIES, self.budget // (16 * threads() * len(span))))
         x = coordinates(projection, self.images[rows.start : rows.stop], y.layout).as_queries(y.layout)

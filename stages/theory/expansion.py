@@ -4,7 +4,6 @@ Two centres x_0, x_1 at distance L; a point x at r_1 from x_1 and r_0 = C r_1 fr
 perpendicular bisector. One step x⁺ = x + η σ*² s(x); γ_ex = ‖x'⁺ − x⁺‖ / ‖x' − x‖. float64 numpy.
 """
 
-import dataclasses
 import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, ClassVar
@@ -12,6 +11,7 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
+from stages.diffusion.expansion import Pair, factor_conditioning, factor_unconditioning, place, point_exists
 from stages.errors import InputError
 from stages.theory.claims import Claim, Findings, ImageBlock
 
@@ -35,60 +35,6 @@ class Expansion(ImageBlock):
         if images is None:
             raise ValueError("expansion needs images")
         return verify_expansion(self, seed, images)
-
-
-@dataclasses.dataclass(frozen=True)
-class Pair:
-    """Two centres and a mirrored pair of points, each float64 (d,); `radius` is r_1, `ratio` is C."""
-
-    centres: np.ndarray
-    point: np.ndarray
-    mirror: np.ndarray
-    radius: float
-    ratio: float
-
-    @property
-    def gap(self) -> float:
-        """L = ‖x_0 − x_1‖."""
-        return float(np.linalg.norm(self.centres[0] - self.centres[1]))
-
-
-def place(centres: np.ndarray, reach: float, ratio: float, direction: np.ndarray) -> Pair:
-    """The pair of points for two centres (2, d).
-
-    reach: r_1/L, at least about 1/2 (the point must exist). ratio: C > 1. direction: (d,), any vector not along the
-    line of the centres; its part across that line says in which direction the point lies off the line.
-    """
-    gap = float(np.linalg.norm(centres[1] - centres[0]))
-    axis = (centres[1] - centres[0]) / gap
-    across = direction - (direction @ axis) * axis
-    across /= np.linalg.norm(across)
-    radius = reach * gap
-    height = (ratio**2 - 1) * radius**2 / (2 * gap)  # from the bisector towards x_1
-    offset = radius**2 - (gap / 2 - height) ** 2
-    if not point_exists(reach, ratio):
-        raise ValueError(f"no point at r_1 = {reach} L and r_0 = {ratio} r_1: raise reach")
-    middle = centres.mean(axis=0) + math.sqrt(offset) * across
-    return Pair(centres, middle + height * axis, middle - height * axis, radius, ratio)
-
-
-def point_exists(reach: float, ratio: float) -> bool:
-    """Whether some point has r_1 = reach · L and r_0 = ratio · r_1: no side of the triangle exceeds the others' sum."""
-    return (ratio - 1) * reach <= 1 <= (ratio + 1) * reach
-
-
-def factor_conditioning(dimension: int, ratio: float, eta: float, stretch: float) -> float:
-    """γ_ex = |(1−η) + η (a−1)/(a+1) · L/‖x'−x‖|, a = exp(d(C²−1)/2), at σ = r_1/√d. stretch: L/‖x'−x‖."""
-    share = math.tanh(dimension * (ratio**2 - 1) / 4)  # (a−1)/(a+1), which overflows nowhere
-    return abs((1 - eta) + eta * share * stretch)
-
-
-def factor_unconditioning(dimension: int, ratio: float, eta: float, stretch: float, temperature: float) -> float:
-    """γ_ex = |1 − η(a+C⁻²)/(a+1) + η (a−C⁻²)/(a+1) · L/‖x'−x‖|, a = C^{(d−2)/T}; temperature may be infinite."""
-    power = (dimension - 2) * math.log(ratio) / temperature
-    near = 1 / (1 + math.exp(-power))  # a/(a+1), and the far centre's share times C⁻²
-    far = math.exp(-power) * near / ratio**2
-    return abs(1 - eta * (near + far) + eta * (near - far) * stretch)
 
 
 def step_conditioning(point: np.ndarray, centres: np.ndarray, sigma: float, eta: float) -> np.ndarray:

@@ -332,7 +332,7 @@ def autograd_jacobian(points: np.ndarray, centres: np.ndarray, score: Score, dif
     """
     import torch
 
-    from stages.diffusion.empirical_score import make_centres, unconditioning
+    from stages.diffusion.scores import make_centres, unconditioning
 
     where, images = torch.from_numpy(points), torch.from_numpy(np.ascontiguousarray(centres))
     power = points.shape[1] - 2

@@ -1,4 +1,4 @@
-"""Claims about trained scores, from what stage sample measured of each (stages/theory/alignment.py; METHODS §2, §3).
+"""Claims about trained scores, from what stage sample measured of each (stages/diffusion/alignment.py; METHODS §2, §3).
 
 They compare variants, so they are made where all variants are known: in stage report.
 """

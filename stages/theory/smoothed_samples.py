@@ -126,7 +126,7 @@ def led_samples(
     the last step goes to the posterior mean. (count, d)."""
     import torch
 
-    from stages.diffusion import empirical_score as closed
+    from stages.diffusion import scores as closed
     from stages.diffusion.noise import generator_seed
     from stages.diffusion.samplers import reverse_diffusion
 
@@ -153,9 +153,9 @@ def cfdm_samples(train: np.ndarray, h: float, count: int, levels: int, draws: in
     """σ-CFDM with smoothing h: Euler from t = 1e-5 to 1 in `levels` steps (METHODS §1.8). (count, d)."""
     import torch
 
-    from stages.diffusion.empirical_score import cfdm_velocity, make_centres
     from stages.diffusion.noise import generator_seed
     from stages.diffusion.samplers import cfdm
+    from stages.diffusion.scores import cfdm_velocity, make_centres
 
     dimension = train.shape[1]
     centres = make_centres(torch.from_numpy(np.ascontiguousarray(train)))

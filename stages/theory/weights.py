@@ -1,6 +1,6 @@
 """Which training image an empirical score looks at: weights and precisions of a score at given points (METHODS §1).
 
-float64 numpy. Unlike stages.diffusion.empirical_score, which streams and returns the score, this keeps the weights.
+float64 numpy. Unlike stages.diffusion.scores, which streams and returns the score, this keeps the weights.
 """
 
 from typing import Annotated, Literal

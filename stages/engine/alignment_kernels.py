@@ -1,0 +1,149 @@
+"""Compiled scans of `alignment` and `nearest_short`, and the means that reduced images are made of."""
+
+import numba
+import numpy as np
+
+from stages.engine.search_kernels import insert, squared_distance
+
+RUN = 64  # references that are looked at together
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def shifted_difference(query, image, dy, dx, count, best_sum, best_count):
+    """Sum over the overlap, or -1 as soon as sum/count exceeds best_sum/best_count."""
+    height, width, channels = query.shape
+    flat_query, flat_image = query.reshape(height, -1), image.reshape(height, -1)
+    left, right = max(0, -dx) * channels, (width - max(0, dx)) * channels
+    offset = dx * channels
+    total = np.int64(0)
+    for y in range(max(0, -dy), height - max(0, dy)):
+        total += squared_distance(flat_query[y, left:right], flat_image[y + dy, left + offset : right + offset])
+        if total * best_count > best_sum * count:
+            return np.int64(-1)
+    return total
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def search_shifts(queries, reference, candidates, shifts, found):
+    """found[q] = row, dy, dx, sum, count of the best candidate and shift; candidates ascend."""
+    height, width, channels = queries.shape[1:]
+    for q in range(queries.shape[0]):
+        row, at = np.int64(-1), 0
+        best_sum, best_count = np.int64(255 * 255 + 1), np.int64(1)  # above any mean
+        for c in range(candidates.shape[1]):
+            candidate = candidates[q, c]
+            if candidate < 0 or (c > 0 and candidate == candidates[q, c - 1]):
+                continue
+            for s in range(shifts.shape[0]):
+                dy, dx = shifts[s, 0], shifts[s, 1]
+                count = (height - abs(dy)) * (width - abs(dx)) * channels
+                total = shifted_difference(queries[q], reference[candidate], dy, dx, count, best_sum, best_count)
+                if total >= 0 and total * best_count < best_sum * count:
+                    best_sum, best_count, row, at = total, count, candidate, s
+        found[q, 0] = row
+        if row >= 0:
+            found[q, 1], found[q, 2], found[q, 3], found[q, 4] = shifts[at, 0], shifts[at, 1], best_sum, best_count
+        else:
+            found[q, 1:5] = 0
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def search_windows(queries, reference, candidates, places, found):
+    """found[q] = row, y, x, sum of the best candidate and window; candidates ascend."""
+    height, width, channels = queries.shape[1:]
+    for q in range(queries.shape[0]):
+        query = queries[q].reshape(height, -1)
+        found[q, 0], best = -1, np.int64(2**63 - 1)
+        for c in range(candidates.shape[1]):
+            candidate = candidates[q, c]
+            if candidate < 0 or (c > 0 and candidate == candidates[q, c - 1]):
+                continue
+            image = reference[candidate].reshape(reference.shape[1], -1)
+            for p in range(places.shape[0]):
+                top, left = places[p, 0], places[p, 1] * channels
+                total = np.int64(0)
+                for y in range(height):
+                    total += squared_distance(query[y], image[top + y, left : left + width * channels])
+                    if total >= best:
+                        break
+                if total < best:
+                    best = total
+                    found[q, 0], found[q, 1], found[q, 2] = candidate, places[p, 0], places[p, 1]
+        found[q, 3] = best if found[q, 0] >= 0 else 0
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def cell_means(images, rows, columns, means):
+    """means[n], uint8 (cells · C,) = the means of image n between the edges `rows` and `columns`, rounded half up."""
+    for n in range(images.shape[0]):
+        at = 0
+        for i in range(rows.shape[0] - 1):
+            for j in range(columns.shape[0] - 1):
+                area = (rows[i + 1] - rows[i]) * (columns[j + 1] - columns[j])
+                for c in range(images.shape[3]):
+                    total = np.int64(area // 2)
+                    for y in range(rows[i], rows[i + 1]):
+                        for x in range(columns[j], columns[j + 1]):
+                            total += images[n, y, x, c]
+                    means[n, at] = total // area
+                    at += 1
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def search_tiles(queries, reference, candidates, rows, columns, found):
+    """found[q] = least over the candidates of the largest mean squared difference of a tile."""
+    height, channels = queries.shape[1], queries.shape[3]
+    for q in range(queries.shape[0]):
+        best = np.inf
+        query = queries[q].reshape(height, -1)
+        for c in range(candidates.shape[1]):
+            if candidates[q, c] < 0:
+                continue
+            image = reference[candidates[q, c]].reshape(height, -1)
+            worst = 0.0
+            for i in range(rows.shape[0] - 1):
+                for j in range(columns.shape[0] - 1):
+                    a, b = columns[j] * channels, columns[j + 1] * channels
+                    total = np.int64(0)
+                    for y in range(rows[i], rows[i + 1]):
+                        total += squared_distance(query[y, a:b], image[y, a:b])
+                    worst = max(worst, total / ((rows[i + 1] - rows[i]) * (b - a)))
+                if worst >= best:
+                    break
+            best = min(best, worst)
+        found[q] = best
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"nnan", "nsz"}, boundscheck=False)
+def lowest(inner, norms):
+    """The least ‖y‖² − 2 x·y. A running minimum, which the compiler does vector by vector; counting it does not."""
+    low = np.int32(norms[0] - np.int32(2) * inner[0])
+    for j in range(inner.shape[0]):
+        low = min(low, np.int32(norms[j] - np.int32(2) * inner[j]))
+    return low
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def keep_lowest(inner, norms, first, count, keys):
+    """Offer the references first, first + 1, ... to the ascending `keys`, int64 (Q, k).
+
+    A key is (‖y‖² − 2 x·y) · count + row, which orders a query's references by distance, ties by row.
+    inner: int32 (Q, C), the products x·y; norms: int32 (C,), ‖y‖².
+    """
+    for q in range(inner.shape[0]):
+        room = admitted(keys[q], count)
+        for start in range(0, inner.shape[1], RUN):
+            stop = min(start + RUN, inner.shape[1])
+            if lowest(inner[q, start:stop], norms[start:stop]) > room:
+                continue
+            for j in range(start, stop):
+                score = np.int32(norms[j] - np.int32(2) * inner[q, j])
+                if score <= room:
+                    insert(keys[q], np.int64(score) * count + first + j)
+            room = admitted(keys[q], count)
+
+
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def admitted(keys, count):
+    """The largest score that may still enter `keys`."""
+    return np.int32(min(keys[keys.shape[0] - 1] // count, np.int64(2**31 - 1)))

@@ -1,0 +1,69 @@
+"""Where the pipeline's files lie, relative to the project's root: each out of a stage has its name here once."""
+
+from pathlib import Path
+
+DATA = Path("data")
+"""The outs of the stages, kept by DVC."""
+
+CACHE = Path(".scoresmooth")
+"""The shard cache and the state of servers, kept by this machine."""
+
+SPLITS = ("train", "test", "holdout")
+VERDICTS = DATA / "verdicts"
+"""People's verdicts. Git keeps them; the filter stage depends on them, so that DVC sees them change."""
+
+
+def ingested(split: str) -> Path:
+    """The decoded images of a split, before duplicates are removed."""
+    return DATA / "ingest" / f"{split}.arrow"
+
+
+def images_of(split: str) -> Path:
+    """The images of a split."""
+    return DATA / "deduplicate" / f"{split}.arrow"
+
+
+def features_of(split: str) -> Path:
+    """The feature table of a split, row by row that of its images."""
+    return DATA / "embed" / f"{split}.arrow"
+
+
+def neighbors_of(space: str) -> Path:
+    """The neighbour table of the training images in a space, "pixel" or "feature"."""
+    return DATA / "index" / f"{space}_neighbors.arrow"
+
+
+def score_of(variant: str) -> Path:
+    """The specification of a variant's score."""
+    return DATA / "train" / variant / "score.json"
+
+
+def weights_of(variant: str) -> Path:
+    """The averaged weights of a variant's network."""
+    return DATA / "train" / variant / "model.safetensors"
+
+
+def loss_of(variant: str) -> Path:
+    """The loss curve of a variant's network."""
+    return DATA / "train" / variant / "loss.tsv"
+
+
+def snapshot_of(variant: str, step: int) -> Path:
+    """The averaged weights at a step of the training; the names sort by step."""
+    return DATA / "train" / variant / f"snapshot-{step:010d}.safetensors"
+
+
+def snapshots_of(variant: str) -> dict[int, Path]:
+    """Step -> weights, ascending, of the snapshots that are there."""
+    found = sorted((DATA / "train" / variant).glob("snapshot-*.safetensors"))
+    return {int(path.stem.removeprefix("snapshot-")): path for path in found}
+
+
+def samples_of(variant: str) -> Path:
+    """The samples of a variant."""
+    return DATA / "sample" / variant / "samples.arrow"
+
+
+def curve_of(variant: str) -> Path:
+    """The samples of a variant's snapshots; the file exists where there are snapshots."""
+    return DATA / "sample" / variant / "curve.arrow"

@@ -1,0 +1,223 @@
+"""The shard cache: what determines a key, and that a result is used only after it was found intact."""
+
+import fcntl
+import hashlib
+import os
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline import cache
+from pipeline.cache import State
+from pipeline.locks import is_locked, locked
+from stages.errors import InputError
+from stages.files.artifacts import write_text
+from stages.protocol import Shard
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "input.txt").write_text("input")
+    return tmp_path
+
+
+def shard(**changes):
+    fields = {
+        "stage": "sample",
+        "task": "samples",
+        "name": "1/2",
+        "settings": {"span": [0, 4]},
+        "inputs": ("input.txt",),
+        "suffix": ".txt",
+    }
+    return Shard(**{**fields, **changes})
+
+
+class Work:
+    """Work that counts its calls."""
+
+    def __init__(self, text="result"):
+        self.text, self.calls = text, 0
+
+    def __call__(self, shard, lock):
+        self.calls += 1
+        assert is_locked(shard.path.with_suffix(".lock"))
+        write_text(shard.scratch / "checkpoint", "half-way")
+        write_text(shard.path, self.text)
+
+
+def obtain(placed, work, said=None):
+    return cache.obtain(placed, work, (said if said is not None else []).append)
+
+
+def key(code="code", **changes):
+    return cache.place(shard(**changes), code).path.name
+
+
+def test_key_is_code_settings_and_inputs_but_not_the_name(folder):
+    first = key()
+    assert key(name="other") == first
+    assert key("new code") != first
+    assert key(settings={"span": [0, 5]}) != first
+    assert key(inputs=()) != first
+    assert key(suffix=".bin") != first
+    (folder / "input.txt").write_text("other")  # the same size
+    assert key() != first
+    (folder / "input.txt").write_text("input")
+    assert key() == first
+
+
+def test_key_of_a_folder_is_its_files_and_their_names(folder):
+    images = folder / "images"
+    (images / "cat").mkdir(parents=True)
+    (images / "cat" / "1.png").write_text("1")
+    first = key(inputs=("images",))
+    assert key(inputs=("images",)) == first
+    (images / "cat" / "1.png").rename(images / "cat" / "2.png")
+    assert key(inputs=("images",)) != first
+
+
+def test_missing_input_is_an_input_error():
+    with pytest.raises(InputError, match=r"absent\.txt is missing"):
+        key(inputs=("absent.txt",))
+
+
+def test_digest_is_remembered_until_the_file_changes(folder, monkeypatch):
+    path = folder / "input.txt"
+    old = time.time() - 100
+    os.utime(path, (old, old))
+    monkeypatch.setattr(cache, "FRESH", -(10**18))  # ctime is now: count it as old
+    reads = []
+    real = cache.sha256_file
+    monkeypatch.setattr(cache, "sha256_file", lambda file: reads.append(file) or real(file))
+    assert cache.input_digest("input.txt") == cache.input_digest("input.txt")
+    assert len(reads) == 1
+    path.write_text("tupni")
+    os.utime(path, (old, old))  # same size, same modification time
+    cache.input_digest("input.txt")
+    assert len(reads) == 2
+
+
+def test_digest_of_a_file_whose_name_is_not_unicode(folder, monkeypatch):
+    monkeypatch.setattr(cache, "FRESH", -(10**18))
+    path = os.fsdecode(b"\xff.png")
+    try:
+        Path(path).write_bytes(b"pixels")
+    except OSError:
+        pytest.skip("this file system takes Unicode names only")
+    assert cache.input_digest(path) == cache.input_digest(path) == hashlib.sha256(b"pixels").hexdigest()
+
+
+def test_digest_of_a_file_written_just_now_is_not_remembered(folder, monkeypatch):
+    reads = []
+    real = cache.sha256_file
+    monkeypatch.setattr(cache, "sha256_file", lambda file: reads.append(file) or real(file))
+    cache.input_digest("input.txt")
+    cache.input_digest("input.txt")
+    assert len(reads) == 2
+
+
+def test_computed_once_then_found():
+    placed, work = cache.place(shard(), "code"), Work()
+    assert cache.check(placed).state is State.MISSING
+    record = obtain(placed, work)
+    assert cache.check(placed).ready
+    assert obtain(placed, work) == record
+    assert work.calls == 1
+    assert record["size"] == len("result")
+    assert not placed.scratch.exists()
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[0] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (flip, "sha256"),
+        (lambda path: path.write_bytes(path.read_bytes()[:3]), "3 bytes instead of 6"),
+        (lambda path: path.write_bytes(b""), "0 bytes"),
+        (lambda path: path.unlink(), "gone"),
+        (lambda path: path.with_suffix(".manifest").write_text('{"size": 6'), "manifest"),
+        (lambda path: path.with_suffix(".manifest").write_text("{}"), "manifest"),
+        (lambda path: path.with_suffix(".manifest").write_text("[1]"), "manifest"),
+    ],
+)
+def test_a_damaged_result_is_computed_again_with_a_line_that_says_why(damage, reason):
+    placed, work, said = cache.place(shard(), "code"), Work(), []
+    record = obtain(placed, work)
+    damage(placed.path)
+    assert cache.check(placed).state is State.DAMAGED
+    assert obtain(placed, work, said) == record
+    assert work.calls == 2
+    assert placed.path.read_text() == "result"
+    assert len(said) == 1
+    assert reason in said[0]
+    assert "sample 1/2" in said[0]
+
+
+def test_a_result_without_manifest_is_not_used():
+    """The manifest is written last: without it the work may have been cut off."""
+    placed, work = cache.place(shard(), "code"), Work()
+    write_text(placed.path, "half")
+    obtain(placed, work)
+    assert work.calls == 1
+    assert placed.path.read_text() == "result"
+
+
+def test_failed_work_leaves_its_scratch_and_no_result():
+    placed = cache.place(shard(), "code")
+
+    def fail(shard, lock):
+        write_text(shard.scratch / "checkpoint", "half-way")
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError):
+        obtain(placed, fail)
+    assert (placed.scratch / "checkpoint").read_text() == "half-way"
+    assert cache.check(placed).state is State.MISSING
+    assert not is_locked(placed.path.with_suffix(".lock"))
+
+
+def test_prune_removes_what_was_not_used_lately_and_spares_what_is_locked():
+    kept, old, busy = (cache.place(shard(settings={"n": n}), "code") for n in range(3))
+    for placed in (kept, old, busy):
+        obtain(placed, Work())
+    past = time.time() - 10 * 86400
+    for placed in (old, busy):
+        os.utime(cache.manifest_path(placed), (past, past))
+    with busy.path.with_suffix(".lock").open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        freed = cache.prune(days=5)
+    assert cache.check(kept).ready
+    assert cache.check(busy).ready
+    assert cache.check(old).state is State.MISSING
+    assert freed >= len("result")
+    assert cache.size()["sample"][0] == 4  # two results, two manifests
+
+
+def test_a_lock_held_elsewhere_is_announced_and_waited_for(folder):
+    path, said, held = folder / "some.lock", [], threading.Event()
+
+    def hold():
+        with locked(path):
+            held.set()
+            time.sleep(0.3)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait()
+    assert is_locked(path)
+    with pytest.raises(BlockingIOError), locked(path, wait=False):
+        pass
+    with locked(path, said.append):
+        assert said == [str(os.getpid())]
+    holder.join()
+    assert not is_locked(path)

@@ -1,0 +1,413 @@
+"""The dispatch, end to end on tiny stages: what was computed is found again, whatever was killed or damaged."""
+
+import base64
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from small_project import SmallProject
+
+from pipeline import progress, server
+from stages import train
+from stages.files.artifacts import write_json
+
+
+@pytest.fixture(scope="module")
+def started(tmp_path_factory):
+    """A project with the variant `net` trained, and what two processes printed that wanted its server at once."""
+    project = SmallProject(tmp_path_factory.mktemp("project"))
+    try:
+        racing = [project.start("server", "start") for _ in range(2)]
+        printed = [process.communicate(timeout=300)[0] for process in racing]
+        project.run("stage", "ingest")
+        project.run("stage", "train", "--variant", "net")
+        shutil.copytree(project.folder / "data", project.folder / "data.good")
+        yield project, printed
+    finally:
+        project.stop()
+
+
+@pytest.fixture
+def project(started):
+    """The project as it was, with nothing sampled."""
+    project, _ = started
+    project.reset()
+    shutil.rmtree(project.folder / ".scoresmooth/shards/sample", ignore_errors=True)
+    shutil.rmtree(project.folder / "data")
+    shutil.copytree(project.folder / "data.good", project.folder / "data")
+    project.log()
+    yield project
+    project.release()
+    until(lambda: not orphans(project))
+
+
+SAMPLE = ("stage", "sample", "--variant", "net")
+
+
+def samples(project: SmallProject) -> bytes:
+    return (project.folder / "data/sample/net/samples.bin").read_bytes()
+
+
+def results(project: SmallProject, stage: str) -> list[Path]:
+    folder = project.folder / ".scoresmooth" / "shards" / stage
+    return sorted(path for path in folder.iterdir() if path.suffix in (".bin", ".txt"))
+
+
+def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
+    """Wait for a condition and return its value."""
+    end = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+    return value
+
+
+def logged(project: SmallProject, lines: int) -> bool:
+    path = project.folder / "work.log"
+    return path.exists() and len(path.read_text().splitlines()) >= lines
+
+
+def query(project: SmallProject, what: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+    """Ask the project's server for its newest `what` (flow_runs, task_runs, artifacts)."""
+    port = json.loads((project.folder / ".scoresmooth/prefect/server.json").read_text())["port"]
+    request = urllib.request.Request(
+        f"http://127.0.0.1:{port}/api/{what}/filter",
+        json.dumps({"limit": 50, **body}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=30) as response:
+        return json.load(response)
+
+
+def newest_run(project: SmallProject) -> dict[str, Any]:
+    return query(project, "flow_runs", {"sort": "START_TIME_DESC", "limit": 1})[0]
+
+
+def task_states(project: SmallProject, run: dict[str, Any]) -> dict[str, str]:
+    runs = query(project, "task_runs", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    return {task["name"]: task["state_name"] for task in runs}
+
+
+def of_project(pid: str, folder: Path) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cwd").readlink() == folder
+    except OSError:
+        return False
+
+
+def processes(project: SmallProject, word: str) -> list[int]:
+    """Living processes of the project whose command line has `word`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and of_project(entry.name, project.folder):
+            try:
+                command, state = (entry / "cmdline").read_bytes(), (entry / "stat").read_text().split()[2]
+            except OSError:
+                continue
+            if word.encode() in command and state != "Z":
+                found.append(int(entry.name))
+    return found
+
+
+def orphans(project: SmallProject) -> list[int]:
+    """What is left of the project's processes, besides its server, which stays on purpose."""
+    return sorted(set(processes(project, "")) - set(processes(project, "prefect\0server\0start")))
+
+
+def test_two_racing_processes_start_one_server(started):
+    project, printed = started
+    addresses = {text.split()[0] for text in printed}
+    assert len(addresses) == 1
+    assert sorted("already running" in text for text in printed) == [False, True]
+    assert len(processes(project, "server\0start\0--host")) == 1
+    address = addresses.pop()
+    assert address in project.run("server", "status")
+    with urllib.request.urlopen(f"{address}/ui-settings", timeout=30) as response:
+        assert json.load(response)["api_url"] == "/api"  # the pages ask the server that they come from
+
+
+def test_the_ui_tells_the_story(project):
+    noise = np.random.default_rng(0).integers(0, 256, (600, 700, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(project.folder / "drawn.png")
+    path = project.folder / "stages" / "sample.py"
+    more = '; import shutil; shutil.copy("drawn.png", out / "pairs.png"); write_text(out / "report.html", "<p>")'
+    last = 'write_json(out / "sample.json", {"count": params.count})'
+    path.write_text(path.read_text().replace(last, last + more))
+    first = project.run(*SAMPLE)
+    assert "4 shards, 0 cached, 4 to compute" in first
+    expected = samples(project)
+    run = newest_run(project)
+    assert (run["name"], run["state_name"], sorted(run["tags"])) == ("sample net", "Completed", ["net", "sample"])
+    names = {f"net {n}/4" for n in range(1, 5)}
+    until(lambda: task_states(project, run) == {**dict.fromkeys(names, "Completed"), "gather": "Completed"})
+    shown = query(project, "artifacts", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
+    data = {item["key"].removeprefix("sample-net-"): item["data"] for item in shown}
+    assert sorted(data) == ["pairs", "params", "progress", "report", "sample"]
+    assert json.loads(data["sample"]) == [{"name": "count", "value": 8}]
+    assert {"name": "count", "value": 8} in json.loads(data["params"])
+    assert data["progress"] == 100
+    assert (project.folder / "data/sample/net/report.html").as_uri() in data["report"]
+    picture = base64.b64decode(re.search(r"\(data:image/png;base64,(.*)\)", data["pairs"])[1])
+    assert Image.open(io.BytesIO(picture)).size == (350, 300)  # more than 512 KiB: halved
+    assert project.log() == [f"sample net {n}/4" for n in range(1, 5)]
+
+    assert "4 shards, 4 cached, 0 to compute" in project.run(*SAMPLE)
+    run = newest_run(project)
+    until(lambda: task_states(project, run) == {**dict.fromkeys(names, "Cached"), "gather": "Completed"})
+    assert project.log() == []
+    assert samples(project) == expected
+
+
+def test_a_training_shows_how_far_it_is(project):
+    """One shard that lasts: its steps are its progress. The names are those of the real training."""
+    assert (progress.CURVE, train.LOSS_COLUMNS[0]) == (train.LOSS, "step")
+    path = project.folder / "stages" / "train.py"
+    text = path.read_text()
+    for old, new in (
+        ('{"steps": params.steps,', '{"optimization": {"steps": params.steps}, "steps": params.steps,'),
+        ('log(f"train', r'write_text(shard.scratch / "loss.tsv", f"step\tloss\n{step + 1}\t0.5\n"); log(f"train'),
+    ):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    path.write_text(text)
+    project.hold(4)
+    process = project.start("stage", "train", "--variant", "net")
+    shown = {"artifacts": {"key": {"any_": ["train-net-progress"]}}, "sort": "CREATED_DESC"}
+    until(lambda: [item["data"] for item in query(project, "artifacts", shown)][:1] == [40])
+    project.release()
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, output
+    assert query(project, "artifacts", shown)[0]["data"] == 100
+
+
+@pytest.mark.faults
+def test_damaged_shards_are_computed_again_and_only_they(project):
+    project.run(*SAMPLE)
+    expected = samples(project)
+    project.log()
+    flipped, cut, _, deleted = results(project, "sample")
+    content = bytearray(flipped.read_bytes())
+    content[3] ^= 1
+    flipped.write_bytes(content)
+    cut.write_bytes(cut.read_bytes()[:-1])
+    deleted.unlink()  # Prefect's own record still says that it is there
+    output = project.run(*SAMPLE)
+    assert output.count("the cached result is damaged") == 3
+    assert len(project.log()) == 3
+    assert samples(project) == expected
+
+
+def undisturbed(project: SmallProject) -> bytes:
+    """The samples of a run without dispatch, cache or interruption."""
+    shutil.rmtree(project.folder / "data/sample", ignore_errors=True)
+    project.plain("sample", "net")
+    return samples(project)
+
+
+@pytest.mark.faults
+def test_kill_in_the_middle_of_sample_then_only_the_missing_shards_are_computed(project):
+    project.hold(2)
+    process = project.start(*SAMPLE)
+    until(lambda: len(list((project.folder / ".scoresmooth/shards").glob("sample/*.manifest"))) == 2)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    project.release()
+    done = project.log()
+    assert done == ["sample net 1/4", "sample net 2/4"]
+    assert not (project.folder / "data/sample").exists()
+    project.run(*SAMPLE)
+    # the second shard was logged; whether its manifest was written in time is open
+    assert project.log() in (
+        ["sample net 3/4", "sample net 4/4"],
+        ["sample net 2/4", "sample net 3/4", "sample net 4/4"],
+    )
+    resumed = samples(project)
+    assert undisturbed(project) == resumed
+
+
+@pytest.mark.faults
+def test_kill_of_a_training_stage_ends_its_process_and_the_next_one_resumes(project):
+    project.params["train"]["steps"] = 12  # another training
+    project.write_params()
+    project.hold(3)
+    process = project.start("stage", "train", "--variant", "net")
+    until(lambda: logged(project, 3))
+    assert len(processes(project, "pipeline.child")) == 1
+    process.kill()  # the stage only: its child must notice by itself
+    process.wait()
+    until(lambda: not processes(project, "pipeline.child"), 10)
+    project.release()
+    assert project.log() == [f"train net step {n}" for n in range(3)]
+    project.run("stage", "train", "--variant", "net")
+    assert project.log() == [f"train net step {n}" for n in range(3, 12)]
+    assert json.loads((project.folder / "data/train/net/score.json").read_text()) == ["ABCDEFGHIJKL"]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_children_and_marks_the_run_crashed(project, number):
+    project.params["train"]["steps"] = 100 + number
+    project.write_params()
+    project.hold(2)
+    process = project.start("stage", "train", "--variant", "net")
+    until(lambda: logged(project, 2))
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode in (-number, 128 + number), output
+    assert not processes(project, "pipeline.child")
+    assert "interrupted" in output
+    assert newest_run(project)["state_name"] == "Crashed"
+    project.release()
+    project.run("stage", "train", "--variant", "net")
+    assert project.log() == [f"train net step {n}" for n in range(100 + number)]  # each of them once
+    (trained,) = json.loads((project.folder / "data/train/net/score.json").read_text())
+    assert trained == "".join(chr(65 + step) for step in range(100 + number))
+
+
+def test_a_stage_that_runs_already_is_waited_for_and_its_work_not_done_twice(project):
+    project.hold(1)
+    first = project.start(*SAMPLE)
+    until(lambda: logged(project, 1))
+    second = project.start(*SAMPLE)
+    assert f"process {first.pid} still runs this stage" in second.stdout.readline()
+    project.release()
+    for process in (first, second):
+        process.communicate(timeout=60)
+        assert process.returncode == 0
+    assert len(project.log()) == 4
+
+
+def test_wrong_input_found_in_a_child_process_is_one_line(project):
+    project.params["variants"]["net"]["temperature"] = 13.0
+    project.write_params()
+    output = project.run("stage", "train", "--variant", "net", code=2)
+    assert "error: temperature 13 is unlucky: take another" in output
+    assert "Traceback" not in output
+    assert newest_run(project)["state_name"] == "Failed"
+
+
+def test_a_failing_shard_shows_its_traceback_once_and_leaves_the_others(project):
+    path = project.folder / "stages" / "sample.py"
+    path.write_text(path.read_text().replace("first, last =", "assert 'net 3' not in shard.name; first, last ="))
+    output = project.run(*SAMPLE, code=1)
+    assert output.count("AssertionError") == 1
+    assert project.log() == ["sample net 1/4", "sample net 2/4"]
+
+
+def test_a_stage_without_shards_needs_no_server(tmp_path):
+    project = SmallProject(tmp_path)
+    project.run("stage", "train", "--variant", "closed")
+    assert json.loads((tmp_path / "data/train/closed/score.json").read_text()) == []
+    assert not (tmp_path / ".scoresmooth" / "prefect").exists()
+
+
+def test_code_digest_follows_the_imports(tmp_path):
+    project = SmallProject(tmp_path)
+
+    def digest(stage: str) -> str:
+        code = f"from pipeline.closure import code_digest; print(code_digest({stage!r}))"
+        command = [sys.executable, "-c", code]
+        return subprocess.run(
+            command, cwd=tmp_path, env=project.environment(), check=True, capture_output=True, text=True
+        ).stdout
+
+    first = digest("sample")
+    project.write_stage("filter", suffix="# a comment\n")
+    assert digest("sample") == first
+    project.write_stage("sample", suffix="from stages import helper\n")
+    (tmp_path / "stages" / "helper.py").write_text("")
+    second = digest("sample")
+    assert second != first
+    (tmp_path / "stages" / "helper.py").write_text("FACTOR = 2\n")
+    assert digest("sample") != second
+
+
+@pytest.mark.faults
+def test_a_killed_server_comes_back_on_its_port_with_its_history(project):
+    status = project.run("server", "status")
+    runs = len(query(project, "flow_runs", {}))
+    (pid,) = processes(project, "server\0start\0--host")
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: not processes(project, "server\0start\0--host"))
+    assert "not running" in project.run("server", "status", code=1)
+    output = project.run(*SAMPLE)
+    assert status.split()[0] in output
+    assert len(query(project, "flow_runs", {})) == runs + 1
+
+
+def test_old_runs_are_forgotten_and_results_stay(project):
+    project.run(*SAMPLE)
+    runs = len(query(project, "flow_runs", {}))
+    assert "forgot 0 runs" in project.run("server", "prune", "--days", "1")
+    assert len(query(project, "flow_runs", {})) == runs
+    assert f"forgot {runs} runs" in project.run("server", "prune", "--days", "0")
+    assert query(project, "flow_runs", {}) == []
+    assert "4 cached, 0 to compute" in project.run(*SAMPLE)
+
+
+class Foreign(BaseHTTPRequestHandler):
+    """A server that has nothing to do with the project."""
+
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"home": "/somewhere/else"}')
+
+    def log_message(self, *_):
+        pass
+
+
+def test_a_foreign_server_on_the_port_is_not_mistaken_for_ours(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    foreign = HTTPServer(("127.0.0.1", 0), Foreign)
+    Thread(target=foreign.serve_forever, daemon=True).start()
+    try:
+        port = foreign.server_port
+        write_json(server.HOME / "server.json", {"port": port, "pid": os.getpid()})
+        assert not server.is_ours(port)
+        assert server.running() is None  # its process id is ours, but nobody holds the server's lock
+        assert server._choose_port() != port
+    finally:
+        foreign.shutdown()
+        foreign.server_close()
+
+
+@pytest.mark.faults
+def test_kill_of_dvc_alone_then_dvc_repro_waits_for_the_stage_and_ends_identically(project):
+    project.write_dvc()
+    dvc, environment, run = project.dvc_command(), project.environment(), project.dvc
+    run("repro", "-q", "train@net")
+    project.log()
+    project.hold(1)
+    killed = subprocess.Popen(
+        [*dvc, "repro", "sample@net"], cwd=project.folder, env=environment, stdout=subprocess.DEVNULL
+    )
+    until(lambda: logged(project, 1))
+    killed.kill()  # dvc alone: its stage goes on
+    killed.wait()
+    with (project.folder / "dvc.log").open("w") as log:
+        again = subprocess.Popen(
+            [*dvc, "repro", "sample@net"], cwd=project.folder, env=environment, stdout=log, stderr=log
+        )
+    until(lambda: "still runs this stage" in (project.folder / "dvc.log").read_text())
+    project.release()
+    assert again.wait(timeout=120) == 0
+    assert project.log() == [f"sample net {n}/4" for n in range(1, 5)]
+    assert "Data and pipelines are up to date" in run("repro", "sample@net")
+    resumed = samples(project)
+    assert undisturbed(project) == resumed

@@ -1,0 +1,139 @@
+"""Presets: complete and valid once applied, the published numbers in them, never over edits."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from typer.testing import CliRunner
+
+from pipeline import preset
+from pipeline.cli import app
+from pipeline.params import load_params
+from stages.diffusion.network import NCSNpp
+from stages.errors import InputError
+from stages.protocol import load_tree
+
+ROOT = Path(__file__).parents[2]
+EXPECTED = {  # METHODS §4: sigma_max, steps, batch, resolution
+    "cifar10": (50.0, 1_000_000, 128, 32),
+    "celeba64": (90.0, 700_000, 64, 64),
+    "celebahq256": (348.0, 500_000, 36, 256),
+    "imagenet64": (90.0, 700_000, 64, 64),
+    "two-class": (90.0, 40_000, 64, 64),
+}
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """A folder under git with the project's params.yaml."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copy(ROOT / "params.yaml", "params.yaml")
+    blocks = Path(load_tree("params.yaml")["verify"]["blocks"])
+    blocks.parent.mkdir(parents=True)
+    shutil.copy(ROOT / blocks, blocks)
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "params.yaml"], ["commit", "-qm", "x"]):
+        subprocess.run([*git, *command], check=True)
+    return tmp_path
+
+
+def test_the_presets_are_those_of_the_plan():
+    assert preset.names() == sorted(EXPECTED)
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_applied_preset_is_a_complete_valid_file_with_the_published_numbers(project, name):
+    before = Path("params.yaml").read_text()
+    preset.apply(name)
+    parameters = load_params("params.yaml")
+    variant = parameters.variants[0]
+    train, ingest = parameters.stages["train", variant], parameters.stages["ingest", None]
+    found = (train.noise.sigma_max, train.optimization.steps, train.optimization.batch, ingest.resolution)
+    assert found == EXPECTED[name]
+    assert train.optimization.learning_rate == 2e-4
+    assert train.optimization.ema == 0.9999
+    assert load_tree("params.yaml").keys() == yaml.safe_load(before).keys()
+    assert "closed-conditioning" not in parameters.variants
+    assert (
+        max(s.neighbors.k for s in _specs(parameters) if s.neighbors) - 1 <= parameters.stages["index", None].neighbors
+    )
+    comments = [line for line in before.splitlines() if line.startswith("#")]
+    assert all(line in Path("params.yaml").read_text() for line in comments)
+
+
+def _specs(parameters):
+    return [parameters.stages["train", variant].spec for variant in parameters.variants]
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_every_network_of_a_preset_can_be_built_and_its_cost_is_the_one_stated(project, name):
+    """Shapes without memory (meta device); GFLOP per image and hours are those of the preset's comment."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    preset.apply(name)
+    parameters = load_params("params.yaml")
+    train = parameters.stages["train", "conditioning"]
+    side, channels = parameters.stages["ingest", None].resolution, parameters.stages["ingest", None].channels
+    with torch.device("meta"):
+        for conditioned in (False, True):
+            network = NCSNpp(train.network, channels, side, conditioned)
+            x = torch.empty(1, channels, side, side)
+            with FlopCounterMode(display=False) as counter:
+                assert network(x, torch.ones(1) if conditioned else None).shape == x.shape
+    forward = counter.get_total_flops()
+    text = " ".join(
+        re.sub(r"^#", "", line).strip() for line in (preset.FOLDER / f"{name}.yaml").read_text().splitlines()
+    )
+    stated, hours = re.search(r"([\d.]+) GFLOP forward", text), re.search(r"EFLOP, ([\d.]+) h at 250 TFLOP/s", text)
+    assert float(stated[1]) == pytest.approx(forward / 1e9, rel=1e-3)
+    work = 3 * forward * train.optimization.batch * train.optimization.steps
+    assert float(hours[1]) == pytest.approx(work / 250e12 / 3600, abs=0.06)
+
+
+def test_uncommitted_edits_are_never_overwritten(project):
+    text = Path("params.yaml").read_text().replace("count: 300", "count: 301")
+    Path("params.yaml").write_text(text)
+    with pytest.raises(
+        InputError, match=r"params\.yaml has changes that are not committed and would be lost: commit it"
+    ):
+        preset.apply("cifar10")
+    assert Path("params.yaml").read_text() == text
+    Path("other.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"other\.yaml is not in git"):
+        preset.apply("cifar10", "other.yaml")
+
+
+def test_command_lists_shows_and_writes(project):
+    before = Path("params.yaml").read_text()
+    run = CliRunner().invoke
+    assert [line.split()[0] for line in run(app, ["preset"]).stdout.splitlines()] == sorted(EXPECTED)
+    shown = run(app, ["preset", "cifar10"]).stdout
+    assert "train.noise.sigma_max: 3.0 -> 50.0" in shown
+    assert "nothing was written" in shown
+    assert Path("params.yaml").read_text() == before
+    assert "params.yaml changed" in run(app, ["preset", "cifar10", "--write"]).stdout
+    assert load_tree("params.yaml")["train"]["noise"]["sigma_max"] == 50.0
+
+
+def test_an_unknown_preset_and_a_key_that_is_gone_are_named(project):
+    with pytest.raises(InputError, match="there is no preset cifar: choose one of celeba64"):
+        preset.apply("cifar")
+    tree = load_tree("params.yaml")
+    del tree["train"]["noise"]["sigma_max"]
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(InputError, match=r"preset cifar10: params\.yaml has no key train\.noise\.sigma_max"):
+        preset.changes("cifar10")
+
+
+def test_an_invalid_result_is_not_written(project):
+    """The rest of the file is checked with the preset's keys in it."""
+    text = Path("params.yaml").read_text().replace("percentile: 1.0", "percentile: -1.0")
+    Path("params.yaml").write_text(text)
+    subprocess.run(["git", "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qam", "x"], check=True)
+    with pytest.raises(InputError, match="filter.percentile"):
+        preset.apply("cifar10")
+    assert Path("params.yaml").read_text() == text

@@ -1,0 +1,129 @@
+"""Training on a Ray cluster of two simulated nodes: several processes on several nodes, and nodes that are lost."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from test_distributed import VARIANT, environment, with_processes
+from test_train_sample import ROOT, project
+
+from pipeline.shared import SharedPlace
+from stages import train
+from stages.files.tensors import load_tensors
+from stages.protocol import Shard, load_tree
+
+pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
+
+__all__ = ["environment", "project"]
+pytestmark = [pytest.mark.long, pytest.mark.faults]
+
+ON_RAY = """
+import sys
+from pathlib import Path
+from pipeline.dispatch import import_ray_runner
+from stages.protocol import Shard
+ray_runner = import_ray_runner()
+runner = ray_runner.RayRunner(sys.argv[2], ray_runner.RayResources(1, 0), sys.argv[3] or None, 1)
+runner.run(Shard.from_json(sys.argv[1]), -1)
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """A head without CPUs and two nodes with one CPU and a home each."""
+    from ray.cluster_utils import Cluster
+
+    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes.homes = {}
+
+    def add() -> None:
+        home = tmp_path_factory.mktemp("home")
+        nodes.homes[nodes.add_node(num_cpus=1, env_vars={"HOME": str(home)})] = home
+
+    nodes.add = add
+    add()
+    add()
+    yield nodes
+    nodes.shutdown()
+
+
+def shard_at(folder: str) -> Shard:
+    (shard,) = train.plan(train.Params.from_tree(load_tree(), VARIANT))
+    Path(folder).mkdir()
+    return shard.at(Path(folder) / "key.safetensors")
+
+
+def undisturbed() -> bytes:
+    """What this machine alone makes, with one thread, as a Ray task with one CPU has."""
+    shard = shard_at("local")
+    Path("shard.json").write_text(shard.to_json())
+    subprocess.run([sys.executable, "-m", "stages.train", "--shard", "shard.json"], check=True, capture_output=True)
+    return shard.path.read_bytes()
+
+
+def start(shard: Shard, cluster, shared: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", ON_RAY, shard.to_json(), cluster.address, shared]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def end(process: subprocess.Popen[str]) -> str:
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    return output
+
+
+def scratches(cluster) -> dict[object, list[Path]]:
+    """Node -> its scratch folders."""
+    return {node: list(home.glob(".cache/scoresmooth/*/ray/*.scratch")) for node, home in cluster.homes.items()}
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_two_nodes_give_the_weights_of_two_local_processes(project, environment, cluster, shared):
+    """Bit for bit, with one folder that all see, and with inputs, checkpoints and result through a shared place."""
+    with_processes(2)
+    expected = undisturbed()
+    shard = shard_at("ray")
+    place = (project / "place").as_uri() if shared else ""
+    end(start(shard, cluster, place))
+    assert shard.path.read_bytes() == expected
+    if shared:
+        used = [node for node, home in cluster.homes.items() if list(home.glob(".cache/scoresmooth/*/data"))]
+        assert len(used) == 2  # each node fetched the inputs
+        assert not list((project / "place" / "scratch").glob("*"))  # nothing stays of what is done
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_training_goes_on_elsewhere_when_its_node_is_lost(project, environment, cluster, processes):
+    """From the checkpoint in the shared place: the node that goes on has another home."""
+    with_processes(processes, steps=300, checkpoint_every=10, log_every=10)
+    expected = undisturbed()
+    shard = shard_at("ray")
+    process = start(shard, cluster, (project / "place").as_uri())
+    record = SharedPlace((project / "place" / "scratch" / "key").as_uri())
+    until = time.monotonic() + 120
+    while not any(name.endswith(".safetensors") for name in record.read_record() or {}):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    writing = [node for node, found in scratches(cluster).items() if found]
+    lost = writing[0]
+    cluster.remove_node(lost, allow_graceful=False)
+    del cluster.homes[lost]
+    cluster.add()
+    output = end(process)
+    assert "going on from the shared place" in output
+    assert ("a process was lost: all 2 start again" in output) == (processes == 2)
+    assert shard.path.read_bytes() == expected
+    assert load_tensors(shard.path)[1]["image_shape"] == [1, 8, 8]
+
+
+def test_more_processes_than_the_cluster_has_is_one_line(project, environment, cluster):
+    with_processes(4)
+    process = start(shard_at("ray"), cluster, "")
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "train.processes: 4 processes with 1 CPUs each are more than the Ray cluster has: lower it" in output

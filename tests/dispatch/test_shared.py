@@ -1,0 +1,150 @@
+"""Files exchanged by content: nothing is copied twice, damage is found, half-written copies are never taken."""
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+
+from pipeline.checkpoints import SharedScratch
+from pipeline.shared import SharedPlace
+from stages.errors import InputError
+from stages.files.artifacts import sha256_file
+from stages.protocol import Shard
+
+
+@pytest.fixture
+def place(tmp_path):
+    return SharedPlace((tmp_path / "place").as_uri())
+
+
+def stored(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "place" / "files").iterdir())
+
+
+def test_a_folder_travels_and_equal_files_are_stored_once(place, tmp_path):
+    folder = tmp_path / "in"
+    (folder / "deep").mkdir(parents=True)
+    for name, content in (("a", b"one"), ("deep/b", b"two"), ("deep/c", b"one")):
+        (folder / name).write_bytes(content)
+    tree = place.put_tree(folder)
+    assert sorted(tree) == ["a", "deep/b", "deep/c"]
+    assert [path.name for path in stored(tmp_path)] == sorted({tree["a"], tree["deep/b"]})
+    place.get_tree(tree, tmp_path / "out")
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in tree} == {
+        "a": b"one",
+        "deep/b": b"two",
+        "deep/c": b"one",
+    }
+
+
+def test_what_is_there_is_not_stored_or_fetched_again(place, tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(b"content")
+    tree = place.put_tree(file)
+    (kept,) = stored(tmp_path)
+    os.utime(kept, (1, 1))
+    place.put_tree(file)
+    assert kept.stat().st_mtime == 1
+    place.get_tree(tree, tmp_path / "copy")
+    os.utime(tmp_path / "copy", (1, 1))
+    place.get_tree(tree, tmp_path / "copy")
+    assert (tmp_path / "copy").stat().st_mtime == 1
+    (tmp_path / "copy").write_bytes(b"changed")
+    place.get_tree(tree, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"content"
+
+
+def test_damage_in_the_place_is_found_and_a_cut_copy_replaced(place, tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(b"content")
+    digest = place.put(file)
+    assert digest == sha256_file(file)
+    (kept,) = stored(tmp_path)
+    kept.write_bytes(b"CONTENT")
+    with pytest.raises(OSError, match=f"{digest} is damaged"):
+        place.get(digest, tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
+    kept.write_bytes(b"cont")  # another size: it is stored anew
+    place.put(file)
+    place.get(digest, tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"content"
+    with pytest.raises(FileNotFoundError):
+        place.get("0" * 64, tmp_path / "other")
+
+
+def test_other_protocols_and_unknown_ones(tmp_path):
+    file = tmp_path / "file"
+    file.write_bytes(b"content")
+    memory = SharedPlace("memory://scoresmooth-test")
+    memory.get(memory.put(file), tmp_path / "copy")
+    assert (tmp_path / "copy").read_bytes() == b"content"
+    with pytest.raises(InputError, match="execution.shared: nowhere://x: Protocol not known: nowhere"):
+        SharedPlace("nowhere://x")
+
+
+@pytest.mark.parametrize("url", ["file", "memory://scoresmooth-record"])
+def test_a_record_names_the_newest_tree_and_the_rest_can_be_removed(tmp_path, url):
+    place = SharedPlace((tmp_path / "place").as_uri() if url == "file" else url)
+    assert place.read_record() is None
+    digests = {}
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(name)
+        digests[name] = place.put(tmp_path / name)
+        place.write_record({name: digests[name]})
+    assert place.read_record() == {"two": digests["two"]}
+    place.keep({digests["two"]})
+    place.get(digests["two"], tmp_path / "copy")
+    with pytest.raises(FileNotFoundError):
+        place.get(digests["one"], tmp_path / "other")
+    place.clear()
+    assert place.read_record() is None
+    place.clear()  # what is not there needs no removing
+
+
+def scratch(tmp_path: Path, node: str) -> tuple[Shard, SharedScratch]:
+    """A shard whose scratch folder is a node's own."""
+    shard = Shard("train", "train", "net", {}, (), ".txt").at(tmp_path / node / "key.txt")
+    shard.scratch.mkdir(parents=True)
+    return shard, SharedScratch((tmp_path / "place").as_uri(), shard)
+
+
+def contents(shard: Shard) -> dict[str, str]:
+    return {path.name: path.read_text() for path in shard.scratch.iterdir()}
+
+
+def test_checkpoints_go_on_at_another_node_and_nothing_of_a_third_state_is_left(tmp_path):
+    first, there = scratch(tmp_path, "first")
+    with pytest.raises(SystemExit), there.mirrored(writes=True):
+        for step in (10, 20, 30):
+            (first.scratch / f"step-{step}").write_text(str(step))
+            (first.scratch / f"step-{step - 10}").unlink(missing_ok=True)
+        (first.scratch / ".step-40.half").write_text("half")  # what is being written
+        raise SystemExit(143)
+    second, here = scratch(tmp_path, "second")
+    (second.scratch / "step-99").write_text("of an attempt that nobody else knows of")
+    with here.mirrored(writes=False):
+        assert contents(second) == {"step-30": "30"}
+        (second.scratch / "mine").write_text("a process that does not lead stores nothing")
+    third, elsewhere = scratch(tmp_path, "third")
+    with elsewhere.mirrored(writes=True):
+        assert contents(third) == {"step-30": "30"}
+        (third.scratch / "step-50").write_text("50")
+        (third.scratch / "step-30").unlink()
+    assert [path.name for path in (tmp_path / "place/scratch/key/files").iterdir()] == [
+        sha256_file(third.scratch / "step-50")
+    ]
+    elsewhere.forget()
+    assert not (tmp_path / "place" / "scratch" / "key").exists()
+
+
+def test_a_checkpoint_is_stored_while_the_work_goes_on(tmp_path):
+    shard, there = scratch(tmp_path, "first")
+    place = SharedPlace((tmp_path / "place/scratch/key").as_uri())
+    with there.mirrored(writes=True):
+        (shard.scratch / "step-1").write_text("1")
+        until = time.monotonic() + 60
+        while place.read_record() is None:
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        assert list(place.read_record()) == ["step-1"]

@@ -1,0 +1,333 @@
+"""The filter stage on a small project with planted copies: against brute force, for any number of shards."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from stages import filter as stage
+from stages.errors import InputError
+from stages.features.encoders import EncoderParams, load_encoder
+from stages.files.artifacts import read_metadata
+from stages.files.features import FeatureTable, write_features
+from stages.files.images import image_table, read_images, write_images
+from stages.files.neighbors import NeighborTable, write_neighbors
+from stages.files.png import png_bytes
+from stages.memorization.candidates import read_candidates
+from stages.memorization.statistics import wilson
+from stages.memorization.verdict_log import Act, VerdictLog, now
+from stages.protocol import run_plain
+
+PIXELS = {"name": "pixels", "weights": None, "sha256": None, "resize": None}
+TREE = {
+    "embed": {"encoder": PIXELS, "device": "cpu"},
+    "filter": {
+        "neighbors": 12,
+        "percentile": 10.0,
+        "margin": 1.0,
+        "ratios": {"copy_below": 1 / 3, "near_copy_below": 0.7},
+        "carlini": {"alpha": 0.5, "n": 8},
+        "headline": "nn_ratio_0_7",
+        "grid": {"rows": 3, "columns": 2},
+        "candidates": 1000,
+        "verdicts": {},
+        "repeated_within": 0.02,
+        "shards": 1,
+    },
+}
+IDENTICAL, NOISY, COUNT = 10, 20, 100
+
+
+def smooth_images(rng: np.random.Generator, count: int) -> np.ndarray:
+    """Random smooth RGB images: near neighbours differ in distance, as those of photographs do."""
+    coarse = rng.integers(20, 236, (count, 3, 3, 3)).astype(np.float64)
+    return np.rint(np.kron(coarse, np.ones((1, 4, 4, 1)))).astype(np.uint8)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    """60 training, 80 held-out and 100 sample images: 10 equal a training image, 20 are noisy copies, 70 are new."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    train, holdout, new = smooth_images(rng, 60), smooth_images(rng, 80), smooth_images(rng, 70)
+    noisy = np.clip(train[10:30] + 4 * rng.standard_normal((NOISY, 12, 12, 3)), 0, 255).astype(np.uint8)
+    samples = np.concatenate([train[:IDENTICAL], noisy, new])
+    for path, images in (("deduplicate/train", train), ("deduplicate/holdout", holdout), ("sample/v/samples", samples)):
+        write_images(Path("data") / f"{path}.arrow", image_table(images))
+    write_index(train)
+    Path("params.yaml").write_text(yaml.safe_dump(TREE))
+    return tmp_path
+
+
+def write_index(train: np.ndarray) -> None:
+    encoder, ids = load_encoder(EncoderParams(**PIXELS), "cpu"), image_table(train).ids
+    features = encoder(train)
+    write_features("data/embed/train.arrow", FeatureTable(features, ids, encoder.metadata))
+    distances = np.linalg.norm(features[:, None].astype(np.float64) - features[None], axis=-1)
+    np.fill_diagonal(distances, np.inf)
+    order = np.argsort(distances, axis=1)[:, :5]
+    own = distances.min(axis=1).astype(np.float32)
+    table = NeighborTable(order.astype(np.int32), np.take_along_axis(distances, order, 1).astype(np.float32), ids, own)
+    write_neighbors("data/index/feature_neighbors.arrow", table)
+
+
+def run(**changes) -> tuple[dict, list[dict]]:
+    tree = {**TREE, "filter": {**TREE["filter"], **changes}}
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
+    run_plain("filter", "v")
+    summary = json.loads(Path("data/filter/v/filter.json").read_text())
+    return summary, pq.read_table("data/filter/v/pairs.parquet").to_pylist()
+
+
+def test_against_brute_force(project):
+    summary, pairs = run()
+    train, samples, holdout = (
+        read_images(f"data/{name}.arrow").flat.astype(np.int64)
+        for name in ("deduplicate/train", "sample/v/samples", "deduplicate/holdout")
+    )
+
+    def rates(images: np.ndarray) -> dict[str, int]:
+        r = np.sqrt(np.square(images[:, None] - train[None]).sum(-1))
+        nn, near = r.argmin(1), np.sort(r, axis=1)
+        among = np.sqrt(np.square(train[:, None] - train[None]).sum(-1))
+        own = np.sort(among, axis=1)[nn, 1:]
+        ratio = near[:, 0] / near[:, 1]
+        candidate = np.zeros(len(images), bool)
+        candidate[np.argsort(near[:, 0] / near[:, :12].mean(1), kind="stable")[: len(images) // 10]] = True
+        flags = {
+            "byte_identical": near[:, 0] == 0,
+            "nn_ratio_1_3": ratio < 1 / 3,
+            "nn_ratio_0_7": ratio < 0.7,
+            "carlini_sample": near[:, 0] < 0.5 * near[:, :8].mean(1),
+            "carlini_train": near[:, 0] < 0.5 * own[:, :8].mean(1),
+            "two_stage": candidate & (near[:, 0] <= own[:, 0]),  # features are pixels here
+            "authenticity": near[:, 0] <= own[:, 0],
+        }
+        return {name: int(flag.sum()) for name, flag in flags.items()}
+
+    assert {name: m["flagged"] for name, m in summary["metrics"].items()} == rates(samples)
+    assert {name: m["holdout_flagged"] for name, m in summary["metrics"].items()} == rates(holdout)
+    assert summary["metrics"]["byte_identical"]["flagged"] == IDENTICAL
+    assert summary["metrics"]["nn_ratio_1_3"]["flagged"] == IDENTICAL + NOISY
+    assert summary["metrics"]["nn_ratio_1_3"]["excess_low"] > 0.15
+    assert summary["verdicts"]["copy"] == IDENTICAL + NOISY
+    assert summary["unique_training_images"] >= IDENTICAL + NOISY
+    expected = np.sqrt(np.square(samples[:, None] - train[None]).sum(-1).min(1) / 432) / 255
+    np.testing.assert_allclose([p["distance"] for p in sorted(pairs, key=lambda p: p["sample_index"])], expected)
+
+
+def test_pairs_are_sorted_and_complete(project):
+    _, pairs = run()
+    ranks = [(stage_rank(p["verdict"]), p["ratio"]) for p in pairs]
+    assert ranks == sorted(ranks)
+    assert sorted(p["sample_index"] for p in pairs) == list(range(COUNT))
+    train, samples = read_images("data/deduplicate/train.arrow"), read_images("data/sample/v/samples.arrow")
+    for pair in pairs:
+        assert pair["train_id"] == train.ids[pair["train_index"]]
+        assert pair["sample_id"] == samples.ids[pair["sample_index"]]
+        assert (pair["feature_distance"] is None) == (not pair["candidate"])
+    assert sum(p["candidate"] for p in pairs) == 10
+    assert all(p["train_index"] == p["sample_index"] for p in pairs if p["verdict"] == "copy")
+
+
+def stage_rank(verdict: str) -> int:
+    from stages.memorization.verdicts import VERDICTS
+
+    return VERDICTS.index(verdict)
+
+
+def test_any_number_of_shards_gives_the_same_bytes(project):
+    outs = []
+    for shards in (1, 7):
+        run(shards=shards)
+        outs.append({path.name: path.read_bytes() for path in Path("data/filter/v").iterdir()})
+    assert outs[0] == outs[1]
+    assert set(outs[0]) == {"pairs.parquet", "pairs.png", "candidates.parquet", "filter.json"}
+
+
+def test_what_only_judges_does_not_search_again(project):
+    """Margins, verdict thresholds, headline and grid are gather's: the shards stay as they are."""
+    judge(Path(VERDICTS["verdicts"]["v"]), [])
+    base = stage.plan(stage.Params.from_tree(TREE, "v"))
+    changes = {
+        "margin": 2.0,
+        "headline": "two_stage",
+        "grid": {"rows": 1, "columns": 1},
+        "carlini": {"alpha": 0.3, "n": 8},
+        "candidates": 3,
+        "repeated_within": 0.1,
+        **VERDICTS,
+    }
+    assert stage.plan(stage.Params.from_tree({**TREE, "filter": {**TREE["filter"], **changes}}, "v")) == base
+    more = stage.plan(stage.Params.from_tree({**TREE, "filter": {**TREE["filter"], "neighbors": 13}}, "v"))
+    assert more != base
+
+
+def test_held_out_images_as_samples_have_no_excess(project):
+    holdout = read_images("data/deduplicate/holdout.arrow")
+    write_images("data/sample/v/samples.arrow", holdout.take(np.arange(40)))
+    write_images("data/deduplicate/holdout.arrow", holdout.take(np.arange(40, 80)))
+    summary, _ = run()
+    assert all(m["excess_low"] <= 0 <= m["excess_high"] for m in summary["metrics"].values())
+    assert summary["distance"]["median_multiple"] == pytest.approx(1, abs=0.1)
+
+
+def test_duplicated_training_images_are_left_to_a_person_or_the_features(project):
+    """A copy of an image that repeats has r1/r2 near 1; Carlini's rule still sees it, so it is not called novel."""
+    train = read_images("data/deduplicate/train.arrow")
+    images = np.array(train.images)
+    images[1] = images[0]
+    images[1, 0, 0, 0] ^= 1  # alike, not equal
+    write_images("data/deduplicate/train.arrow", image_table(images))
+    write_index(images)
+    copy = np.clip(images[:1].astype(np.int64) + 3, 0, 255).astype(np.uint8)
+    write_images(
+        "data/sample/v/samples.arrow",
+        image_table(np.concatenate([copy, read_images("data/deduplicate/holdout.arrow").images])),
+    )
+    _, pairs = run()
+    found = next(p for p in pairs if p["sample_index"] == 0)
+    assert found["ratio"] > 0.9
+    assert found["candidate"]
+    assert found["verdict"] == "unsure"  # its features are not within the tiny distance between the two alike images
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"neighbors": 61}, r"filter\.neighbors: 61 .* has 60: lower it or raise ingest\.train"),
+        ({"carlini": {"alpha": 0.5, "n": 13}}, r"filter\.carlini: n 13 exceeds filter\.neighbors 12"),
+        ({"neighbors": 60, "carlini": {"alpha": 0.5, "n": 60}}, r"filter\.carlini\.n: 60 .* leave 59"),
+        ({"percentile": 0.0}, r"filter\.percentile"),
+        ({"headline": "fid"}, r"filter\.headline"),
+        ({"verdicts": {"v": "elsewhere.jsonl"}}, r"filter\.verdicts.*elsewhere\.jsonl does not lie in data/verdicts"),
+        ({"verdicts": {"v": "data/verdicts/../x.jsonl"}}, r"filter\.verdicts.*does not lie in data/verdicts"),
+        ({"ratios": {"copy_below": 0.8, "near_copy_below": 0.7}}, r"filter\.ratios.*copy_below must not exceed"),
+    ],
+)
+def test_wrong_numbers_name_their_key(project, changes, message):
+    with pytest.raises(InputError, match=message):
+        run(**changes)
+    assert not Path("data/filter").exists()
+
+
+def test_stale_inputs_are_refused(project):
+    write_images("data/sample/w/samples.arrow", image_table(np.zeros((3, 5, 5, 3), np.uint8)))
+    with pytest.raises(InputError, match=r"data/sample/w/samples\.arrow holds images of shape \(5, 5, 3\)"):
+        run_plain("filter", "w")
+    features = FeatureTable(np.zeros((2, 3), np.float32), ["a", "b"], {})
+    write_features("data/embed/train.arrow", features)
+    with pytest.raises(InputError, match=r"embed/train\.arrow does not hold .* rerun stage embed"):
+        run()
+
+
+def test_features_of_another_encoder_are_refused(project):
+    train = read_images("data/deduplicate/train.arrow")
+    other = FeatureTable(np.zeros((60, 432), np.float32), train.ids, {"encoder": "resnet18"})
+    write_features("data/embed/train.arrow", other)
+    with pytest.raises(InputError, match=r"made with encoder 'resnet18', the samples' features with 'pixels'"):
+        run()
+
+
+def test_candidates_are_the_suspected_pairs_with_the_training_images_that_follow(project):
+    _, pairs = run()
+    train = read_images("data/deduplicate/train.arrow")
+    samples = read_images("data/sample/v/samples.arrow")
+    table = read_candidates("data/filter/v/candidates.parquet")
+    found = table.to_pylist()
+    suspected = {p["sample_index"] for p in pairs if p["candidate"] or p["verdict"] != "novel"}
+    assert {row["sample_index"] for row in found} == suspected
+    assert [row["rho"] for row in found] == sorted(row["rho"] for row in found)
+    squared = np.square(samples.flat.astype(np.int64)[:, None] - train.flat.astype(np.int64)[None]).sum(-1)
+    for row in found:
+        nearest = np.argsort(squared[row["sample_index"]], kind="stable")[:5]
+        assert row["train_index"] == nearest[0]
+        assert row["train_png"] == png_bytes(train.images[nearest[0]])
+        assert row["sample_png"] == png_bytes(samples.images[row["sample_index"]])
+        assert row["next_pngs"] == [png_bytes(train.images[near]) for near in nearest[1:]]
+    assert read_metadata(table.schema) == {"variant": "v", "samples": COUNT, "suspected": len(suspected)}
+
+
+def test_a_limit_of_candidates_is_said(project):
+    run(candidates=4)
+    table = read_candidates("data/filter/v/candidates.parquet")
+    assert table.num_rows == 4
+    assert read_metadata(table.schema)["suspected"] > 4
+
+
+def judge(path: Path, decisions: list[tuple[str, str, str, str]]) -> None:
+    """Write (reviewer, sample id, train id, verdict) as a log of verdicts."""
+    log = VerdictLog(path)
+    for number, (reviewer, sample, nearest, verdict) in enumerate(decisions):
+        log.append(Act(str(number), now(), reviewer, (sample, nearest), verdict))
+    log.close()
+
+
+VERDICTS = {"verdicts": {"v": "data/verdicts/v/verdicts.jsonl"}}
+
+
+def test_verified_pairs_are_counted_with_and_without_repeated_training_images(project):
+    """Six pairs judged by two people; training images 0 and 1 are made to repeat each other."""
+    train = read_images("data/deduplicate/train.arrow")
+    images = np.array(train.images)
+    images[1] = images[0] + 1  # at a distance of 1/255
+    write_images("data/deduplicate/train.arrow", image_table(images))
+    write_index(images)
+    summary, pairs = run()
+    assert summary["verified"] is None
+    pair = {p["sample_index"]: (p["sample_id"], p["train_id"]) for p in pairs}
+    one = {0: "copy", 2: "copy", 3: "copy", 4: "not", 5: "unsure"}
+    other = {0: "copy", 2: "not", 4: "not", 11: "copy"}
+    stale = ("gone", pair[3][1])
+    crossed = (pair[3][0], pair[4][1])  # both ids exist, but not as a pair
+    decided = [("anna", *pair[row], verdict) for row, verdict in one.items()]
+    decided += [("bert", *pair[row], verdict) for row, verdict in other.items()]
+    judge(Path(VERDICTS["verdicts"]["v"]), [*decided, ("anna", *stale, "copy"), ("anna", *crossed, "copy")])
+    verified = run(**VERDICTS)[0]["verified"]
+    assert verified["outcomes"] == {"copy": 3, "not": 1, "unsure": 1, "disputed": 1, "undecided": COUNT - 6}
+    assert (verified["flagged"], verified["count"], verified["rate"]) == (3, COUNT, 3 / COUNT)
+    assert (verified["ci_low"], verified["ci_high"]) == wilson(3, COUNT)
+    assert verified["unique_training_images"] == 3  # of samples 0, 3 and 11
+    without = verified["without_repeated"]
+    assert (without["flagged"], without["unique_training_images"], without["repeated_images"]) == (2, 2, 1)
+    assert verified["reviewers"] == {"anna": 7, "bert": 4}
+    assert verified["stale"] == 2
+    assert verified["stale_pairs"] == sorted([list(stale), list(crossed)])
+    assert verified["open"] == verified["suspected"] - 6 == verified["offered"] - 6
+    # both decided 0 (copy, copy), 2 (copy, not), 4 (not, not): p_o = 2/3, p_e = (2/3)(1/3) + (1/3)(2/3) = 4/9
+    assert verified["agreement"] == [
+        {"reviewers": ["anna", "bert"], "pairs": 3, "alike": 2, "kappa": pytest.approx((2 / 3 - 4 / 9) / (1 - 4 / 9))}
+    ]
+    few = run(**VERDICTS, candidates=2)[0]["verified"]  # what is not offered stays open
+    assert (few["offered"], few["suspected"], few["open"]) == (2, verified["suspected"], verified["open"])
+    near = run(**VERDICTS, repeated_within=0.0039)[0]["verified"]["without_repeated"]  # 1/255 = 0.00392...
+    assert (near["flagged"], near["repeated_images"]) == (3, 0)
+
+
+def test_verdicts_change_no_other_number(project):
+    plain, pairs = run()
+    row = pairs[0]
+    judge(Path(VERDICTS["verdicts"]["v"]), [("anna", row["sample_id"], row["train_id"], "not")])
+    judged, same = run(**VERDICTS)
+    assert same == pairs
+    assert {**judged, "verified": None} == plain
+
+
+def test_samples_with_equal_pixels_share_their_verdict(project):
+    samples = read_images("data/sample/v/samples.arrow")
+    write_images("data/sample/v/samples.arrow", samples.take(np.array([0, 0, 0, *range(40, 90)])))
+    _, pairs = run()
+    row = next(p for p in pairs if p["sample_index"] == 1)
+    judge(Path(VERDICTS["verdicts"]["v"]), [("anna", row["sample_id"], row["train_id"], "copy")])
+    verified = run(**VERDICTS)[0]["verified"]
+    assert (verified["flagged"], verified["unique_training_images"]) == (3, 1)
+
+
+def test_missing_verdicts_are_named(project):
+    with pytest.raises(
+        InputError, match=r"data/verdicts/v/verdicts\.jsonl is missing: make it with scoresmooth review"
+    ):
+        run(**VERDICTS)

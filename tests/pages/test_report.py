@@ -1,0 +1,447 @@
+"""The report: what it says follows from the artifacts, it is one file, and the same artifacts give the same bytes."""
+
+import base64
+import contextlib
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from report_project import COPIED, REPORT, VARIANTS, verified_counts, write_project
+
+from stages.errors import InputError
+from stages.files.artifacts import write_tsv
+from stages.files.images import image_table, read_images, write_images
+from stages.files.paths import images_of
+from stages.protocol import run_plain
+from stages.reporting import figures, words
+from stages.reporting.checks import BrokenRule, Check, answer, checks
+from stages.reporting.inputs import read_inputs
+from stages.reporting.results import print_results, print_theory
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 1), dtype=np.uint8)
+FOLDER = Path("data/report")
+
+
+@pytest.fixture(scope="module")
+def rendered(tmp_path_factory) -> Path:
+    """A project whose report is written; tests only read it."""
+    root = tmp_path_factory.mktemp("rendered")
+    with contextlib.chdir(root):
+        write_project(root, IMAGES)
+        run_plain("report")
+    return root
+
+
+@pytest.fixture
+def page(rendered, monkeypatch) -> str:
+    """The rendered page; the working directory is its project."""
+    monkeypatch.chdir(rendered)
+    return (FOLDER / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """An empty project, and the working directory."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def judge(project: Path, **changes) -> tuple[dict[str, Check], str]:
+    """Checks by title and the answer, without drawing a page."""
+    write_project(project, IMAGES, **changes)
+    inputs = read_inputs(project / "data", VARIANTS, np.zeros(1))
+    broken = BrokenRule((0.5, 1.3), 20.0)
+    return {check.title: check for check in checks(inputs.variants, broken)}, answer(inputs.variants, broken)
+
+
+class Page(HTMLParser):
+    """Tags, attributes and ids of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.links: list[str] = []
+        self.ids: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.links += [value for name, value in attrs if name in ("src", "href", "xlink:href", "srcset", "action")]
+        self.ids += [value for name, value in attrs if name == "id"]
+
+
+def test_the_page_needs_nothing_from_outside(page):
+    parsed = Page(page)
+    assert all(link.startswith(("#", "data:")) for link in parsed.links)
+    assert parsed.tags.count("img") > 50
+    assert "@import" not in page
+    assert not re.search(r"url\((?!#)", page)
+
+
+def test_ids_are_unique_and_links_lead_somewhere(page):
+    parsed = Page(page)
+    assert len(parsed.ids) == len(set(parsed.ids))
+    assert {link[1:] for link in parsed.links if link.startswith("#")} <= set(parsed.ids)
+
+
+def test_same_artifacts_same_bytes(rendered, project):
+    write_project(project, IMAGES)
+    run_plain("report")
+    first, second = (
+        {str(path.relative_to(root / FOLDER)): path.read_bytes() for path in (root / FOLDER).rglob("*.*")}
+        for root in (rendered, project)
+    )
+    assert first == second
+    plots = ["copy_rate.tsv", "interpolation.png", "learned_levels.tsv", "learned_paths.tsv", "loss.tsv"]
+    assert sorted(first) == ["metrics.json", *(f"plots/{name}" for name in plots), "report.html", "results.json"]
+
+
+def test_the_answer_has_the_numbers_of_the_trained_models(page):
+    answer = json.loads((FOLDER / "results.json").read_text())["answer"]
+    assert f"the trained network copies 75.0{words.THIN}%" in answer
+    assert f"brings that down to 12.5{words.THIN}% (over 10 pixel neighbours)" in answer
+    assert "broken" not in answer
+    assert answer in page
+
+
+def test_all_checks_pass_when_the_numbers_say_so(page):
+    rows = json.loads((FOLDER / "results.json").read_text())["checks"]
+    assert [row["title"] for row in rows if not row["passed"]] == []
+    assert len(rows) == 4 + len(VARIANTS)
+    assert "All 8 checks pass" in page
+
+
+@pytest.mark.parametrize(
+    ("changes", "title"),
+    [
+        ({"closed-conditioning": 0.9}, "closed-conditioning copies at least 95%"),
+        ({"net-conditioning": 0.01, "net-temperature": 0.0}, "net-conditioning copies clearly more than chance"),
+        ({"net-temperature": 0.7}, "net-temperature copies less than net-conditioning"),
+        ({"closed-temperature": 1.0}, "closed-temperature copies less than closed-conditioning"),
+    ],
+)
+def test_a_check_fails_when_the_numbers_say_so(project, changes, title):
+    found, _ = judge(project, copied={**COPIED, **changes})
+    assert not found[title].passed
+
+
+def test_overlapping_intervals_are_no_difference(project):
+    found, sentence = judge(project, copied={**COPIED, "net-temperature": 0.7})  # [0.63, 0.76] against [0.69, 0.80]
+    assert found["net-temperature copies less than net-conditioning"].sentence.endswith("The intervals overlap.")
+    assert "smoothed by temperature it copies" in sentence
+
+
+@pytest.mark.parametrize(
+    ("medians", "distances", "sound"),
+    [
+        ({"net-temperature": 1.29}, {}, True),
+        ({"net-temperature": 1.31}, {}, False),
+        ({"net-temperature": 0.49}, {}, False),
+        ({"net-conditioning": 0.01}, {}, True),  # copies lie near: that is what they are
+        ({}, {"net-temperature": 0.43}, False),  # 20.5 times the floor of 0.021
+        ({}, {"net-temperature": 0.41}, True),
+    ],
+)
+def test_few_copies_of_broken_samples_are_no_success(project, medians, distances, sound):
+    found, sentence = judge(project, medians=medians, distances=distances)
+    name = "net-conditioning" if "net-conditioning" in medians else "net-temperature"
+    assert found[f"{name} draws sound samples"].passed is sound
+    assert ("its samples look broken" in sentence) is not sound
+
+
+def test_metrics_and_plots_hold_the_artifacts_numbers(page):
+    metrics = json.loads((FOLDER / "metrics.json").read_text())
+    own = metrics["variants"]["net-temperature"]
+    assert (own["copies"], own["copies_rate"], own["copies_count"]) == (25, 0.125, 200)
+    assert own["copies_low"] < 0.125 < own["copies_high"]
+    assert (own["fd_test"], own["fd_floor"], own["median_multiple"]) == (0.05, 0.021, 0.95)
+    assert own["rate_byte_identical"] == 12 / 200
+    assert list(metrics["variants"]) == sorted(VARIANTS)
+    assert metrics["theory"] == {"passed": 5, "failed": 1}  # four of them on the trained scores
+    assert metrics["checks"] == {"passed": 8, "failed": 0}
+    with open(FOLDER / "plots" / "loss.tsv", newline="") as file:
+        rows = list(csv.DictReader(file, delimiter="\t"))
+    assert [len([row for row in rows if row["variant"] == name]) for name in VARIANTS] == [0, 0, 40, 40]
+    assert all(float(row["loss_low_sigma"]) == pytest.approx(3 * float(row["loss_high_sigma"])) for row in rows)
+    with open(FOLDER / "plots" / "copy_rate.tsv", newline="") as file:
+        assert [row["variant"] for row in csv.DictReader(file, delimiter="\t")] == list(VARIANTS)
+
+
+def test_copies_while_learning_are_drawn_and_tabled_where_snapshots_were_measured(project):
+    write_project(project, IMAGES)
+    run_plain("report")
+    assert "while the networks learnt" not in (FOLDER / "report.html").read_text()
+    assert not (FOLDER / "plots" / "copy_curve.tsv").exists()
+    shares = [
+        {"step": n, "count": 50, "flagged": n // 20, "share": n / 1000, "low": n / 1100, "high": n / 900}
+        for n in (100, 400, 900)
+    ]
+    distances = [{"step": n, "count": 50, "fd": 100 / n} for n in (100, 400, 900)]
+    write_tsv("data/filter/net-temperature/curve.tsv", shares)
+    write_tsv("data/fid/net-temperature/curve.tsv", distances)
+    run_plain("report")
+    text = (FOLDER / "report.html").read_text()
+    assert "while the networks learnt" in text
+    assert 'id="curve-' in text
+    with open(FOLDER / "plots" / "copy_curve.tsv", newline="") as file:
+        found = list(csv.DictReader(file, delimiter="\t"))
+    assert [(row["variant"], row["step"], float(row["share"]), float(row["fd"])) for row in found] == [
+        ("net-temperature", str(n), n / 1000, 100 / n) for n in (100, 400, 900)
+    ]
+    write_tsv("data/fid/net-temperature/curve.tsv", distances[:2])
+    with pytest.raises(InputError, match=r"data/fid/net-temperature/curve\.tsv are of other snapshots: run dvc repro"):
+        run_plain("report")
+    Path("data/filter/net-temperature/curve.tsv").write_text("step\tshare\n1\t2\n")
+    with pytest.raises(InputError, match=r"curve\.tsv has no rows with the columns step, count.*: rerun stage filter"):
+        run_plain("report")
+
+
+def test_the_pictures_are_the_first_samples_in_order(page):
+    section = page[page.index('id="v-net-temperature"') :]
+    found = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="sample (\d+)"', section)[: REPORT["pictures"]]
+    assert [int(index) for _, index in found] == list(range(REPORT["pictures"]))
+    samples = read_images("data/sample/net-temperature/samples.arrow").images
+    for content, index in found:
+        assert np.array_equal(
+            np.asarray(Image.open(io.BytesIO(base64.b64decode(content)))), samples[int(index), :, :, 0]
+        )
+
+
+def test_colour_images_and_closed_forms_alone(project):
+    closed = {name: spec for name, spec in VARIANTS.items() if spec["score"] == "closed-form"}
+    write_project(project, np.repeat(IMAGES, 3, axis=3), variants=closed)
+    run_plain("report")
+    text = (FOLDER / "report.html").read_text()
+    assert 'id="training"' not in text
+    assert "the closed-form score copies" in text
+    assert not (FOLDER / "plots" / "loss.tsv").exists()
+
+
+def test_what_others_wrote_is_escaped(page):
+    assert "truncated &lt;PNG&gt; after 120 bytes" in page
+    assert "<PNG>" not in page
+    assert "b.png" not in page, "one rejected image is listed, as params say"
+    assert "The first 1 of 2" in page
+
+
+def test_failed_claims_and_checks_are_shown(project):
+    write_project(project, IMAGES, copied={**COPIED, "closed-conditioning": 0.9})
+    run_plain("report")
+    page = (FOLDER / "report.html").read_text()
+    assert "5 of 6 claims hold" in page
+    assert "a claim that fails" in page
+    assert "quick mode, images: digits" in page.lower()
+    assert page.count('id="shell-mass-axes_1"') == 1, "the block's figure"
+    assert "<figcaption>x<sub>i</sub></figcaption>" in page, "and its picture"
+    assert "1 of 8 checks fails" in page
+    assert page.count('<span class="mark fail">FAILS</span>') == 2
+
+
+def test_a_folder_of_a_removed_variant_is_not_read(project):
+    write_project(project, IMAGES)
+    fewer = {name: spec for name, spec in VARIANTS.items() if name != "net-temperature"}
+    Path("data/filter/net-temperature/filter.json").write_text("{")
+    Path("params.yaml").write_text(json.dumps({"report": REPORT, "variants": fewer}))
+    run_plain("report")
+    assert "net-temperature" not in (FOLDER / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("file", "stage"),
+    [
+        ("filter/net-conditioning/filter.json", "filter@net-conditioning"),
+        ("fid/closed-temperature/fid.json", "fid@closed-temperature"),
+        ("sample/net-conditioning/samples.arrow", "sample@net-conditioning"),
+        ("train/net-conditioning/loss.tsv", "train@net-conditioning"),
+        ("verify/verify.json", "verify"),
+        ("deduplicate/groups.parquet", "deduplicate"),
+    ],
+)
+def test_a_missing_artifact_names_the_command(project, file, stage):
+    write_project(project, IMAGES)
+    Path("data", file).unlink()
+    with pytest.raises(
+        InputError, match=re.escape(f"data/{file} is missing") + r".*" + re.escape(f"dvc repro {stage})")
+    ):
+        run_plain("report")
+    assert not FOLDER.exists()
+
+
+def test_stale_or_foreign_artifacts_are_refused(project):
+    write_project(project, IMAGES)
+    path = Path("data/filter/net-conditioning/pairs.parquet")
+    pq.write_table(pq.read_table(path).slice(1), path)
+    with pytest.raises(InputError, match=r"pairs\.parquet has 199 rows for 200 samples.*filter@net-conditioning"):
+        run_plain("report")
+    write_project(project, IMAGES)
+    path = Path("data/filter/net-conditioning/filter.json")
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "headline": "nn_ratio_0_7"}))
+    with pytest.raises(InputError, match=r"net-conditioning/filter\.json has the headline nn_ratio_0_7"):
+        run_plain("report")
+    path.write_text(json.dumps({**content, "headline": "beauty"}))
+    with pytest.raises(InputError, match="headline 'beauty' is none of its metrics"):
+        run_plain("report")
+    del content["ratio"]
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="has no key 'ratio': rerun stage filter"):
+        run_plain("report")
+
+
+def test_held_out_ratios_are_exact(project):
+    from stages import report as stage
+
+    write_project(project, IMAGES)
+    train = np.array([[0, 0], [3, 4], [200, 200]], np.uint8).reshape(3, 1, 2, 1)
+    holdout = np.array([[0, 0], [0, 4]], np.uint8).reshape(2, 1, 2, 1)
+    write_images(images_of("train"), image_table(train))
+    write_images(images_of("holdout"), image_table(holdout))
+    (shard,) = stage.plan(stage.Params(**REPORT, variants=VARIANTS))
+    part = stage.work(shard.at("part.parquet"))
+    assert pq.read_table(part).equals(pa.table({"ratio": [0.0, 3 / 4]}))  # (0, 4) lies 3 from (3, 4), 4 from (0, 0)
+
+
+def test_the_terminal_prints_the_table(page, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    print_results()
+    shown = capsys.readouterr().out
+    assert re.search(r"net-conditioning +150/200 +75\.0 \[68\.6, 80\.5\] +0\.25 +0\.0500 +0\.05 ", shown)
+    assert shown.index("closed form") < shown.index("closed-conditioning") < shown.index("network")
+    assert "pass  net-temperature copies less than net-conditioning" in shown
+    assert "4 of 4 variants draw sound samples" in shown
+    assert "75.0 % of its samples".replace(" %", words.THIN + "%") in shown.replace("\n", " ")
+
+
+def test_verified_pairs_stand_in_the_page_the_metrics_and_at_the_terminal(project, capsys):
+    write_project(project, IMAGES)
+    path = Path("data/filter/net-conditioning/filter.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"verified": verified_counts(200)}))
+    run_plain("report")
+    page = (FOLDER / "report.html").read_text(encoding="utf-8")
+    assert page.count("Verified by eye") == 1
+    assert f"<strong>9 of 200 (4.5{words.THIN}% [2.4, 8.3])</strong> are copies, of 3 training images" in page
+    assert f"within 0.02: <strong>4 of 200 (2.0{words.THIN}% [0.8, 5.0])</strong>" in page
+    assert "anna judged 17, bert judged 12; 5 not, 2 unsure, 1 disputed, 3 of 20 suspected pairs open" in page
+    assert "2 verdicts match no pair of this run and were not used" in page
+    assert "anna and bert agree on 11 of 12 (Cohen's κ 0.81)" in page
+    metrics = json.loads((FOLDER / "metrics.json").read_text())["variants"]
+    assert (metrics["net-conditioning"]["verified"], metrics["net-conditioning"]["verified_count"]) == (9, 200)
+    assert metrics["net-conditioning"]["verified_without_repeated"] == 4
+    assert "verified" not in metrics["closed-conditioning"]
+    print_results(FOLDER / "results.json")
+    printed = capsys.readouterr().out
+    assert printed.count("verified by eye") == 1
+    assert (
+        f"net-conditioning: 9 of 200 (4.5{words.THIN}% [2.4, 8.3]); without repeated training images 4 of 200"
+        in printed
+    )
+
+
+def test_the_terminal_prints_every_claim_of_the_theory(page, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    print_results()
+    assert "fails: a claim that fails: 0.90000 instead of 0.99730 ± 1.00·10⁻⁴" in capsys.readouterr().out
+    print_theory()
+    shown = capsys.readouterr().out
+    assert re.search(r"holds +noise lies in the shell +0\.99730 +0\.99730 +1\.00·10⁻⁵ +0 ≤ 1\.00·10⁻⁴", shown)
+    assert re.search(r"FAILS +a claim that fails +0\.99730 +0\.90000 +0\.0973 > 1\.00·10⁻⁴", shown)
+    assert re.search(r"holds +At the highest noise level the trained score .* \(net-conditioning\) +1", shown)
+    claims = 2 + len(trained := [claim for block in json_results()["beside_verify"] for claim in block["claims"]])
+    assert len(trained) == 4
+    assert (
+        f"{1 + sum(claim['passed'] for claim in trained)} of {claims} claims hold; quick mode, images: digits" in shown
+    )
+
+
+def json_results():
+    return json.loads((FOLDER / "results.json").read_text())["theory"]
+
+
+def test_before_the_report_the_terminal_prints_what_verify_found(project, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    with pytest.raises(InputError, match=r"verify\.json is missing"):
+        print_theory()
+    write_project(project, IMAGES)
+    print_theory()
+    shown = capsys.readouterr().out
+    assert "1 of 2 claims hold" in shown
+    assert "of trained scores nothing is known yet: scoresmooth repro report" in shown
+
+
+def test_no_report_yet_says_what_to_run(project):
+    with pytest.raises(InputError, match=r"results\.json is missing"):
+        print_results()
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("median_multiple", [1.3, 0.5]), ("fd_over_floor", 0.5)],
+)
+def test_params_out_of_range(key, value):
+    from stages.report import Params
+
+    with pytest.raises(InputError, match=r"report\.broken"):
+        Params.from_tree({"report": {**REPORT, "broken": {**REPORT["broken"], key: value}}, "variants": VARIANTS})
+
+
+def test_figures_follow_the_page(page):
+    assert not any(placeholder in page for placeholder in figures.VARIABLES)
+    assert "var(--network)" in page
+    assert "font-family" not in page[page.index("<svg") : page.rindex("</svg>")]
+
+
+def test_cumulative_distribution_by_hand():
+    x, share = figures.cumulative(np.array([0.5, 0.25, 0.25, 1.0]))
+    assert x.tolist() == [0, 0.25, 0.25, 0.5, 1, 1]
+    assert share.tolist() == [0, 25, 50, 75, 100, 100]
+    many, _ = figures.cumulative(np.linspace(0, 1, 5000))
+    assert len(many) == 402
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (1234, "1,234"),
+        (0.9973, "0.997"),
+        (12.34, "12.3"),
+        (2.5e-12, "2.50·10⁻¹²"),
+        (None, "–"),
+        (9.999, "10.0"),
+    ],
+)
+def test_numbers_as_people_read_them(value, text):
+    assert words.number(value) == text
+
+
+def test_percentages_as_people_read_them():
+    shown = [words.percent(rate).replace(words.THIN, " ") for rate in (0, 0.0025, 0.7321, 0.9996, 1)]
+    assert shown == ["0 %", "0.25 %", "73.2 %", "100 %", "100 %"]
+
+
+def test_the_page_says_what_a_verdict_is_and_where_the_methods_are_written_down(page):
+    assert "filter.ratios.copy_below" in page
+    assert "Of the two-stage filter" not in page
+    named = re.search(r"written down in (\S+?)<", page)[1]
+    text = (Path(__file__).parents[2] / named).read_text(encoding="utf-8")
+    for section in set(re.findall(r"METHODS §(\d)", page)):
+        assert f"\n## {section}. " in text
+
+
+def test_pictures_need_no_scrolling_and_their_numbers_no_mouse(page):
+    """Pictures loaded lazily have no height before: links into the page miss, and a printed page lacks them."""
+    assert 'loading="lazy"' not in page
+    pairs = pq.read_table(
+        f"data/filter/{next(iter(VARIANTS))}/pairs.parquet", columns=["sample_index", "distance"]
+    ).to_pylist()
+    first = next(row for row in pairs if row["sample_index"] == 0)
+    assert "<tr><th>0</th><td" in page
+    assert f"<td>{words.number(first['distance'])}</td>" in page
