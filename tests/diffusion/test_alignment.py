@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from stages.diffusion import alignment
 from stages.diffusion import scores as empirical_score
 from stages.diffusion.parameters import Variant
 from stages.diffusion.sampling import Model
-from stages.theory import alignment, expansion, learned
+from stages.theory import expansion, learned
 
 SETTINGS = alignment.Alignment(levels=3, images=6, pairs=4, paths=2, points=5, level=0.8, steps=40)
 CONDITIONED = Variant(score="network", form="conditioning", sampler={"name": "euler", "levels": 4})
