@@ -101,7 +101,7 @@ def results(
     """Print the results table, the report's path and the address of the Prefect UI."""
     from pipeline import server
     from stages.files.paths import DATA
-    from stages.reporting.results import print_results, print_theory
+    from stages.reporting.terminal import print_results, print_theory
 
     if theory:
         print_theory(DATA)

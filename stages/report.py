@@ -6,14 +6,15 @@ plots/*.tsv (`dvc plots`). Its one shard is the held-out images' r1/r2, which st
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from stages.files.artifacts import atomic_path, write_json, write_parquet, write_text, write_tsv
 from stages.files.images import read_images
 from stages.files.paths import DATA, images_of
-from stages.protocol import Parts, Section, Shard, StageParams, main
+from stages.protocol import Parts, Shard, StageParams, main
+from stages.reporting.checks import BrokenRule, answer, checks
 
 if TYPE_CHECKING:
     from stages.reporting.inputs import Inputs
@@ -22,27 +23,12 @@ OUT = DATA / "report"
 
 
 class VariantSummary(BaseModel):
-    """What the report needs to know of a variant; the rest of it is shown as it stands (`variants.py` checks it)."""
+    """The keys of a variant that the report reads; it shows the others unread (`variants.py` validates them)."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
     score: Literal["network", "closed-form"]
     form: str
-
-
-class Broken(Section):
-    """When samples count as broken, so that a low copy rate means nothing."""
-
-    median_multiple: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]] = Field(
-        description="accepted range of the median distance to the nearest training image over the held-out median"
-    )
-    fd_over_floor: float = Field(gt=1, description="largest accepted Fréchet distance to test, over its floor")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.median_multiple[0] >= self.median_multiple[1]:
-            raise ValueError(f"median_multiple {list(self.median_multiple)} must be [low, high] with low below high")
-        return self
 
 
 class Params(StageParams):
@@ -52,10 +38,10 @@ class Params(StageParams):
     SHARED: ClassVar[dict[str, str]] = {"variants": "variants"}
 
     variants: dict[str, VariantSummary] = Field(min_length=1)
-    pictures: int = Field(ge=1, le=512, description="samples shown per variant: the first ones, not picked")
+    pictures: int = Field(ge=1, le=512, description="samples shown per variant: the first ones, not selected")
     duplicate_groups: int = Field(ge=0, description="groups of duplicates shown as pictures, the largest first")
     rejected_images: int = Field(ge=0, description="rejected input files listed")
-    broken: Broken
+    broken: BrokenRule
 
 
 def plan(params: Params) -> list[Shard]:
@@ -73,7 +59,7 @@ def plan(params: Params) -> list[Shard]:
 
 
 def work(shard: Shard) -> Path:
-    """r1/r2 of every held-out image against the training images, exactly: a table with the column ratio."""
+    """Write r1/r2 of every held-out image against the training images, exact: a table with the column ratio."""
     import pyarrow as pa
 
     from stages.memorization.ratios import nn_ratio
@@ -88,20 +74,17 @@ def gather(params: Params, parts: Parts) -> None:
     """Read the artifacts and write the page, the metrics, the plots and the results table."""
     import pyarrow.parquet as pq
 
-    from stages.reporting.checks import BrokenRule, answer, checks
-    from stages.reporting.html import Shown, render
+    from stages.reporting.html import render
     from stages.reporting.inputs import read_inputs
     from stages.reporting.results import copy_rows, curve_rows, loss_rows, metrics, results
 
     variants = {name: variant.model_dump(mode="json") for name, variant in params.variants.items()}
     inputs = _with_learned(read_inputs(DATA, variants, pq.read_table(parts["holdout"][0])["ratio"].to_numpy()))
-    broken = BrokenRule(params.broken.median_multiple, params.broken.fd_over_floor)
-    found = checks(inputs.variants, broken)
-    shown = Shown(params.pictures, params.duplicate_groups, params.rejected_images)
-    provenance: dict[str, Any] = {"report": params.model_dump(mode="json", exclude={"variants"}), "variants": variants}
-    write_text(OUT / "report.html", render(inputs, found, broken, shown, provenance))
+    found = checks(inputs.variants, params.broken)
+    shown = {"report": params.model_dump(mode="json", exclude={"variants"}), "variants": variants}
+    write_text(OUT / "report.html", render(inputs, found, params.broken, shown))
     write_json(OUT / "metrics.json", metrics(inputs, found))
-    write_json(OUT / "results.json", results(inputs, answer(inputs.variants, broken), found))
+    write_json(OUT / "results.json", results(inputs, answer(inputs.variants, params.broken), found))
     write_tsv(OUT / "plots" / "copy_rate.tsv", copy_rows(inputs.variants))
     if losses := loss_rows(inputs.variants):
         write_tsv(OUT / "plots" / "loss.tsv", losses)
@@ -110,7 +93,7 @@ def gather(params: Params, parts: Parts) -> None:
 
 
 def _with_learned(inputs: "Inputs") -> "Inputs":
-    """The inputs with one block of theory more: the trained scores beside the empirical one."""
+    """The inputs with one more block of theory: the trained scores beside the empirical one."""
     from stages.files.png import png_bytes
     from stages.reporting.inputs import TheoryBlock
     from stages.reporting.learned import CAPTION, NAME, TITLE, draw_interpolations, learned_tables

@@ -2,11 +2,17 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Self
 
-from stages.reporting.inputs import Rate, Variant
-from stages.reporting.words import listing, number, percent, rate_words, times
+from pydantic import Field, model_validator
 
-CLOSED_FORM_SHARE = 0.95  # a closed-form conditioning score is the training set's own: it must copy nearly always
+from stages.protocol import Section
+from stages.reporting.words import Rate, listing, number, percent, times
+
+if TYPE_CHECKING:
+    from stages.reporting.inputs import Variant
+
+CLOSED_FORM_SHARE = 0.95  # the closed-form conditioning score is that of the training set itself: nearly all are copies
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,19 +28,23 @@ class Check:
     sanity: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class BrokenRule:
-    """When samples are broken, so that few copies mean nothing.
+class BrokenRule(Section):
+    """When samples count as broken, so that a low copy rate means nothing."""
 
-    median: allowed range of the median-distance multiple. fd: largest allowed FD over its floor.
-    """
+    median_multiple: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]] = Field(
+        description="accepted range of the median distance to the nearest training image over the held-out median"
+    )
+    fd_over_floor: float = Field(gt=1, description="largest accepted Fréchet distance to test, over its floor")
 
-    median: tuple[float, float]
-    fd: float
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.median_multiple[0] >= self.median_multiple[1]:
+            raise ValueError(f"median_multiple {list(self.median_multiple)} must be [low, high] with low below high")
+        return self
 
-    def reasons(self, variant: Variant) -> list[str]:
+    def reasons(self, variant: "Variant") -> list[str]:
         """Why this variant's samples are broken; empty when they are not."""
-        low, high = self.median
+        low, high = self.median_multiple
         multiple, over = variant.median_multiple, variant.fd_over_floor
         found = []
         distance = f"their median distance to the training set is {times(multiple)} the held-out one"
@@ -42,49 +52,46 @@ class BrokenRule:
             found.append(f"{distance} (< {low:g}) though fewer than half are copies")
         if multiple > high:
             found.append(f"{distance} (> {high:g})")
-        if over > self.fd:
-            found.append(f"their {variant.fid['name']} to test is {times(over)} the floor (> {self.fd:g})")
+        if over > self.fd_over_floor:
+            found.append(f"their {variant.fid['name']} to test is {times(over)} the floor (> {self.fd_over_floor:g})")
         return found
 
 
-def checks(variants: Sequence[Variant], broken: BrokenRule) -> list[Check]:
+def checks(variants: Sequence["Variant"], broken: BrokenRule) -> list[Check]:
     """All checks that the variants at hand allow, in the order of the variants."""
-    found: list[Check] = []
-    for variant in variants:
-        if variant.form == "conditioning":
-            found.append(_beats_control(variant) if variant.network else _copies_nearly_all(variant))
+    conditioned = [variant for variant in variants if variant.form == "conditioning"]
+    found = [_beats_control(variant) if variant.network else _copies_nearly_all(variant) for variant in conditioned]
     for variant in variants:
         if variant.form == "temperature":
-            peers = [peer for peer in variants if peer.form == "conditioning" and peer.network == variant.network]
-            found += [_copies_less(variant, peer) for peer in peers]
+            found += [_copies_less(variant, peer) for peer in conditioned if peer.network == variant.network]
     return [*found, *(_sound(variant, broken) for variant in variants)]
 
 
-def _copies_nearly_all(variant: Variant) -> Check:
-    copies = variant.copies
+def _copies_nearly_all(variant: "Variant") -> Check:
     return Check(
         title=f"{variant.name} copies at least {CLOSED_FORM_SHARE:.0%}",
-        passed=copies.rate >= CLOSED_FORM_SHARE,
-        sentence=f"The closed-form conditioning score copies {rate_words(copies)}.",
+        passed=variant.copies.rate >= CLOSED_FORM_SHARE,
+        sentence=f"The closed-form conditioning score copies {variant.copies}.",
     )
 
 
-def _beats_control(variant: Variant) -> Check:
+def _beats_control(variant: "Variant") -> Check:
     copies, control = variant.copies, variant.control
     return Check(
         title=f"{variant.name} copies clearly more than chance",
         passed=copies.low > control.high,
-        sentence=f"It copies {rate_words(copies)}; of held-out real images the same rule flags {rate_words(control)}. "
+        sentence=f"It copies {copies}; of held-out real images the same rule flags {control}. "
         + _overlap(copies, control),
     )
 
 
-def _copies_less(variant: Variant, peer: Variant) -> Check:
+def _copies_less(variant: "Variant", peer: "Variant") -> Check:
+    copies, other = variant.copies, peer.copies
+    sampler = " The samplers differ." if _other_sampler(variant, peer) else ""
     return Check(
         title=f"{variant.name} copies less than {peer.name}",
-        passed=variant.copies.high < peer.copies.low,
-        sentence=f"{rate_words(variant.copies)} against {rate_words(peer.copies)}. "
-        + _overlap(variant.copies, peer.copies),
+        passed=copies.high < other.low,
+        sentence=f"{copies} against {other}. {_overlap(copies, other)}{sampler}",
     )
 
 
@@ -93,7 +100,11 @@ def _overlap(a: Rate, b: Rate) -> str:
     return "The intervals do not overlap." if apart else "The intervals overlap."
 
 
-def _sound(variant: Variant, broken: BrokenRule) -> Check:
+def _other_sampler(variant: "Variant", peer: "Variant") -> bool:
+    return variant.spec.get("sampler") != peer.spec.get("sampler")
+
+
+def _sound(variant: "Variant", broken: BrokenRule) -> Check:
     reasons = broken.reasons(variant)
     numbers = (
         f"Median distance to the nearest training image {times(variant.median_multiple)} held-out; "
@@ -104,34 +115,34 @@ def _sound(variant: Variant, broken: BrokenRule) -> Check:
     return Check(f"{variant.name} draws sound samples", not reasons, warning + numbers, sanity=True)
 
 
-def answer(variants: Sequence[Variant], broken: BrokenRule) -> str:
-    """The report's one sentence: how much is copied, and what smoothing changes, with the numbers."""
+def answer(variants: Sequence["Variant"], broken: BrokenRule) -> str:
+    """The report's one sentence: how much is copied, and how much with a smoothed score, with the numbers."""
     baseline = [variant for variant in variants if variant.form == "conditioning"]
     first = next((variant for variant in baseline if variant.network), baseline[0] if baseline else None)
     if first is None:
         most = max(variants, key=lambda variant: variant.copies.rate)
         return f"The most any variant copies is {percent(most.copies.rate)} of its samples ({most.name})."
-    kind = "trained network" if first.network else "closed-form score"
+    copies = first.copies
     opening = (
-        f"With noise conditioning, the {kind} copies {percent(first.copies.rate)} of its samples from the training set "
-        f"[95 % interval {percent(first.copies.low)}–{percent(first.copies.high)}; "
-        f"held-out images: {percent(first.control.rate)}]"
+        f"With noise conditioning, the {'trained network' if first.network else 'closed-form score'} copies "
+        f"{percent(copies.rate)} of its samples from the training set "
+        f"[95 % interval {percent(copies.low)}–{percent(copies.high)}; held-out images: {percent(first.control.rate)}]"
     )
     smoothed = [variant for variant in variants if variant.form == "temperature" and variant.network == first.network]
     if not smoothed:
         return opening + "."
     parts = [f"{percent(v.copies.rate)} ({_smoothing(v)}{_caveat(v, broken)})" for v in smoothed]
-    falls = all(variant.copies.high < first.copies.low for variant in smoothed)
-    verb = "smoothing the score by temperature brings that down to" if falls else "smoothed by temperature it copies"
-    return f"{opening}; {verb} {listing(parts)}."
+    sampler = ", drawn by another sampler" if any(_other_sampler(variant, first) for variant in smoothed) else ""
+    lower = all(variant.copies.high < copies.low for variant in smoothed)
+    caution = "" if lower else "; not every interval lies below the first"
+    return f"{opening}; with the score smoothed by temperature it copies {listing(parts)}{sampler}{caution}."
 
 
-def _smoothing(variant: Variant) -> str:
-    neighbors = variant.spec.get("neighbors")
-    if neighbors:
+def _smoothing(variant: "Variant") -> str:
+    if neighbors := variant.spec.get("neighbors"):
         return f"over {neighbors['k']} {neighbors['space']} neighbours"
     return f"T = {variant.spec.get('temperature')}"
 
 
-def _caveat(variant: Variant, broken: BrokenRule) -> str:
+def _caveat(variant: "Variant", broken: BrokenRule) -> str:
     return ", but its samples look broken" if broken.reasons(variant) else ""

@@ -1,7 +1,7 @@
 """The report's figures, as deterministic SVG whose colours follow the page (light and dark).
 
-matplotlib draws with placeholder colours; `_themed` replaces each by a CSS variable of report.css. Fonts are the
-page's own.
+matplotlib draws with placeholder colours; `_themed` replaces each by a CSS variable of report.css. The fonts are those
+of the page.
 """
 
 import io
@@ -9,7 +9,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
+from matplotlib.figure import Figure
 
 from stages.reporting.inputs import Variant
 from stages.reporting.words import number, percent
@@ -23,6 +25,7 @@ VARIABLES = {
     NETWORK: "network",
     **{color: f"series-{i}" for i, color in enumerate(SERIES)},
 }
+Curve = tuple[Variant, np.ndarray, np.ndarray]  # a variant with the x and y of its line, float64 (points,)
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 STYLE = {
     "svg.fonttype": "none",  # text stays text: smaller, selectable, in the page's font
@@ -63,8 +66,6 @@ def marker(variant: Variant) -> str:
 
 def copy_figure(variants: Sequence[Variant], median_range: tuple[float, float]) -> str:
     """Copy rate with Wilson interval and control, FD with its floor, median multiple; one row per variant. SVG text."""
-    import matplotlib
-
     with matplotlib.rc_context(STYLE):
         figure, axes = _rows_figure(variants, widths=(3.1, 1.75, 1.6))
         _copy_panel(axes[0], variants)
@@ -73,19 +74,11 @@ def copy_figure(variants: Sequence[Variant], median_range: tuple[float, float]) 
         return to_svg(figure, "copies")
 
 
-def _rows_figure(variants: Sequence[Variant], widths: Sequence[float]) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
+def _rows_figure(variants: Sequence[Variant], widths: Sequence[float]) -> tuple[Figure, Any]:
     figure = Figure(figsize=(10, 1.25 + 0.36 * len(variants)))
-    left, right, bottom, top = 0.185, 0.985, 0.62 / figure.get_figheight(), 1 - 0.42 / figure.get_figheight()
-    axes = figure.subplots(
-        1,
-        len(widths),
-        sharey=True,
-        gridspec_kw={
-            "width_ratios": widths, "left": left, "right": right, "bottom": bottom, "top": top, "wspace": 0.1
-        },
-    )  # fmt: skip
+    height = figure.get_figheight()
+    grid = {"left": 0.185, "right": 0.985, "bottom": 0.62 / height, "top": 1 - 0.42 / height, "wspace": 0.1}
+    axes = figure.subplots(1, len(widths), sharey=True, gridspec_kw={"width_ratios": widths, **grid})
     axes[0].set_yticks(range(len(variants)), [variant.name for variant in variants])
     axes[0].set_ylim(len(variants) - 0.5, -0.5)
     for axis in axes:
@@ -95,36 +88,41 @@ def _rows_figure(variants: Sequence[Variant], widths: Sequence[float]) -> tuple[
     return figure, axes
 
 
+def _reference(axis: Any, row: int, value: float) -> None:
+    """A grey mark across one row: what real images reach."""
+    axis.plot([value, value], [row - 0.5, row + 0.5], color=CONTROL, linewidth=1.6)
+
+
+def _point(axis: Any, row: int, variant: Variant, value: float, size: float = 5.5) -> None:
+    axis.plot(value, row, marker(variant), color=color(variant), markersize=size)
+
+
 def _copy_panel(axis: Any, variants: Sequence[Variant]) -> None:
     for row, variant in enumerate(variants):
-        copies, control = variant.copies, variant.control
-        axis.fill_betweenx(
-            [row - 0.5, row + 0.5], 100 * control.low, 100 * control.high, color=CONTROL, alpha=0.3, linewidth=0
-        )
-        axis.plot([100 * control.rate] * 2, [row - 0.5, row + 0.5], color=CONTROL, linewidth=1.6)
+        copies, control, span = variant.copies, variant.control, [row - 0.5, row + 0.5]
+        axis.fill_betweenx(span, 100 * control.low, 100 * control.high, color=CONTROL, alpha=0.3, linewidth=0)
+        _reference(axis, row, 100 * control.rate)
         axis.plot([100 * copies.low, 100 * copies.high], [row, row], color=color(variant), linewidth=2.2)
-        axis.plot(100 * copies.rate, row, marker(variant), color=color(variant), markersize=6.5)
+        _point(axis, row, variant, 100 * copies.rate, 6.5)
         text = f"{percent(copies.rate)}  {copies.flagged:,}/{copies.count:,}"
         axis.text(1.0, row, text, ha="right", va="center", fontsize=8.5, transform=axis.get_yaxis_transform())
-    axis.set_xlim(-2, 143)  # the numbers stand right of 100 %
-    axis.set_xticks(range(0, 101, 20))
+    axis.set(xlim=(-2, 143), xticks=range(0, 101, 20))  # the numbers stand right of 100 %
     axis.set_xlabel("samples that copy a training image (%)", loc="left")
     axis.set_title("Copy rate, 95 % interval")
 
 
 def _distance_panel(axis: Any, variants: Sequence[Variant]) -> None:
-    name = variants[0].fid["name"]
     values = [variant.fid["test"]["distance"] for variant in variants]
     floors = [variant.fid["floor"]["distance"] for variant in variants]
     for row, (variant, value, floor) in enumerate(zip(variants, values, floors)):
-        axis.plot([floor, floor], [row - 0.5, row + 0.5], color=CONTROL, linewidth=1.6)
-        axis.plot(value, row, marker(variant), color=color(variant), markersize=5.5)
+        _reference(axis, row, floor)
+        _point(axis, row, variant, value)
     positive = [value for value in (*values, *floors) if value > 0]
     if len(positive) == 2 * len(values) and max(positive) > 8 * min(positive):
         _log_ticks(axis, min(positive), max(positive))
     else:
         axis.set_xlim(0, 1.1 * max(*values, *floors, 1e-12))
-    axis.set_xlabel(name, loc="left")
+    axis.set_xlabel(variants[0].fid["name"], loc="left")
     axis.set_title("Distance to test images")
 
 
@@ -142,7 +140,7 @@ def _median_panel(axis: Any, variants: Sequence[Variant], accepted: tuple[float,
     axis.axvspan(*accepted, color=BAND, linewidth=0)
     axis.axvline(1, color=CONTROL, linewidth=1.6)
     for row, variant in enumerate(variants):
-        axis.plot(variant.median_multiple, row, marker(variant), color=color(variant), markersize=5.5)
+        _point(axis, row, variant, variant.median_multiple)
     axis.set_xlim(-0.06, max(1.5, 1.1 * max(variant.median_multiple for variant in variants)))
     axis.set_xlabel("× held-out images", loc="left")
     axis.set_title("To nearest training image")
@@ -150,9 +148,6 @@ def _median_panel(axis: Any, variants: Sequence[Variant], accepted: tuple[float,
 
 def ratio_figure(variants: Sequence[Variant], held_out: np.ndarray, columns: int = 3) -> str:
     """Cumulative distribution of r_1/r_2 per variant, beside that of the held-out images, float64 (N,). SVG text."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
     rows = -(-len(variants) // columns)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10, 0.55 + 1.75 * rows), layout="constrained")
@@ -173,15 +168,12 @@ def _ratio_panel(axis: Any, variant: Variant, held_out: np.ndarray) -> None:
         axis.axvline(threshold, color=MUTED, linewidth=0.8, linestyle=":")
     axis.plot(*cumulative(held_out), color=CONTROL, linewidth=1.8)
     axis.plot(*cumulative(variant.pairs.column("ratio").to_numpy()), color=color(variant), linewidth=1.8)
-    axis.set_title(variant.name)
-    axis.set_xlim(0, 1)
-    axis.set_ylim(0, 100)
+    axis.set(title=variant.name, xlim=(0, 1), ylim=(0, 100), yticks=[0, 50, 100])
     axis.set_xticks([0, 1 / 3, 0.7, 1], ["0", "⅓", "0.7", "1"])
-    axis.set_yticks([0, 50, 100])
 
 
 def cumulative(values: np.ndarray, points: int = 400) -> tuple[np.ndarray, np.ndarray]:
-    """The empirical distribution in percent, drawn at no more than `points` quantiles (a drawing's resolution)."""
+    """The empirical distribution of values (N,) in percent, as (x, share), at no more than `points` quantiles."""
     ordered = np.sort(values)
     share = 100 * np.arange(1, len(ordered) + 1) / len(ordered)
     if len(ordered) > points:
@@ -220,40 +212,38 @@ def copy_curve_figure(variants: Sequence[Variant]) -> str | None:
     return _curves_figure(curves, "", "curve", marker=".")
 
 
-def _curves_figure(
-    panels: dict[str, list[tuple[Variant, np.ndarray, np.ndarray]]], label: str, name: str, **style: Any
-) -> str:
-    """Panels beside each other, each with one line (x, y) per variant over the training step. SVG text."""
-    import matplotlib
-    from matplotlib.figure import Figure
-
+def _curves_figure(panels: dict[str, list[Curve]], label: str, name: str, **style: Any) -> str:
+    """Panels beside each other, each with one line per variant over the training step. SVG text."""
     with matplotlib.rc_context(STYLE):
         rows = 1 + (len(next(iter(panels.values()))) - 1) // 4
         figure = Figure(figsize=(10, 2.7 + 0.25 * rows), layout="constrained")
         axes = figure.subplots(1, len(panels))
         for axis, (title, curves) in zip(axes, panels.items()):
-            for i, (variant, x, y) in enumerate(curves):
-                axis.plot(x, y, color=SERIES[i % len(SERIES)], linestyle=DASHES[i % len(DASHES)], linewidth=1.5,
-                          label=variant.name, **style)  # fmt: skip
-                if title == COPIES:
-                    axis.fill_between(x, 100 * variant.curve["low"], 100 * variant.curve["high"], linewidth=0,
-                                      color=SERIES[i % len(SERIES)], alpha=0.15)  # fmt: skip
-            if title == COPIES:
-                axis.set_ylim(0, 102)
-            else:
-                _loss_scale(axis, np.concatenate([y for _, _, y in curves]))
-            axis.grid(axis="y")
-            axis.set_title(title)
-            axis.set_xlabel("training step")
+            _curves_panel(axis, title, curves, **style)
         axes[0].set_ylabel(label)
-        figure.legend(*axes[0].get_legend_handles_labels(), frameon=False, loc="outside lower center", ncols=4,
-                      handlelength=3)  # fmt: skip
+        handles = axes[0].get_legend_handles_labels()
+        figure.legend(*handles, frameon=False, loc="outside lower center", ncols=4, handlelength=3)
         return to_svg(figure, name)
 
 
+def _curves_panel(axis: Any, title: str, curves: list[Curve], **style: Any) -> None:
+    for i, (variant, x, y) in enumerate(curves):
+        look = {"color": SERIES[i % len(SERIES)], "linestyle": DASHES[i % len(DASHES)], "linewidth": 1.5}
+        axis.plot(x, y, label=variant.name, **look, **style)
+        if title == COPIES:
+            low, high = 100 * variant.curve["low"], 100 * variant.curve["high"]
+            axis.fill_between(x, low, high, linewidth=0, color=look["color"], alpha=0.15)
+    if title == COPIES:
+        axis.set_ylim(0, 102)
+    else:
+        _loss_scale(axis, np.concatenate([y for _, _, y in curves]))
+    axis.grid(axis="y")
+    axis.set(title=title, xlabel="training step")
+
+
 def _loss_scale(axis: Any, losses: np.ndarray) -> None:
-    """Logarithmic where the losses span more than a factor of five; from zero otherwise."""
-    losses = losses[np.isfinite(losses)]  # a third without a level among the logged steps has no mean
+    """Logarithmic where the losses span more than a factor of five, linear from zero otherwise."""
+    losses = losses[np.isfinite(losses)]  # a third of the levels that no logged step drew has no mean loss
     low, high = (float(losses.min()), float(losses.max())) if len(losses) else (0.0, 1.0)
     if low > 0 and high > 5 * low:
         _log_ticks(axis, low, high, "y")
@@ -262,25 +252,25 @@ def _loss_scale(axis: Any, losses: np.ndarray) -> None:
 
 
 def to_svg(figure: Any, name: str) -> str:
-    """The figure as inline SVG: no date, ids of its own, colours from the page."""
+    """The figure as inline SVG without a date, its ids prefixed by `name`, its colours those of the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return _themed(_inlined(buffer.getvalue(), name))
 
 
 def _inlined(svg: str, name: str) -> str:
-    """Without prolog, metadata and fixed size; ids and references prefixed, so that figures do not clash."""
+    """Remove prolog, metadata and fixed size; prefix ids and references, so that figures do not clash."""
     svg = svg[svg.index("<svg") :]
     svg = re.sub(r"\s*<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
     svg = re.sub(r"<style.*?</style>", "", svg, flags=re.DOTALL)  # its rules would apply to the whole page
-    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
-    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    for size in ("width", "height"):
+        svg = re.sub(rf'(<svg[^>]*?) {size}="[^"]*"', r"\1", svg, count=1)
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     return re.sub(r'(url\(#|href="#)', rf"\g<1>{name}-", svg)
 
 
 def _themed(svg: str) -> str:
-    """Placeholder colours to CSS variables, and the page's font."""
+    """Replace placeholder colours by CSS variables, and remove the fonts in favour of the page's."""
     for placeholder, variable in VARIABLES.items():
         svg = svg.replace(placeholder, f"var(--{variable})")
     return re.sub(r"font-family: [^;\"]*;? ?", "", svg)

@@ -1,14 +1,14 @@
-"""The report: one self-contained HTML file. What it says is gathered here; how it looks is in report.html and .css."""
+"""The report: one self-contained HTML file. What it says is gathered here; report.html and .css say how it looks."""
 
-import dataclasses
 import json
 import re
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from stages.files.artifacts import sha256_file
 from stages.reporting import figures
@@ -17,14 +17,12 @@ from stages.reporting.inputs import Inputs, TheoryBlock, Variant
 from stages.reporting.pictures import file_uri, png_uri
 from stages.reporting.results import THIRD, kind, result_row
 from stages.reporting.theory_figures import theory_figures
-from stages.reporting.words import interval, number, percent, rate_words, times
+from stages.reporting.words import interval, number, percent, times
 
-if TYPE_CHECKING:
-    from markupsafe import Markup
-
+FOLDER = Path(__file__).parent
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pyarrow", "faiss-gpu", "clean-fid", "pillow", "matplotlib")
 FORMS = {
-    "conditioning": "The score is told the noise level σ (METHODS §1.1).",
+    "conditioning": "The score is given the noise level σ (METHODS §1.1).",
     "unconditioning": "The score reads the noise level from the image itself: optimal-shell weights (METHODS §1.4).",
     "temperature": "Unconditioning with weights softened by a temperature T (METHODS §1.5).",
     "kernel-smoothed": "Conditioning, averaged over Gaussian shifts of the input: LED-KDE (METHODS §1.7).",
@@ -39,86 +37,68 @@ VERDICTS = {
     "unsure": "unsure",
     "novel": "novel",
 }
+IN_A_GROUP = 12  # images shown of one group of duplicates
 
 
-@dataclasses.dataclass(frozen=True)
-class Shown:
-    """How much the page shows: samples per variant, groups of duplicates, rejected files."""
+def render(inputs: Inputs, found: Sequence[Check], broken: BrokenRule, params: dict[str, Any]) -> str:
+    """Write the whole page. params: the sections `report` and `variants` of params.yaml."""
+    variants, shown = inputs.variants, params["report"]
+    return (
+        _environment()
+        .get_template("report.html")
+        .render(
+            css=(FOLDER / "report.css").read_text(encoding="utf-8"),
+            script=(FOLDER / "report.js").read_text(encoding="utf-8"),
+            sentence=answer(variants, broken),
+            inputs=inputs,
+            metrics=variants[0].filter["metrics"],
+            third=THIRD,
+            checks=found,
+            failing=[check for check in found if not check.passed],
+            loud=sorted((c for c in found if not (c.sanity and c.passed)), key=lambda check: check.passed),
+            quiet=[check for check in found if check.sanity and check.passed],
+            copy_figure=figures.copy_figure(variants, broken.median_multiple),
+            ratio_figure=figures.ratio_figure(variants, inputs.holdout_ratio),
+            loss_figure=figures.loss_figure(variants),
+            curve_figure=figures.copy_curve_figure(variants),
+            sections=[section(variant, inputs, broken, shown["pictures"]) for variant in variants],
+            groups=duplicate_groups(inputs, shown["duplicate_groups"]),
+            rejected=inputs.rejected.slice(0, shown["rejected_images"]).to_pylist(),
+            theory=[theory_part(block) for block in inputs.theory],
+            broken=broken,
+            verdicts=VERDICTS,
+            params=compact(params, indent=2),
+            packages={name: version(name) for name in PACKAGES},
+            digests={str(path): sha256_file(path)[:16] for path in inputs.files},
+        )
+    )
 
-    samples: int
-    groups: int
-    rejected: int
 
-
-def render(inputs: Inputs, found: Sequence[Check], broken: BrokenRule, shown: Shown, params: dict[str, Any]) -> str:
-    """The whole page. params: what the provenance section prints as the parameters at work."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-    folder = Path(__file__).parent
+def _environment() -> Environment:
+    loader = FileSystemLoader(FOLDER)
     environment = Environment(
-        loader=FileSystemLoader(folder),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {
-        "percent": percent,
-        "number": number,
-        "words": rate_words,
-        "times": times,
-        "compact": compact,
-        "math": math,
-        "plain": plain,
-    }
-    environment.globals |= {"interval": interval, "kind": kind, "png": png_uri}
-    variants = inputs.variants
-    return environment.get_template("report.html").render(
-        css=(folder / "report.css").read_text(encoding="utf-8"),
-        script=(folder / "report.js").read_text(encoding="utf-8"),
-        sentence=answer(variants, broken),
-        inputs=inputs,
-        metric=variants[0].filter["metrics"][inputs.metric],
-        metrics=variants[0].filter["metrics"],
-        rows=[{**result_row(variant), "broken": broken.reasons(variant)} for variant in variants],
-        third=THIRD,
-        checks=found,
-        loud=sorted((c for c in found if not (c.sanity and c.passed)), key=lambda check: check.passed),
-        quiet=[check for check in found if check.sanity and check.passed],
-        copy_figure=figures.copy_figure(variants, broken.median),
-        ratio_figure=figures.ratio_figure(variants, inputs.holdout_ratio),
-        loss_figure=figures.loss_figure(variants),
-        curve_figure=figures.copy_curve_figure(variants),
-        sections=[section(variant, inputs, broken, shown.samples) for variant in variants],
-        groups=duplicate_groups(inputs, shown.groups),
-        rejected=inputs.rejected.slice(0, shown.rejected).to_pylist(),
-        theory=[theory_part(block) for block in inputs.theory],
-        broken=broken,
-        forms=FORMS,
-        verdicts=VERDICTS,
-        params=compact(params, indent=2),
-        packages={name: version(name) for name in PACKAGES},
-        digests={str(path): sha256_file(path)[:16] for path in inputs.files},
-    )
+    environment.filters |= {filter_.__name__: filter_ for filter_ in (percent, number, times, compact, math, plain)}
+    environment.globals |= {"interval": interval}
+    return environment
 
 
-def math(text: str) -> "Markup":
-    """Escaped text with its sub- and superscripts set: σ_{j+1}, x_i, e^{18}, d^2."""
-    from markupsafe import Markup, escape
-
+def math(text: str) -> Markup:
+    """Escape a text and set its sub- and superscripts: σ_{j+1}, x_i, e^{18}, d^2."""
     marked = re.sub(r"_(?:\{([^{}]*)\}|(\w))", r"<sub>\1\2</sub>", str(escape(text)))
     return Markup(re.sub(r"\^(?:\{([^{}]*)\}|(\w))", r"<sup>\1\2</sup>", marked))
 
 
 def plain(definition: str) -> str:
-    """A metric's definition with its symbols as the rest of the page writes them, without a full stop."""
+    """A metric's definition in the page's symbols, without a full stop."""
     for typed, symbol in SYMBOLS.items():
         definition = definition.replace(typed, symbol)
     return definition.rstrip(".")
 
 
 def compact(value: Any, indent: int | None = None) -> str:
-    """A value as JSON that people read: empty settings left out."""
+    """A value as JSON without its null entries."""
     return json.dumps(_without_nulls(value), indent=indent, ensure_ascii=False)
 
 
@@ -129,13 +109,13 @@ def _without_nulls(value: Any) -> Any:
 
 
 def section(variant: Variant, inputs: Inputs, broken: BrokenRule, count: int) -> dict[str, Any]:
-    """One variant's part of the page: its facts and its first `count` samples beside their nearest training images."""
+    """One variant's row and part of the page, with its first `count` samples beside their nearest training images."""
     return {
         "variant": variant,
         "row": result_row(variant),
+        "kind": kind(variant),
         "broken": broken.reasons(variant),
         "description": FORMS.get(variant.form, ""),
-        "settings": {key: value for key, value in variant.spec.items() if value is not None},
         "tiles": tiles(variant, inputs, count),
         "verdicts": [(name, variant.filter["verdicts"].get(name, 0)) for name in VERDICTS],
         "pairs": file_uri(variant.pairs_picture),
@@ -144,24 +124,16 @@ def section(variant: Variant, inputs: Inputs, broken: BrokenRule, count: int) ->
 
 def tiles(variant: Variant, inputs: Inputs, count: int) -> list[dict[str, Any]]:
     """The first samples in order: picture, nearest training image, verdict and numbers."""
-    pairs = variant.pairs.select(["sample_index", "train_index", "distance", "ratio", "verdict"]).to_pydict()
-    place = {sample: row for row, sample in enumerate(pairs["sample_index"])}
-    found = []
-    for index in range(min(count, len(variant.samples))):
-        row = place[index]
-        nearest = pairs["train_index"][row]
-        found.append(
-            {
-                "index": index,
-                "image": png_uri(variant.samples.images[index]),
-                "nearest": png_uri(inputs.train.images[nearest]),
-                "nearest_index": nearest,
-                "distance": pairs["distance"][row],
-                "ratio": pairs["ratio"][row],
-                "verdict": pairs["verdict"][row],
-            }
-        )
-    return found
+    pairs = variant.pairs.select(["sample_index", "train_index", "distance", "ratio", "verdict"]).to_pylist()
+    by_sample = {pair["sample_index"]: pair for pair in pairs}
+    return [
+        {
+            **by_sample[index],
+            "image": png_uri(variant.samples.images[index]),
+            "nearest": png_uri(inputs.train.images[by_sample[index]["train_index"]]),
+        }
+        for index in range(min(count, len(variant.samples)))
+    ]
 
 
 def duplicate_groups(inputs: Inputs, count: int) -> list[dict[str, Any]]:
@@ -171,20 +143,12 @@ def duplicate_groups(inputs: Inputs, count: int) -> list[dict[str, Any]]:
     for entry in columns:
         groups.setdefault(entry["group"], []).append(entry)
     largest = sorted(groups.items(), key=lambda item: (-len(item[1]), item[0]))[:count]
-    return [
-        {
-            "size": len(members),
-            "images": [
-                {**member, "image": png_uri(_pixels(inputs, member))}
-                for member in sorted(members, key=lambda member: not member["kept"])[:12]
-            ],
-        }
-        for _, members in largest
-    ]
+    return [{"size": len(members), "images": _pictured(inputs, members)} for _, members in largest]
 
 
-def _pixels(inputs: Inputs, member: dict[str, Any]) -> np.ndarray:
-    return inputs.splits[member["split"]].images[member["row"]]
+def _pictured(inputs: Inputs, members: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    kept_first = sorted(members, key=lambda member: not member["kept"])[:IN_A_GROUP]
+    return [{**m, "image": png_uri(inputs.splits[m["split"]].images[m["row"]])} for m in kept_first]
 
 
 def theory_part(block: TheoryBlock) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""What the report is made of: the artifacts of every variant, read once, with an error that says what to run."""
+"""The artifacts that the report is made of, each read once; an error names the command to run."""
 
 import csv
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from stages.errors import InputError
 from stages.files.artifacts import read_json
 from stages.files.images import ImageTable, read_images
+from stages.reporting.words import Rate
 
 LOSS = ("step", "loss", "loss_low_sigma", "loss_middle_sigma", "loss_high_sigma")
 SHARE = ("step", "count", "flagged", "share", "low", "high")
@@ -20,32 +21,15 @@ CURVE = (*SHARE, "fd")
 
 
 @dataclasses.dataclass(frozen=True)
-class Rate:
-    """Flagged of count, as a rate with its Wilson interval; all rates in [0, 1]."""
-
-    flagged: int
-    count: int
-    rate: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: dict[str, Any], prefix: str = "") -> Self:
-        """From the entries `{prefix}flagged`, … of one metric in filter.json."""
-        names = ("flagged", "count", "rate", "ci_low", "ci_high")
-        return cls(*(values[prefix + name] for name in names))
-
-
-@dataclasses.dataclass(frozen=True)
 class Learned:
-    """What stage sample measured of a trained score: alignment.json, and the images of its interpolations."""
+    """A trained score beside the empirical one: alignment.json, and the images of its interpolations."""
 
     measured: dict[str, Any]
     images: ImageTable
 
     @property
     def grid(self) -> np.ndarray:
-        """uint8 (kinds of mixture, paths, points, H, W, C)."""
+        """The interpolated images, uint8 (kinds of mixture, paths, points, H, W, C)."""
         return self.images.images.reshape(*self.measured["grid"], *self.images.images.shape[1:])
 
 
@@ -56,12 +40,11 @@ class Variant:
     Attributes:
         name, spec: the key and the value under `variants` in params.yaml.
         score, sample, filter, fid: the stages' JSON files.
-        loss: columns of loss.tsv, None for a closed form.
-        curve: columns of filter's and fid's curve.tsv, None where train kept no snapshots.
-        pairs: one row per sample, in the order of pairs.parquet.
+        loss: columns of loss.tsv; None for a closed form.
+        curve: columns of the curve.tsv of filter and fid; None where train kept no snapshots.
+        pairs: pairs.parquet, one row per sample.
         samples: the samples, in order.
         pairs_picture: the picture grid that filter drew.
-        metric: the headline metric's name.
         learned: its score beside the empirical one; None for a closed form.
     """
 
@@ -76,7 +59,6 @@ class Variant:
     pairs: pa.Table
     samples: ImageTable
     pairs_picture: Path
-    metric: str
     learned: Learned | None = None
 
     @property
@@ -86,8 +68,13 @@ class Variant:
 
     @property
     def form(self) -> str:
-        """What the score is or targets: conditioning, unconditioning, temperature, …"""
+        """The form of the score or of its target: conditioning, unconditioning, temperature, …"""
         return self.spec["form"]
+
+    @property
+    def metric(self) -> str:
+        """The headline metric's name."""
+        return self.filter["headline"]
 
     @property
     def copies(self) -> Rate:
@@ -101,7 +88,7 @@ class Variant:
 
     @property
     def verified(self) -> Rate | None:
-        """Samples that people call copies, None where nobody was asked."""
+        """Samples that people call copies; None where nobody has judged pairs."""
         found = self.filter["verified"]
         return Rate.of(found) if found else None
 
@@ -141,7 +128,7 @@ class TheoryBlock:
 
     @property
     def failed(self) -> int:
-        """How many of its claims do not hold."""
+        """The number of its claims that do not hold."""
         return sum(not claim["passed"] for claim in self.claims)
 
 
@@ -153,7 +140,7 @@ class Inputs:
         rejected, duplicates: the tables of ingest and deduplicate.
         splits: the ingested images by split. train: the deduplicated training images.
         claims: the rows of verify.json. theory: the same by block, with tables and pictures.
-        theory_scope: with which images and in which mode the theory was verified.
+        theory_scope: the mode and the images with which the theory was verified.
         holdout_ratio: r₁/r₂ of every held-out image, float64.
         files: every file that was read.
     """
@@ -179,7 +166,7 @@ class Inputs:
 
 
 class Reader:
-    """Reads artifacts under `data` and remembers which; a missing one names the command that writes it."""
+    """Reads artifacts under `data` and remembers their paths; a missing one names the command that writes it."""
 
     def __init__(self, data: Path) -> None:
         self.data = data
@@ -205,7 +192,7 @@ class Reader:
 
 
 def read_inputs(data: Path, variants: dict[str, dict[str, Any]], holdout_ratio: np.ndarray) -> Inputs:
-    """Read what the report needs under `data`; `variants` is that section of params.yaml, in its order.
+    """Read the report's artifacts under `data`; `variants` is that section of params.yaml, in its order.
 
     holdout_ratio: r₁/r₂ of the held-out images, float64 (N,).
     """
@@ -242,14 +229,12 @@ def _theory_block(reader: Reader, block: dict[str, Any], claims: list[dict[str, 
         title=block["title"],
         claims=[claim for claim in claims if claim["topic"] == block["name"]],
         tables={name: read_table(reader.path("verify", f"{name}.tsv")) for name in block["tables"]},
-        pictures=[
-            (picture["caption"], reader.path("verify", f"{picture['name']}.png")) for picture in block["pictures"]
-        ],
+        pictures=[(entry["caption"], reader.path("verify", f"{entry['name']}.png")) for entry in block["pictures"]],
     )
 
 
 def read_table(path: Path) -> list[dict[str, Any]]:
-    """The rows of a TSV table; a value that reads as a number is a float, any other text."""
+    """The rows of a TSV table; values that read as numbers become floats, others stay text."""
     with path.open(encoding="utf-8", newline="") as file:
         return [{name: _value(text) for name, text in row.items()} for row in csv.DictReader(file, delimiter="\t")]
 
@@ -266,7 +251,7 @@ def _variant(reader: Reader, name: str, spec: dict[str, Any]) -> Variant:
     filtered = reader.json("filter", "filter.json", name, *needed)
     if filtered["headline"] not in filtered["metrics"]:
         raise InputError(
-            f"data/filter/{name}/filter.json: headline {filtered['headline']!r} is none of its metrics "
+            f"data/filter/{name}/filter.json: headline {filtered['headline']!r} is not among its metrics "
             f"{sorted(filtered['metrics'])}: correct filter.headline in params.yaml"
         )
     variant = Variant(
@@ -281,13 +266,12 @@ def _variant(reader: Reader, name: str, spec: dict[str, Any]) -> Variant:
         pairs=pq.read_table(reader.path("filter", "pairs.parquet", name)),
         samples=read_images(reader.path("sample", "samples.arrow", name)),
         pairs_picture=reader.path("filter", "pairs.png", name),
-        metric=filtered["headline"],
         learned=_learned(reader, name) if spec["score"] == "network" else None,
     )
     if filtered["distance"]["median_multiple"] is None or variant.fid["floor"]["distance"] <= 0:
         raise InputError(
-            f"{name}: held-out images lie at distance 0 from the training or the test images, so that there is no "
-            "control: switch deduplicate.exact on, or give other held-out images"
+            f"{name}: the held-out images equal training or test images, so there is no control: "
+            "set deduplicate.exact to true, or give other held-out images"
         )
     if variant.pairs.num_rows != len(variant.samples):
         raise InputError(
@@ -311,15 +295,14 @@ def _curve(reader: Reader, name: str) -> dict[str, np.ndarray] | None:
     distances = read_columns(reader.path("fid", "curve.tsv", name), ("step", "count", "fd"))
     if any(not np.array_equal(shares[key], distances[key]) for key in ("step", "count")):
         raise InputError(
-            f"data/filter/{name}/curve.tsv and data/fid/{name}/curve.tsv are of other snapshots: run dvc repro"
+            f"data/filter/{name}/curve.tsv and data/fid/{name}/curve.tsv list different snapshots: run dvc repro"
         )
     return {**shares, "fd": distances["fd"]}
 
 
 def read_columns(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:
-    """Columns of a curve over the training steps, float64, one entry per row. InputError where one is missing."""
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file, delimiter="\t"))
+    """Columns of a curve over the training steps, float64 (rows,). Raises InputError where one is missing."""
+    rows = read_table(path)
     if not rows or not set(needed) <= set(rows[0]):
         raise InputError(f"{path} has no rows with the columns {', '.join(needed)}: rerun stage {path.parts[-3]}")
-    return {name: np.array([float(row[name]) for row in rows]) for name in rows[0]}
+    return {name: np.array([row[name] for row in rows]) for name in rows[0]}

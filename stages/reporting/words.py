@@ -1,13 +1,16 @@
 """Numbers as people read them."""
 
+import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Self
 
 THIN = "\u202f"  # narrow no-break space, as between a number and its unit
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-class Proportion(Protocol):
-    """Flagged of count with an interval; rates in [0, 1]."""
+@dataclasses.dataclass(frozen=True)
+class Rate:
+    """A proportion, flagged of count, with its 95 % Wilson interval; rates in [0, 1]."""
 
     flagged: int
     count: int
@@ -15,9 +18,18 @@ class Proportion(Protocol):
     low: float
     high: float
 
+    @classmethod
+    def of(cls, values: dict[str, Any], prefix: str = "") -> Self:
+        """Read the entries `{prefix}flagged`, … of one metric in filter.json."""
+        return cls(*(values[prefix + name] for name in ("flagged", "count", "rate", "ci_low", "ci_high")))
+
+    def __str__(self) -> str:
+        """375 of 512 (73.2 % [69.2, 76.9])."""
+        return f"{self.flagged:,} of {self.count:,} ({percent(self.rate)} {interval(self.low, self.high)})"
+
 
 def percent(rate: float) -> str:
-    """0.7321 → 73.2 %; small rates keep two digits."""
+    """0.7321 → 73.2 %; rates below 1 % keep two digits."""
     value = 100 * rate
     digits = 2 if 0 < abs(value) < 1 else 1
     text = f"{value:.{digits}f}"
@@ -29,11 +41,6 @@ def interval(low: float, high: float) -> str:
     return f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 
-def rate_words(rate: Proportion) -> str:
-    """375 of 512 (73.2 % [69.2, 76.9])."""
-    return f"{rate.flagged:,} of {rate.count:,} ({percent(rate.rate)} {interval(rate.low, rate.high)})"
-
-
 def number(value: float | int | None, digits: int = 3) -> str:
     """Three significant digits, thousands grouped, powers of ten where they are shorter; – for None."""
     if value is None:
@@ -42,25 +49,17 @@ def number(value: float | int | None, digits: int = 3) -> str:
         return f"{value:,}"
     if value == 0:
         return "0"
-    size = abs(value)
-    if size >= 1e6 or size < 1e-3:
-        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-        power = str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-        return f"{mantissa}·10{power}"
-    places = max(0, digits - 1 - _magnitude(size, digits))
-    return f"{value:,.{places}f}"
+    mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+    if 1e-3 <= abs(value) < 1e6:
+        return f"{value:,.{max(0, digits - 1 - int(exponent))}f}"
+    return f"{mantissa}·10{str(int(exponent)).translate(SUPERSCRIPTS)}"
 
 
 def times(value: float) -> str:
     """A multiple, to two decimals: 0.05 ×, 1.62 ×."""
-    return f"{value:.2f}{THIN}×" if value < 100 else f"{number(value)}{THIN}×"
-
-
-def _magnitude(size: float, digits: int) -> int:
-    """The power of ten of a positive number's leading digit, once rounded to `digits`."""
-    return int(f"{size:.{digits - 1}e}".split("e")[1])
+    return f"{f'{value:.2f}' if value < 100 else number(value)}{THIN}×"
 
 
 def listing(parts: Sequence[str]) -> str:
     """a, b and c."""
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}" if parts else ""
+    return " and ".join(part for part in (", ".join(parts[:-1]), *parts[-1:]) if part)

@@ -24,7 +24,7 @@ from stages.protocol import run_plain
 from stages.reporting import figures, words
 from stages.reporting.checks import BrokenRule, Check, answer, checks
 from stages.reporting.inputs import read_inputs
-from stages.reporting.results import print_results, print_theory
+from stages.reporting.terminal import print_results, print_theory
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 1), dtype=np.uint8)
 FOLDER = Path("data/report")
@@ -57,8 +57,8 @@ def project(tmp_path, monkeypatch) -> Path:
 def judge(project: Path, **changes) -> tuple[dict[str, Check], str]:
     """Checks by title and the answer, without drawing a page."""
     write_project(project, IMAGES, **changes)
-    inputs = read_inputs(project / "data", VARIANTS, np.zeros(1))
-    broken = BrokenRule((0.5, 1.3), 20.0)
+    inputs = read_inputs(project / "data", changes.get("variants", VARIANTS), np.zeros(1))
+    broken = BrokenRule(median_multiple=(0.5, 1.3), fd_over_floor=20.0)
     return {check.title: check for check in checks(inputs.variants, broken)}, answer(inputs.variants, broken)
 
 
@@ -107,7 +107,7 @@ def test_same_artifacts_same_bytes(rendered, project):
 def test_the_answer_has_the_numbers_of_the_trained_models(page):
     answer = json.loads((FOLDER / "results.json").read_text())["answer"]
     assert f"the trained network copies 75.0{words.THIN}%" in answer
-    assert f"brings that down to 12.5{words.THIN}% (over 10 pixel neighbours)" in answer
+    assert f"smoothed by temperature it copies 12.5{words.THIN}% (over 10 pixel neighbours)." in answer
     assert "broken" not in answer
     assert answer in page
 
@@ -136,7 +136,15 @@ def test_a_check_fails_when_the_numbers_say_so(project, changes, title):
 def test_overlapping_intervals_are_no_difference(project):
     found, sentence = judge(project, copied={**COPIED, "net-temperature": 0.7})  # [0.63, 0.76] against [0.69, 0.80]
     assert found["net-temperature copies less than net-conditioning"].sentence.endswith("The intervals overlap.")
-    assert "smoothed by temperature it copies" in sentence
+    assert sentence.endswith("; not every interval lies below the first.")
+
+
+def test_samplers_that_differ_are_said(project):
+    spec = {**VARIANTS["net-temperature"], "sampler": {"name": "actual-noise"}}
+    found, sentence = judge(project, variants={**VARIANTS, "net-temperature": spec})
+    assert found["net-temperature copies less than net-conditioning"].sentence.endswith(" The samplers differ.")
+    assert "differ" not in found["closed-temperature copies less than closed-conditioning"].sentence
+    assert sentence.endswith(", drawn by another sampler.")
 
 
 @pytest.mark.parametrize(
@@ -178,7 +186,7 @@ def test_metrics_and_plots_hold_the_artifacts_numbers(page):
 def test_copies_while_learning_are_drawn_and_tabled_where_snapshots_were_measured(project):
     write_project(project, IMAGES)
     run_plain("report")
-    assert "while the networks learnt" not in (FOLDER / "report.html").read_text()
+    assert "during training, with each" not in (FOLDER / "report.html").read_text()
     assert not (FOLDER / "plots" / "copy_curve.tsv").exists()
     shares = [
         {"step": n, "count": 50, "flagged": n // 20, "share": n / 1000, "low": n / 1100, "high": n / 900}
@@ -189,7 +197,7 @@ def test_copies_while_learning_are_drawn_and_tabled_where_snapshots_were_measure
     write_tsv("data/fid/net-temperature/curve.tsv", distances)
     run_plain("report")
     text = (FOLDER / "report.html").read_text()
-    assert "while the networks learnt" in text
+    assert "during training, with each" in text
     assert 'id="curve-' in text
     with open(FOLDER / "plots" / "copy_curve.tsv", newline="") as file:
         found = list(csv.DictReader(file, delimiter="\t"))
@@ -197,7 +205,9 @@ def test_copies_while_learning_are_drawn_and_tabled_where_snapshots_were_measure
         ("net-temperature", str(n), n / 1000, 100 / n) for n in (100, 400, 900)
     ]
     write_tsv("data/fid/net-temperature/curve.tsv", distances[:2])
-    with pytest.raises(InputError, match=r"data/fid/net-temperature/curve\.tsv are of other snapshots: run dvc repro"):
+    with pytest.raises(
+        InputError, match=r"net-temperature/curve\.tsv list different snapshots: run dvc repro"
+    ):
         run_plain("report")
     Path("data/filter/net-temperature/curve.tsv").write_text("step\tshare\n1\t2\n")
     with pytest.raises(InputError, match=r"curve\.tsv has no rows with the columns step, count.*: rerun stage filter"):
@@ -288,7 +298,7 @@ def test_stale_or_foreign_artifacts_are_refused(project):
     with pytest.raises(InputError, match=r"net-conditioning/filter\.json has the headline nn_ratio_0_7"):
         run_plain("report")
     path.write_text(json.dumps({**content, "headline": "beauty"}))
-    with pytest.raises(InputError, match="headline 'beauty' is none of its metrics"):
+    with pytest.raises(InputError, match="headline 'beauty' is not among its metrics"):
         run_plain("report")
     del content["ratio"]
     path.write_text(json.dumps(content))
@@ -373,7 +383,7 @@ def test_before_the_report_the_terminal_prints_what_verify_found(project, capsys
     print_theory()
     shown = capsys.readouterr().out
     assert "1 of 2 claims hold" in shown
-    assert "of trained scores nothing is known yet: scoresmooth repro report" in shown
+    assert "the claims on trained scores are missing: run scoresmooth repro report" in shown
 
 
 def test_no_report_yet_says_what_to_run(project):

@@ -1,0 +1,142 @@
+"""The results on the terminal: what `scoresmooth results` prints."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from stages.files.artifacts import read_json
+from stages.reporting.words import Rate, interval, number
+
+HOLDS, FAILS = "[green]{}[/]", "[bold red]{}[/]"
+
+
+def print_results(path: Path | str = "data/report/results.json") -> None:
+    """Print the results table and the checks. Raises InputError when there is no report yet."""
+    content = read_json(path)
+    table = _results_table(content["rows"])
+    console = _console(table)
+    console.print(table)
+    console.print(_legend(content), style="dim", markup=False)
+    for row in content["rows"]:
+        if "verified" in row:
+            console.print(_verified_line(row), markup=False, soft_wrap=True)
+    _print_checks(console, content["checks"])
+    theory = content["theory"]
+    console.print(f"{theory['passed']} of {theory['claims']} claims of the theory hold")
+    for failed in theory["failed"]:
+        console.print(f"  fails: {failed}", markup=False)
+    console.print()
+    console.print(content["answer"], style="bold", markup=False)
+
+
+def print_theory(data: Path | str = "data") -> None:
+    """Print every claim of the theory: those of stage verify, and those on trained scores once stage report has run.
+
+    Raises InputError when stage verify has not run.
+    """
+    verify, report = Path(data) / "verify", Path(data) / "report" / "results.json"
+    claims, own = read_json(verify / "verify.json")["claims"], read_json(verify / "blocks.json")["blocks"]
+    blocks = [{**block, "claims": [row for row in claims if row["topic"] == block["name"]]} for block in own]
+    trained = read_json(report)["theory"].get("beside_verify", []) if report.is_file() else []
+    console = _console(table := _claims_table([*blocks, *trained]))
+    console.print(table)
+    rows = [claim for block in (*blocks, *trained) for claim in block["claims"]]
+    passed = sum(claim["passed"] for claim in rows)
+    console.print(f"{passed} of {len(rows)} claims hold; {own[0]['mode']} mode, images: {own[0]['dataset']}")
+    if not trained:
+        console.print("the claims on trained scores are missing: run scoresmooth repro report", markup=False)
+
+
+def _table(first: Sequence[str], numbers: Sequence[str]) -> Table:
+    """An empty table: columns of text, then columns of numbers."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in first:
+        table.add_column(heading, no_wrap=True)
+    for heading in numbers:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table
+
+
+def _console(table: Table) -> Console:
+    """A console at least as wide as the table, since a pipe or a narrow window would cut its columns off."""
+    width, needed = Console().width, Console(width=1000).measure(table).maximum
+    return Console(highlight=False, width=needed if width < needed else None)
+
+
+def _results_table(rows: Sequence[dict[str, Any]]) -> Table:
+    """One section per kind of score: a heading, then a row per variant."""
+    table = _table(("variant",), ("copies", "% [95 %]", "held-out %", "FD", "median ×", "r1/r2 mean"))
+    for kind in dict.fromkeys(row["score"] for row in rows):
+        table.add_section()
+        table.add_row(f"[dim]{kind}[/]")
+        for row in rows:
+            if row["score"] == kind:
+                table.add_row(*_results_row(row))
+    return table
+
+
+def _results_row(row: dict[str, Any]) -> list[str]:
+    return [
+        row["variant"],
+        f"{row['copies']}/{row['copies_count']}",
+        escape(f"{100 * row['copies_rate']:.1f} {interval(row['copies_low'], row['copies_high'])}"),
+        f"{100 * row['control_rate']:.2f}",
+        number(row["fd_test"]),
+        f"{row['median_multiple']:.2f}",
+        f"{row['ratio_mean']:.2f}",
+    ]
+
+
+def _legend(content: dict[str, Any]) -> str:
+    floors = sorted(row["fd_floor"] for row in content["rows"])
+    reach = " to ".join(dict.fromkeys((number(floors[0]), number(floors[-1]))))
+    return (
+        f"copies by {content['metric']['name']}: {content['metric']['definition']}\n"
+        f"FD: {content['rows'][0]['fd_name']} to test images; held-out images reach {reach}\n"
+        "median ×: median distance to the nearest training image ÷ that of held-out images\n"
+    )
+
+
+def _verified_line(row: dict[str, Any]) -> str:
+    names = ("verified", "verified_without_repeated")
+    found, without = (Rate(*(row[name + end] for end in ("", "_count", "_rate", "_low", "_high"))) for name in names)
+    return f"verified by eye  {row['variant']}: {found}; without repeated training images {without}"
+
+
+def _print_checks(console: Console, found: Sequence[dict[str, Any]]) -> None:
+    sanity = [check for check in found if check["sanity"]]
+    quiet = [check for check in sanity if check["passed"]]
+    for check in found:
+        if check not in quiet:
+            mark = HOLDS.format("pass") if check["passed"] else FAILS.format("FAIL")
+            console.print(f"{mark}  [bold]{check['title']}[/]: {escape(check['sentence'])}")
+    if quiet:
+        console.print(f"{HOLDS.format('pass')}  [bold]{len(quiet)} of {len(sanity)} variants draw sound samples[/]")
+
+
+def _claims_table(blocks: Sequence[dict[str, Any]]) -> Table:
+    """One section per block: its title, then a row per claim."""
+    table = _table(("", "claim"), ("expected", "measured", "± error", "tolerance"))
+    for block in blocks:
+        table.add_section()
+        table.add_row("", f"[bold]{block['title']}[/]")
+        for claim in block["claims"]:
+            table.add_row(*_claim_row(claim))
+    return table
+
+
+def _claim_row(claim: dict[str, Any]) -> list[str]:
+    off = abs(claim["measured"] - claim["expected"]) if claim["deviation"] is None else claim["deviation"]
+    return [
+        HOLDS.format("holds") if claim["passed"] else FAILS.format("FAILS"),
+        escape(claim["claim"]),
+        number(claim["expected"], 5),
+        number(claim["measured"], 5),
+        "" if claim["uncertainty"] is None else number(claim["uncertainty"]),
+        f"{number(off)} {'≤' if claim['passed'] else '>'} {number(claim['tolerance'])}",
+    ]
