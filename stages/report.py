@@ -76,7 +76,7 @@ def gather(params: Params, parts: Parts) -> None:
 
     from stages.reporting.html import render
     from stages.reporting.inputs import read_inputs
-    from stages.reporting.results import copy_rows, curve_rows, loss_rows, metrics, results
+    from stages.reporting.results import copy_rows, curve_rows, metrics, results
 
     variants = {name: variant.model_dump(mode="json") for name, variant in params.variants.items()}
     inputs = _with_learned(read_inputs(DATA, variants, pq.read_table(parts["holdout"][0])["ratio"].to_numpy()))
@@ -85,11 +85,14 @@ def gather(params: Params, parts: Parts) -> None:
     write_text(OUT / "report.html", render(inputs, found, params.broken, shown))
     write_json(OUT / "metrics.json", metrics(inputs, found))
     write_json(OUT / "results.json", results(inputs, answer(inputs.variants, params.broken), found))
-    write_tsv(OUT / "plots" / "copy_rate.tsv", copy_rows(inputs.variants))
-    if losses := loss_rows(inputs.variants):
-        write_tsv(OUT / "plots" / "loss.tsv", losses)
-    if curves := curve_rows(inputs.variants):
-        write_tsv(OUT / "plots" / "copy_curve.tsv", curves)
+    plots = {
+        "copy_rate": copy_rows(inputs.variants),
+        "loss": curve_rows(inputs.variants, "loss"),
+        "copy_curve": curve_rows(inputs.variants, "curve"),
+    }
+    for name, rows in plots.items():
+        if rows:
+            write_tsv(OUT / "plots" / f"{name}.tsv", rows)
 
 
 def _with_learned(inputs: "Inputs") -> "Inputs":
@@ -109,7 +112,7 @@ def _with_learned(inputs: "Inputs") -> "Inputs":
     for name, rows in tables.items():
         write_tsv(OUT / "plots" / f"{name}.tsv", rows)
     block = TheoryBlock(NAME, TITLE, claims, tables, [(CAPTION, picture)])
-    return dataclasses.replace(inputs, claims=[*inputs.claims, *claims], theory=[*inputs.theory, block])
+    return dataclasses.replace(inputs, theory=[*inputs.theory, block])
 
 
 if __name__ == "__main__":

@@ -131,7 +131,8 @@ def answer(variants: Sequence["Variant"], broken: BrokenRule) -> str:
     smoothed = [variant for variant in variants if variant.form == "temperature" and variant.network == first.network]
     if not smoothed:
         return opening + "."
-    parts = [f"{percent(v.copies.rate)} ({_smoothing(v)}{_caveat(v, broken)})" for v in smoothed]
+    caveat = ", but its samples look broken"
+    parts = [f"{percent(v.copies.rate)} ({_smoothing(v)}{caveat if broken.reasons(v) else ''})" for v in smoothed]
     sampler = ", drawn by another sampler" if any(_other_sampler(variant, first) for variant in smoothed) else ""
     lower = all(variant.copies.high < copies.low for variant in smoothed)
     caution = "" if lower else "; not every interval lies below the first"
@@ -142,7 +143,3 @@ def _smoothing(variant: "Variant") -> str:
     if neighbors := variant.spec.get("neighbors"):
         return f"over {neighbors['k']} {neighbors['space']} neighbours"
     return f"T = {variant.spec.get('temperature')}"
-
-
-def _caveat(variant: "Variant", broken: BrokenRule) -> str:
-    return ", but its samples look broken" if broken.reasons(variant) else ""

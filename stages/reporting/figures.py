@@ -32,24 +32,16 @@ STYLE = {
     "svg.hashsalt": "scoresmooth",
     "font.family": "sans-serif",
     "font.size": 9,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": MUTED,
-    "axes.linewidth": 0.6,
+    **dict.fromkeys(("text.color", "axes.labelcolor", "xtick.labelcolor", "ytick.labelcolor"), INK),
+    **dict.fromkeys(("axes.edgecolor", "xtick.color", "ytick.color"), MUTED),
+    **dict.fromkeys(("axes.linewidth", "xtick.major.width", "ytick.major.width", "grid.linewidth"), 0.6),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.facecolor": "none",
     "axes.titlesize": 9,
     "axes.titlelocation": "left",
     "axes.axisbelow": True,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.labelcolor": INK,
-    "ytick.labelcolor": INK,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
     "grid.color": GRID,
-    "grid.linewidth": 0.6,
     "figure.facecolor": "none",
 }
 
@@ -117,17 +109,22 @@ def _distance_panel(axis: Any, variants: Sequence[Variant]) -> None:
     for row, (variant, value, floor) in enumerate(zip(variants, values, floors)):
         _reference(axis, row, floor)
         _point(axis, row, variant, value)
-    positive = [value for value in (*values, *floors) if value > 0]
-    if len(positive) == 2 * len(values) and max(positive) > 8 * min(positive):
-        _log_ticks(axis, min(positive), max(positive))
-    else:
-        axis.set_xlim(0, 1.1 * max(*values, *floors, 1e-12))
+    _scale(axis, [*values, *floors], "x", span=8, margin=1.1)
     axis.set_xlabel(variants[0].fid["name"], loc="left")
     axis.set_title("Distance to test images")
 
 
-def _log_ticks(axis: Any, low: float, high: float, along: str = "x") -> None:
-    """A logarithmic axis (along x or y) with 1, 2, 5 ticks written as plain numbers."""
+def _scale(axis: Any, values: Sequence[float] | np.ndarray, along: str, span: float, margin: float) -> None:
+    """Scale an axis (along x or y): logarithmic where the values span more than that factor, else linear from zero."""
+    low, high = (float(np.min(values)), float(np.max(values))) if len(values) else (0.0, 1.0)
+    if low > 0 and high > span * low:
+        _log_ticks(axis, low, high, along)
+    else:
+        axis.set(**{f"{along}lim": (min(0.0, low), margin * high or 1.0)})
+
+
+def _log_ticks(axis: Any, low: float, high: float, along: str) -> None:
+    """A logarithmic axis with ticks at 1, 2 and 5, written as plain numbers."""
     low, high = low / 1.3, high * 1.3
     ticks = [m * 10.0**e for e in range(-9, 10) for m in (1, 2, 5) if low <= m * 10.0**e <= high]
     ticks = ticks if len(ticks) <= 6 else [tick for tick in ticks if f"{tick:e}".startswith("1")]
@@ -236,19 +233,10 @@ def _curves_panel(axis: Any, title: str, curves: list[Curve], **style: Any) -> N
     if title == COPIES:
         axis.set_ylim(0, 102)
     else:
-        _loss_scale(axis, np.concatenate([y for _, _, y in curves]))
+        values = np.concatenate([y for _, _, y in curves])  # a third of the levels that no logged step drew is NaN
+        _scale(axis, values[np.isfinite(values)], "y", span=5, margin=1.05)
     axis.grid(axis="y")
     axis.set(title=title, xlabel="training step")
-
-
-def _loss_scale(axis: Any, losses: np.ndarray) -> None:
-    """Logarithmic where the losses span more than a factor of five, linear from zero otherwise."""
-    losses = losses[np.isfinite(losses)]  # a third of the levels that no logged step drew has no mean loss
-    low, high = (float(losses.min()), float(losses.max())) if len(losses) else (0.0, 1.0)
-    if low > 0 and high > 5 * low:
-        _log_ticks(axis, low, high, "y")
-    else:
-        axis.set_ylim(min(0.0, low), 1.05 * high or 1.0)
 
 
 def to_svg(figure: Any, name: str) -> str:

@@ -13,7 +13,7 @@ from markupsafe import Markup, escape
 from stages.files.artifacts import sha256_file
 from stages.reporting import figures
 from stages.reporting.checks import BrokenRule, Check, answer
-from stages.reporting.inputs import Inputs, TheoryBlock, Variant
+from stages.reporting.inputs import Inputs, Variant
 from stages.reporting.pictures import file_uri, png_uri
 from stages.reporting.results import THIRD, kind, result_row
 from stages.reporting.theory_figures import theory_figures
@@ -64,7 +64,6 @@ def render(inputs: Inputs, found: Sequence[Check], broken: BrokenRule, params: d
             sections=[section(variant, inputs, broken, shown["pictures"]) for variant in variants],
             groups=duplicate_groups(inputs, shown["duplicate_groups"]),
             rejected=inputs.rejected.slice(0, shown["rejected_images"]).to_pylist(),
-            theory=[theory_part(block) for block in inputs.theory],
             broken=broken,
             verdicts=VERDICTS,
             params=compact(params, indent=2),
@@ -80,7 +79,7 @@ def _environment() -> Environment:
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters |= {filter_.__name__: filter_ for filter_ in (percent, number, times, compact, math, plain)}
-    environment.globals |= {"interval": interval}
+    environment.globals |= {"interval": interval, "theory_figures": theory_figures, "file_uri": file_uri}
     return environment
 
 
@@ -149,12 +148,3 @@ def duplicate_groups(inputs: Inputs, count: int) -> list[dict[str, Any]]:
 def _pictured(inputs: Inputs, members: list[dict[str, Any]]) -> list[dict[str, Any]]:
     kept_first = sorted(members, key=lambda member: not member["kept"])[:IN_A_GROUP]
     return [{**m, "image": png_uri(inputs.splits[m["split"]].images[m["row"]])} for m in kept_first]
-
-
-def theory_part(block: TheoryBlock) -> dict[str, Any]:
-    """One block of the theory's claims: its rows, figures (SVG) and pictures."""
-    return {
-        "block": block,
-        "figures": theory_figures(block.name, block.tables),
-        "pictures": [(caption, file_uri(path)) for caption, path in block.pictures],
-    }

@@ -17,7 +17,7 @@ from stages.reporting.words import Rate
 
 LOSS = ("step", "loss", "loss_low_sigma", "loss_middle_sigma", "loss_high_sigma")
 SHARE = ("step", "count", "flagged", "share", "low", "high")
-CURVE = (*SHARE, "fd")
+CURVES = {"loss": LOSS, "curve": (*SHARE, "fd")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,7 +139,7 @@ class Inputs:
     Attributes:
         rejected, duplicates: the tables of ingest and deduplicate.
         splits: the ingested images by split. train: the deduplicated training images.
-        claims: the rows of verify.json. theory: the same by block, with tables and pictures.
+        theory: the blocks of stage verify with their claims, tables and pictures.
         theory_scope: the mode and the images with which the theory was verified.
         holdout_ratio: r₁/r₂ of every held-out image, float64.
         files: every file that was read.
@@ -153,7 +153,6 @@ class Inputs:
     splits: dict[str, ImageTable]
     train: ImageTable
     index: dict[str, Any]
-    claims: list[dict[str, Any]]
     theory: list[TheoryBlock]
     theory_scope: str
     holdout_ratio: np.ndarray
@@ -161,8 +160,13 @@ class Inputs:
 
     @property
     def metric(self) -> str:
-        """The headline metric."""
+        """The headline metric's name."""
         return self.variants[0].metric
+
+    @property
+    def claims(self) -> list[dict[str, Any]]:
+        """The claims of all blocks."""
+        return [claim for block in self.theory for claim in block.claims]
 
 
 class Reader:
@@ -215,7 +219,6 @@ def read_inputs(data: Path, variants: dict[str, dict[str, Any]], holdout_ratio: 
         splits={split: read_images(reader.path("ingest", f"{split}.arrow")) for split in ("train", "test", "holdout")},
         train=read_images(reader.path("deduplicate", "train.arrow")),
         index=reader.json("index", "index.json", None),
-        claims=claims,
         theory=[_theory_block(reader, block, claims) for block in blocks],
         theory_scope=f"{blocks[0]['mode']} mode, images: {blocks[0]['dataset']}",
         holdout_ratio=holdout_ratio,

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stages.reporting.checks import Check
-from stages.reporting.inputs import CURVE, LOSS, Inputs, Variant
+from stages.reporting.inputs import CURVES, Inputs, Variant
 from stages.reporting.learned import NAME as LEARNED
 from stages.reporting.words import Rate, number
 
@@ -93,22 +93,13 @@ def _outcomes(passed: Sequence[bool]) -> dict[str, int]:
     return {"passed": sum(passed), "failed": len(passed) - sum(passed)}
 
 
-def loss_rows(variants: Sequence[Variant]) -> list[dict[str, Any]]:
-    """Loss curves of all networks, one row per variant and logged step; NaN where a third of the levels had no loss."""
-    return _curve_rows([(variant.name, variant.loss) for variant in variants], LOSS)
-
-
-def curve_rows(variants: Sequence[Variant]) -> list[dict[str, Any]]:
-    """Copies and Fréchet distance during training, one row per variant and snapshot."""
-    return _curve_rows([(variant.name, variant.curve) for variant in variants], CURVE)
-
-
-def _curve_rows(curves: Sequence[tuple[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
+def curve_rows(variants: Sequence[Variant], curve: str) -> list[dict[str, Any]]:
+    """The networks' `loss` or `curve` (copies, Fréchet distance), a row per variant and step; NaN: no level drawn."""
+    columns = {variant.name: getattr(variant, curve) for variant in variants if getattr(variant, curve) is not None}
     return [
-        {"variant": variant, **{name: float(value) for name, value in zip(names, values)}, "step": int(values[0])}
-        for variant, columns in curves
-        if columns is not None
-        for values in zip(*(columns[name] for name in names))
+        {"variant": name, **{column: float(value) for column, value in zip(CURVES[curve], row)}, "step": int(row[0])}
+        for name, found in columns.items()
+        for row in zip(*(found[column] for column in CURVES[curve]))
     ]
 
 

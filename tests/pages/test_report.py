@@ -205,9 +205,7 @@ def test_copies_while_learning_are_drawn_and_tabled_where_snapshots_were_measure
         ("net-temperature", str(n), n / 1000, 100 / n) for n in (100, 400, 900)
     ]
     write_tsv("data/fid/net-temperature/curve.tsv", distances[:2])
-    with pytest.raises(
-        InputError, match=r"net-temperature/curve\.tsv list different snapshots: run dvc repro"
-    ):
+    with pytest.raises(InputError, match=r"net-temperature/curve\.tsv list different snapshots: run dvc repro"):
         run_plain("report")
     Path("data/filter/net-temperature/curve.tsv").write_text("step\tshare\n1\t2\n")
     with pytest.raises(InputError, match=r"curve\.tsv has no rows with the columns step, count.*: rerun stage filter"):
