@@ -38,7 +38,8 @@ def test_commands_of_scoresmooth_exist(document):
 
 
 def test_benchmarks_and_modules_exist(document):
-    for module in re.findall(r"python -m ((?:benchmarks|stages)\.[a-z0-9_.]*[a-z0-9_])", document.read_text(encoding="utf-8")):
+    text = document.read_text(encoding="utf-8")
+    for module in re.findall(r"python -m ((?:benchmarks|stages)\.[a-z0-9_.]*[a-z0-9_])", text):
         path = ROOT / module.replace(".", "/")
         assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
 
