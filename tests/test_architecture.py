@@ -127,7 +127,7 @@ def test_the_dispatch_goes_through_the_stages(graph):
     review = {f"stages.memorization.{name}" for name in ("candidates", "verdict_log", "verified")}
     for importer, imported in imports(graph, "pipeline"):
         if imported.startswith("stages."):
-            allowed = {f"stages.{name}" for name in ("errors", "protocol", "audit", "reporting.results")}
+            allowed = {f"stages.{name}" for name in ("errors", "protocol", "audit", "reporting.terminal")}
             allowed |= {f"stages.files.{name}" for name in ("artifacts", "paths")}
             allowed |= review if importer.startswith("pipeline.review.") else set()
             assert imported in allowed, f"{importer} imports {imported}"

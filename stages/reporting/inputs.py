@@ -17,6 +17,7 @@ from stages.reporting.words import Rate
 
 LOSS = ("step", "loss", "loss_low_sigma", "loss_middle_sigma", "loss_high_sigma")
 SHARE = ("step", "count", "flagged", "share", "low", "high")
+FILTER = ("headline", "metrics", "distance", "ratio", "verdicts", "verified")
 CURVES = {"loss": LOSS, "curve": (*SHARE, "fd")}
 
 
@@ -250,38 +251,43 @@ def _value(text: str) -> float | str:
 
 
 def _variant(reader: Reader, name: str, spec: dict[str, Any]) -> Variant:
-    needed = ("headline", "metrics", "distance", "ratio", "verdicts", "verified")
-    filtered = reader.json("filter", "filter.json", name, *needed)
-    if filtered["headline"] not in filtered["metrics"]:
-        raise InputError(
-            f"data/filter/{name}/filter.json: headline {filtered['headline']!r} is not among its metrics "
-            f"{sorted(filtered['metrics'])}: correct filter.headline in params.yaml"
-        )
+    network = spec["score"] == "network"
     variant = Variant(
         name=name,
         spec=spec,
+        filter=reader.json("filter", "filter.json", name, *FILTER),
         score=reader.json("train", "score.json", name),
         sample=reader.json("sample", "sample.json", name, "count", "nfe", "sampler", "seed"),
-        filter=filtered,
         fid=reader.json("fid", "fid.json", name, "name", "encoder", "samples", "train", "test", "floor"),
-        loss=read_columns(reader.path("train", "loss.tsv", name), LOSS) if spec["score"] == "network" else None,
+        loss=read_columns(reader.path("train", "loss.tsv", name), LOSS) if network else None,
         curve=_curve(reader, name),
         pairs=pq.read_table(reader.path("filter", "pairs.parquet", name)),
         samples=read_images(reader.path("sample", "samples.arrow", name)),
         pairs_picture=reader.path("filter", "pairs.png", name),
-        learned=_learned(reader, name) if spec["score"] == "network" else None,
+        learned=_learned(reader, name) if network else None,
     )
-    if filtered["distance"]["median_multiple"] is None or variant.fid["floor"]["distance"] <= 0:
+    _check(variant)
+    return variant
+
+
+def _check(variant: Variant) -> None:
+    """Raise InputError where a variant's artifacts do not fit together."""
+    folder, metrics = f"data/filter/{variant.name}", sorted(variant.filter["metrics"])
+    if variant.metric not in metrics:
         raise InputError(
-            f"{name}: the held-out images equal training or test images, so there is no control: "
+            f"{folder}/filter.json: headline {variant.metric!r} is not among its metrics {metrics}: "
+            "correct filter.headline in params.yaml"
+        )
+    if variant.median_multiple is None or variant.fid["floor"]["distance"] <= 0:
+        raise InputError(
+            f"{variant.name}: the held-out images equal training or test images, so there is no control: "
             "set deduplicate.exact to true, or give other held-out images"
         )
     if variant.pairs.num_rows != len(variant.samples):
         raise InputError(
-            f"data/filter/{name}/pairs.parquet has {variant.pairs.num_rows} rows for {len(variant.samples)} samples: "
-            f"it is stale, run dvc repro filter@{name}"
+            f"{folder}/pairs.parquet has {variant.pairs.num_rows} rows for {len(variant.samples)} samples: "
+            f"it is stale, run dvc repro filter@{variant.name}"
         )
-    return variant
 
 
 def _learned(reader: Reader, name: str) -> Learned:
