@@ -1,6 +1,6 @@
 """A whole audit of CIFAR-10 with known copies among the samples: what is found, at which price.
 
-    python benchmarks/audit.py PATH/train.parquet [PATH/test.parquet] [--train 50000] [--without-holdout]
+    python -m benchmarks.audit PATH/train.parquet [PATH/test.parquet] [--train 50000] [--without-holdout]
 
 Training images: the first --train of train.parquet. Held out: half of the test images. Samples: the other half, of
 which 2 % are replaced by training images, 2 % by training images as JPEG of quality 60, 2 % by mirrored ones, and 1 %

@@ -1,4 +1,4 @@
-"""Closed-form scores with many centres: python benchmarks/closed_form.py [PATH/train.parquet] [--every 8]
+"""Closed-form scores with many centres: python -m benchmarks.closed_form [PATH/train.parquet] [--every 8]
 
 A whole reverse-SDE run of 100 samples over 116 levels from sigma 50 to 0.01 with the conditioning score of 50,000
 centres of 32 x 32 x 3 (the images of the parquet file, or random fields with a natural spectrum). At every 8th level
@@ -25,14 +25,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from stages.diffusion import scores as empirical_score  # noqa: E402
-from stages.diffusion.noise import levels, normal  # noqa: E402
-from stages.diffusion.parameters import NoiseParams  # noqa: E402
-from stages.engine import truncated_score  # noqa: E402
-from stages.engine.many_centres import WORTH, ManyCentres, make_many_centres  # noqa: E402
+from stages.diffusion import scores as empirical_score
+from stages.diffusion.noise import levels, normal
+from stages.diffusion.parameters import NoiseParams
+from stages.engine import truncated_score
+from stages.engine.many_centres import WORTH, ManyCentres, make_many_centres
 
 SAMPLES, LEVELS = 100, 116
 Score = Callable[[torch.Tensor, float], torch.Tensor]
@@ -212,7 +209,8 @@ def main() -> None:
     pixels = images(arguments.parquet, arguments.centres)
     ratios, missing = run(pixels, arguments.every, not arguments.no_keops)
     del pixels
-    command = [sys.executable, __file__, *([arguments.parquet] if arguments.parquet else []), "--memory"]
+    given = [arguments.parquet] if arguments.parquet else []
+    command = [sys.executable, "-m", "benchmarks.closed_form", *given, "--memory"]
     # every array is mapped by itself, else the peak holds what the allocator keeps of those before, 10 to 60 MB
     own = os.environ | {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
     sizes = (50_000, 150_000, 1_000_000)  # the buffers stop growing at 32,768 images, what is kept at 54,000

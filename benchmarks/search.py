@@ -1,6 +1,6 @@
 """Exact search against faiss IndexFlatL2, on real and on noise queries.
 
-    python benchmarks/search.py [--data FOLDER] [--reference 50000] [--queries 10000] [--k 50]
+    python -m benchmarks.search [--data FOLDER] [--reference 50000] [--queries 10000] [--k 50]
 
 FOLDER holds train.parquet and test.parquet of 32×32 RGB images (CIFAR-10 in the Hugging Face layout); without it the
 images are a synthetic stand-in, and the last line says so. faiss is timed on --faiss-queries of the queries, on the

@@ -1,0 +1,1 @@
+"""Measurements of time and memory, each with the aim it is held against: README.md."""
