@@ -34,10 +34,10 @@ lint: $(VENV)/.installed-test
 	scoresmooth dag
 
 bench: $(VENV)/.installed-test
-	set -e; for name in network training_step step_profile diffusers_unet orchestration; do python benchmarks/$$name.py; done
-	python benchmarks/search.py $(if $(CIFAR10),--data $(CIFAR10))
-	python benchmarks/closed_form.py $(if $(CIFAR10),$(CIFAR10)/train.parquet)
-	$(if $(CIFAR10),set -e; for name in audit cifar10; do python benchmarks/$$name.py $(CIFAR10)/train.parquet; done)
+	set -e; for name in network training_step step_profile diffusers_unet orchestration; do python -m benchmarks.$$name; done
+	python -m benchmarks.search $(if $(CIFAR10),--data $(CIFAR10))
+	python -m benchmarks.closed_form $(if $(CIFAR10),$(CIFAR10)/train.parquet)
+	$(if $(CIFAR10),set -e; for name in audit cifar10; do python -m benchmarks.$$name $(CIFAR10)/train.parquet; done)
 
 # Removes the environment. Results (data/, .dvc/cache, .scoresmooth) stay.
 clean:

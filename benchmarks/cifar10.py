@@ -1,6 +1,6 @@
 """CIFAR-10 from a parquet file through ingest, deduplicate, embed, index, a closed-form sample and its filter.
 
-    python benchmarks/cifar10.py PATH/train.parquet [--train 10000] [--samples 200]
+    python -m benchmarks.cifar10 PATH/train.parquet [--train 10000] [--samples 200]
 
 Prints time and peak memory of every stage, each in a process of its own and without Prefect or DVC, and one JSON line.
 """
@@ -16,7 +16,8 @@ from pathlib import Path
 
 import yaml
 
-ROOT = Path(__file__).parent.parent
+from benchmarks.published import NOISE, ROOT
+
 VARIANT = "closed-conditioning"
 STAGES = [("ingest", None), ("deduplicate", None), ("embed", None), ("index", None), ("train", VARIANT),
           ("sample", VARIANT), ("filter", VARIANT), ("fid", VARIANT)]  # fmt: skip
@@ -26,7 +27,7 @@ def parameters(source: Path, train: int, samples: int) -> dict:
     """params.yaml of the project, on CIFAR-10 at its own resolution."""
     tree = yaml.safe_load((ROOT / "params.yaml").read_text())
     tree["ingest"] |= {"source": f"parquet:{source}", "resolution": 32, "channels": 3, "train": train}
-    tree["train"]["noise"] = {"sigma_min": 0.01, "sigma_max": 50.0}
+    tree["train"]["noise"] = NOISE.model_dump()
     tree["sample"] |= {"count": samples, "shards": 2}
     tree["variants"] = {VARIANT: tree["variants"][VARIANT]}
     return tree

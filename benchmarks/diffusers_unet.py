@@ -1,4 +1,4 @@
-"""The CIFAR-10 network beside diffusers' NCSN++ of the same shape: python benchmarks/diffusers_unet.py [--batch 4]
+"""The CIFAR-10 network beside diffusers' NCSN++ of the same shape: python -m benchmarks.diffusers_unet [--batch 4]
 
 NCSN++ of METHODS §4 with noise conditioning (62.76 M parameters, 21.76 GFLOP per image and pass) and UNet2DModel with
 the Skip blocks of google/ncsnpp (61.89 M, 21.73 GFLOP), on 32 x 32 x 3 random images. A training step is ours as
@@ -12,7 +12,6 @@ import argparse
 import copy
 import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,18 +19,15 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DModel
-from tools.turns import in_turns
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-from training_step import PAPER, SHAPE, trainer  # noqa: E402
-
-from stages.device import uses_bfloat16  # noqa: E402
-from stages.diffusion.losses import denoising_target  # noqa: E402
-from stages.diffusion.parameters import NetworkParams  # noqa: E402
-from stages.diffusion.sampling import prepare_network  # noqa: E402
-from stages.diffusion.variants import network_score  # noqa: E402
+from benchmarks import published
+from benchmarks.published import SHAPE
+from benchmarks.training_step import trainer
+from benchmarks.turns import in_turns
+from stages.device import uses_bfloat16
+from stages.diffusion.losses import denoising_target
+from stages.diffusion.sampling import prepare_network
+from stages.diffusion.variants import network_score
 
 DOWN = ("SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipDownBlock2D", "SkipDownBlock2D")
 UP = ("SkipUpBlock2D", "SkipUpBlock2D", "AttnSkipUpBlock2D", "SkipUpBlock2D")
@@ -93,7 +89,7 @@ def compare(
     x, sigma = torch.randn(batch, *SHAPE, device=device), torch.linspace(0.1, 10, batch, device=device)
     peer = theirs(channels, device)
     with tempfile.TemporaryDirectory() as folder:
-        network = NetworkParams(**{**PAPER, "channels": channels, "embedding": "fourier"})
+        network = published.network(channels=channels, embedding="fourier")
         own = trainer(network, batch, images, Path(folder), precision, conditioned=True, compiled=compiled)
         own.target = denoising_target
         score = network_score(prepare_network(copy.deepcopy(own.state.network), device, half, compiled), True, half)

@@ -1,13 +1,13 @@
-"""The default small network against the first version in the repository: python benchmarks/network.py [--rounds 5]
+"""The default small network against the first version in the repository: python -m benchmarks.network [--rounds 5]
 
 Training step, sampling step of the network and of the closed-form kernel score, with the settings of params.yaml; the
-first version knows float32 alone. It (commit 5e9e444, read with `git archive`) runs in a process of its own; both
-processes stay up and take turns. Times are processor seconds over all threads, which other work on the machine does not
-change; ratios are of medians.
+first version knows float32 alone. It is commit 5e9e444, read with `git archive` together with this script and
+params.yaml as they were when both versions still had one interface (commit 7e545d9). Each version runs in a process of
+its own; both processes stay up and take turns. Times are processor seconds over all threads, which other work on the
+machine does not change; ratios are of medians.
 """
 
 import argparse
-import inspect
 import io
 import json
 import os
@@ -16,36 +16,35 @@ import subprocess
 import sys
 import tarfile
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_args
+from time import process_time
 
-ROOT = Path(__file__).parent.parent
-FIRST = "5e9e444"
-STEPS = {"train": 8, "sample_network": 2, "sample_kernel": 2}  # timed together, per turn
+import numpy as np
+import torch
+
+from benchmarks.published import ROOT
+from stages.diffusion import sampling
+from stages.diffusion.losses import denoising_target
+from stages.diffusion.network import NCSNpp
+from stages.diffusion.parameters import NetworkParams, NoiseParams, OptimizationParams
+from stages.diffusion.training import Trainer, TrainingSet
+from stages.files.tensors import save_tensors
+from stages.protocol import load_tree
+
+FIRST = {"5e9e444": ["stages"], "7e545d9": ["benchmarks/network.py", "params.yaml"]}
+"""Commits, and what is read of each, that make the first version's process."""
+
+STEPS = {"train": 8, "sample_network": 2, "sample_kernel": 2}
+"""How many steps are timed together, per turn."""
 
 
 def tasks(folder: Path) -> dict[str, Callable[[], int]]:
-    """What is timed, with the code that PYTHONPATH points to: name -> one step, which returns its number of images."""
-    import numpy as np
-    import torch
-    import yaml
-
-    from stages.diffusion import sampling
-    from stages.diffusion.losses import denoising_target
-    from stages.diffusion.network import NCSNpp, NetworkParams
-    from stages.diffusion.noise import NoiseParams
-    from stages.diffusion.training import OptimizationParams, Trainer, TrainingSet
-    from stages.files.tensors import save_tensors
-
-    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
+    """What is timed: name -> one step, which returns its number of images. folder: for the network's weights."""
+    tree = load_tree(ROOT / "params.yaml")
     settings, count, size = tree["train"], tree["ingest"]["train"], tree["ingest"]["resolution"]
-    network, noise = known(NetworkParams, settings["network"]), NoiseParams(**settings["noise"])
-    precisions = get_args(OptimizationParams.model_fields["precision"].annotation)
-    if settings["optimization"]["precision"] not in precisions:
-        settings["optimization"]["precision"] = "float32"
-    optimization = known(OptimizationParams, settings["optimization"])
+    network, noise = NetworkParams(**settings["network"]), NoiseParams(**settings["noise"])
+    optimization = OptimizationParams(**settings["optimization"])
     pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 1), dtype=np.uint8)
     images = torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
 
@@ -65,9 +64,8 @@ def tasks(folder: Path) -> dict[str, Callable[[], int]]:
         score = {"spec": spec, "noise": settings["noise"], "network": network.model_dump(mode="json")}
         if path:
             save_tensors(path, build().state_dict(), {"score": score, "image_shape": [1, size, size]})
-        wanted = inspect.signature(sampling.load_model).parameters
-        options = {"precision": tree["sample"]["precision"]} if "precision" in wanted else {}
-        model = sampling.load_model(score, tree["variants"][name]["sampler"], pixels, path, "cpu", **options)
+        sampler, precision = tree["variants"][name]["sampler"], tree["sample"]["precision"]
+        model = sampling.load_model(score, sampler, pixels, path, "cpu", precision=precision)
         states = iter(())
 
         def step() -> int:
@@ -83,27 +81,22 @@ def tasks(folder: Path) -> dict[str, Callable[[], int]]:
     return {"train": train, "sample_network": sample("net-conditioning", str(weights)), "sample_kernel": kernel}
 
 
-def known(section: Any, values: dict[str, Any]) -> Any:
-    """A version's parameters from those of params.yaml that it knows; what came later must be at its old meaning."""
-    return section(**{key: value for key, value in values.items() if key in section.model_fields})
-
-
 def serve() -> None:
     """Child: time STEPS[name] steps for every name that comes in, print images per processor second."""
     with tempfile.TemporaryDirectory() as folder:
         steps = tasks(Path(folder))
         for line in sys.stdin:
             name = line.strip()
-            start = time.process_time()
+            start = process_time()
             images = sum(steps[name]() for _ in range(STEPS[name]))
-            print(images / (time.process_time() - start), flush=True)
+            print(images / (process_time() - start), flush=True)
 
 
 def child(root: Path) -> subprocess.Popen:
-    """A process of this file with the code under `root`."""
-    command = [sys.executable, __file__, "--serve"]
-    environment = {**os.environ, "PYTHONPATH": str(root)}
-    return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    """A process of the benchmarks/network.py under `root`, with the stages beside it."""
+    command = [sys.executable, root / "benchmarks" / "network.py", "--serve"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(root)}, text=True, **pipes)
 
 
 def ask(process: subprocess.Popen, name: str) -> float:
@@ -122,9 +115,10 @@ def main() -> None:
     if arguments.serve:
         return serve()
     with tempfile.TemporaryDirectory(prefix="scoresmooth-") as folder:
-        archive = subprocess.run(["git", "-C", ROOT, "archive", FIRST, "stages"], capture_output=True, check=True)
-        with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
-            files.extractall(folder, filter="data")
+        for commit, names in FIRST.items():
+            archive = subprocess.run(["git", "-C", ROOT, "archive", commit, *names], capture_output=True, check=True)
+            with tarfile.open(fileobj=io.BytesIO(archive.stdout)) as files:
+                files.extractall(folder, filter="data")
         processes = {"first": child(Path(folder)), "now": child(ROOT)}
         rates: dict[tuple[str, str], list[float]] = {}
         for turn in range(arguments.rounds + 1):

@@ -1,4 +1,4 @@
-"""What the dispatch costs, and what it saves: python benchmarks/orchestration.py [--parts stage dvc] [--repeats 5]
+"""What the dispatch costs, and what it saves: python -m benchmarks.orchestration [--parts stage dvc] [--repeats 5]
 
 stage    A stage's own work in plain Python beside the same stage as a Prefect flow, with the server up: with its shards
          to compute, with its shards cached, and without any shards. The stage does next to nothing, so the difference
@@ -33,11 +33,9 @@ from typing import Any
 
 import yaml
 
-Numbers = dict[str, Any]
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "tests"))
+from tests.support.small_project import ROOT, SmallProject
 
-from small_project import SmallProject  # noqa: E402
+Numbers = dict[str, Any]
 
 
 def measure(name: str, repeats: int, action: Callable[[], None], before: Callable[[], None] = lambda: None) -> float:
@@ -57,6 +55,10 @@ def stage_overhead(folder: Path, repeats: int) -> Numbers:
     """One stage with four shards: plain, dispatched, cached."""
     project = SmallProject(folder)
     shards = folder / ".scoresmooth" / "shards" / "sample"
+
+    def forget() -> None:
+        shutil.rmtree(shards, ignore_errors=True)
+
     try:
         start = time.perf_counter()
         project.run("server", "start")
@@ -65,7 +67,6 @@ def stage_overhead(folder: Path, repeats: int) -> Numbers:
         empty = measure("stage without shards", repeats, lambda: project.run("stage", "train", "--variant", "closed"))
         plain = measure("4 shards, plain Python", repeats, lambda: project.plain("sample", "closed"))
         stage = ("stage", "sample", "--variant", "closed")
-        forget = lambda: shutil.rmtree(shards, ignore_errors=True)  # noqa: E731
         fresh = measure("4 shards, dispatched", repeats, lambda: project.run(*stage), forget)
         cached = measure("4 shards, dispatched, all cached", repeats, lambda: project.run(*stage))
         print(f"overhead of a stage: {fresh - plain:.2f} s, cached {cached - plain:.2f} s, no shards {empty:.2f} s")

@@ -1,6 +1,6 @@
 """Which share of the device's matrix rate a training step reaches, and where the rest goes.
 
-    python benchmarks/step_profile.py [--network default|cifar10] [--batch 32]
+    python -m benchmarks.step_profile [--network default|cifar10] [--batch 32]
 
 The rate is that of a square matrix product in the step's precision (2048 wide, 8192 on a GPU); the step's operations
 are counted by torch's FlopCounterMode (products and convolutions, forward and backward). The table gives each kind of
@@ -9,7 +9,6 @@ operator's own time within a step (torch.profiler). On a CPU times are processor
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from collections import defaultdict
@@ -18,19 +17,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tools.turns import in_turns
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
-
-import training_step  # noqa: E402
-
-from stages.device import uses_bfloat16  # noqa: E402
-from stages.diffusion.parameters import NetworkParams  # noqa: E402
-from stages.protocol import load_tree  # noqa: E402
+from benchmarks import published, training_step
+from benchmarks.published import ROOT, SHAPE
+from benchmarks.turns import in_turns
+from stages.device import uses_bfloat16
+from stages.diffusion.parameters import NetworkParams
+from stages.protocol import load_tree
 
 KINDS = {
     "fused by the compiler (norms, SiLU, sums)": ("triton",),
@@ -91,13 +87,13 @@ def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 def measure(name: str, batch: int, precision: str, device: torch.device, compiled: bool) -> dict[str, Any]:
     """Rate, operations, step, table. Operations are counted before anything is compiled."""
-    paper = {**training_step.PAPER, "channels": 128}
-    settings = load_tree(ROOT / "params.yaml")["train"]["network"] if name == "default" else paper
-    shape = (1, 16, 16) if name == "default" else training_step.SHAPE
+    network, shape = published.network(), SHAPE
+    if name == "default":
+        network, shape = NetworkParams(**load_tree(ROOT / "params.yaml")["train"]["network"]), (1, 16, 16)
     images = torch.randint(0, 256, (500, *shape), dtype=torch.uint8, device=device)
     half = uses_bfloat16(precision, device)
     with tempfile.TemporaryDirectory() as folder:
-        run = training_step.trainer(NetworkParams(**settings), batch, images, Path(folder), precision)
+        run = training_step.trainer(network, batch, images, Path(folder), precision)
 
         def step() -> None:
             training_step.step(run, run.target, None)

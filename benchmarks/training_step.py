@@ -1,4 +1,4 @@
-"""What temperature smoothing costs a training step: python benchmarks/training_step.py [--channels 128 --batch 8]
+"""What temperature smoothing costs a training step: python -m benchmarks.training_step [--channels 128 --batch 8]
 
 The CIFAR-10 network of METHODS §4 (32 x 32 x 3, 4 blocks, attention at 16) on 50,000 random images: a conditioning-form
 step, temperature steps over K = 30 and K = 100 precomputed neighbours, near ones (pixel lists of a sorted set) and
@@ -9,36 +9,22 @@ ResNet-18 on the batch at 224 px, then cosine similarity with the features of al
 import argparse
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from tools.turns import in_turns
 from torch.nn import functional
 
-ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))
+from benchmarks import published
+from benchmarks.published import NOISE, SHAPE
+from benchmarks.turns import in_turns
+from stages.diffusion.losses import Target, denoising_target, temperature_target
+from stages.diffusion.network import NCSNpp
+from stages.diffusion.parameters import NetworkParams
+from stages.diffusion.training import Trainer, TrainingSet
 
-from stages.diffusion.losses import Target, denoising_target, temperature_target  # noqa: E402
-from stages.diffusion.network import NCSNpp  # noqa: E402
-from stages.diffusion.parameters import NetworkParams, NoiseParams, OptimizationParams  # noqa: E402
-from stages.diffusion.training import Trainer, TrainingSet  # noqa: E402
-from stages.protocol import load_tree  # noqa: E402
-
-COUNT, SHAPE = 50_000, (3, 32, 32)
-PAPER = {
-    "multipliers": [1, 2, 2, 2],
-    "blocks": 4,
-    "attention": [16],
-    "patch": 1,
-    "dropout": 0.1,
-    "embedding": "positional",
-    "fir": True,
-    "progressive_input": True,
-    "amplitude": "raw",
-}
+COUNT = 50_000
 
 
 def trainer(
@@ -51,15 +37,13 @@ def trainer(
     compiled: bool = False,
 ) -> Trainer:
     """A training run of the published kind. images: uint8 (M, C, H, W)."""
-    tree = load_tree(ROOT / "params.yaml")["train"]["optimization"]
-    optimization = OptimizationParams(**{**tree, "batch": batch, "compile": compiled, "precision": precision})
-    noise = NoiseParams(sigma_min=0.01, sigma_max=50.0)
+    optimization = published.optimization(batch=batch, compile=compiled, precision=precision)
 
     def build() -> NCSNpp:
-        return NCSNpp(network, images.shape[1], images.shape[2], conditioned, noise.sigma_min, noise.sigma_max)
+        return NCSNpp(network, images.shape[1], images.shape[2], conditioned, NOISE.sigma_min, NOISE.sigma_max)
 
     data = TrainingSet(images, None)
-    return Trainer(optimization, noise, build, data, denoising_target, conditioned, folder, {})
+    return Trainer(optimization, NOISE, build, data, denoising_target, conditioned, folder, {})
 
 
 def step(run: Trainer, target: Target, neighbors: torch.Tensor | None) -> None:
@@ -107,7 +91,7 @@ def main() -> None:
         "feature": torch.cat((own, torch.randint(0, COUNT, (COUNT, 99))), 1),
     }
     smooth = temperature_target(lambda sigma: (5 / sigma).clamp_min(1.0), None, images[0].numel() - 2)
-    network = NetworkParams(channels=arguments.channels, **PAPER)
+    network = published.network(channels=arguments.channels)
     find = finder(functional.normalize(torch.randn(COUNT, 512)))
     with tempfile.TemporaryDirectory() as folder:
         run = trainer(network, arguments.batch, images, Path(folder))

@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py in its small form on a CPU: all parts, without the dispatch's packages, parts merged over runs."""
+"""benchmarks/gpu in its small form on a CPU: all parts, without the dispatch's packages, parts merged over runs."""
 
 import json
 import os
@@ -12,20 +12,30 @@ import pytest
 import torch
 from torch.autograd import DeviceType
 
+from benchmarks import step_profile
+
 ROOT = Path(__file__).parent.parent
 WITHOUT = ("prefect", "dvc", "faiss", "diffusers", "torchvision", "matplotlib")
 START = """
 import runpy, sys
 for name in {without!r}: sys.modules[name] = None
-sys.argv = ["gpu.py", *sys.argv[1:]]
-runpy.run_path({script!r}, run_name="__main__")
+runpy.run_module("benchmarks.gpu", run_name="__main__", alter_sys=True)
 """
 
 
 def run(folder, *arguments):
-    start = START.format(without=WITHOUT, script=str(ROOT / "benchmarks" / "gpu.py"))
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", start, "images.npz", "--scale", "small", "--out", "out", *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [
+        sys.executable,
+        "-c",
+        START.format(without=WITHOUT),
+        "images.npz",
+        "--scale",
+        "small",
+        "--out",
+        "out",
+        *arguments,
+    ]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
 
 
@@ -69,10 +79,8 @@ def test_the_peer_is_asked_for_before_anything_runs(folder):
     )
 
 
-def test_time_on_a_gpu_is_counted_once(monkeypatch):
+def test_time_on_a_gpu_is_counted_once():
     """A profile lists a kernel with the operator that launched it and by itself."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    import step_profile
 
     def event(key, kind, spent, annotation=False):
         names = {"key": key, "device_type": kind, "self_device_time_total": spent, "is_user_annotation": annotation}
@@ -90,7 +98,7 @@ def test_time_on_a_gpu_is_counted_once(monkeypatch):
     }  # fmt: skip
 
 
-def test_training_goes_on_from_its_checkpoint_and_other_images_are_refused(folder):
+def test_training_resumes_from_its_checkpoint_and_other_images_are_refused(folder):
     before = json.loads((folder / "out" / "gpu.json").read_text())["copies"]["rows"]["conditioning"]["steps"]
     again = run(folder, "--only", "copies", "--minutes", "0.02")
     rows = json.loads(again.stdout.splitlines()[-1])["copies"]["rows"]
