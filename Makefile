@@ -1,7 +1,7 @@
 # make repro   the whole reproduction, from a fresh clone to the report
 # make test    all tests
 # make faults  every fault of docs/faults.md, the long ones too
-# make lint    style, and dvc.yaml against the code
+# make lint    style, what imports what, and dvc.yaml against the code
 # make bench   the benchmarks, one after the other; CIFAR10=FOLDER (train.parquet, test.parquet) for those on images
 # PYTHON chooses the interpreter (3.11 or newer) that makes .venv.
 
@@ -31,6 +31,7 @@ faults: $(VENV)/.installed-test
 lint: $(VENV)/.installed-test
 	ruff check .
 	ruff format --check .
+	lint-imports
 	scoresmooth dag
 
 bench: $(VENV)/.installed-test

@@ -1,43 +1,43 @@
-"""The walls of the house: which part may import which, and that dvc.yaml says what the code does."""
+"""The walls of the house: what may import what, how far each stage's code reaches, and how large a file may be.
+
+pyproject.toml holds the arrows as contracts of import-linter; the tables below hold what those cannot say.
+"""
 
 import ast
-import hashlib
-import importlib
+import graphlib
+import json
 import re
+import shutil
+import statistics
 import subprocess
 import sys
-import tomllib
-from importlib import metadata
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import grimp
 import pytest
-import yaml
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
-from pipeline import closure, dag
+from pipeline import closure
 from pipeline.params import STAGES
-from stages.files import paths
 
 ROOT = Path(__file__).parent.parent
-CORE = (
-    "files",
-    "engine",
-    "images",
-    "features",
-    "search",
-    "diffusion",
-    "memorization",
-    "theory",
-    "reporting",
-    "auditing",
-)
-ENTRIES = ("audit",)  # commands that are no stage of the pipeline
-BASE = ("errors", "protocol", "device")
 
-# part -> parts of the core that it may import, besides the base
+REACH = {
+    "ingest": (20, ["files", "images"]),
+    "deduplicate": (20, ["engine", "features", "files", "images", "search"]),
+    "embed": (20, ["features", "files"]),
+    "index": (20, ["engine", "features", "files", "search"]),
+    "train": (20, ["diffusion", "files"]),
+    "sample": (30, ["diffusion", "engine", "files", "search"]),
+    "filter": (30, ["engine", "features", "files", "images", "memorization", "search"]),
+    "fid": (20, ["features", "files"]),
+    "verify": (40, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
+    "report": (30, ["engine", "files", "memorization", "reporting", "search", "theory"]),
+    "audit": (60, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
+}
+"""Stage: how many files its results depend on, at most, and in which folders they may lie (besides stages/ itself).
+Every file more is one whose edit computes the stage again. Raise a number only with a reason in the commit."""
+
 ARROWS = {
     "files": set(),
     "engine": set(),
@@ -45,17 +45,29 @@ ARROWS = {
     "images": {"search", "engine", "files"},
     "features": {"files", "engine"},
     "diffusion": {"search", "engine", "files"},
-    "memorization": {"search", "files"},
+    "memorization": {"images", "features", "search", "engine", "files"},
     "theory": {"diffusion", "features", "search"},
     "reporting": {"images", "memorization", "files"},
-    "auditing": {"images", "features", "search", "memorization", "reporting", "files", "engine"},
 }
+"""Folder of stages/: the folders that it may import, besides the files of BASE."""
 
+BASE = ("errors", "protocol", "device")
 
-def listed(stage: dict[str, Any]) -> tuple[list[str], list[str]]:
-    """What a stage of dvc.yaml lists: deps and params."""
-    body = stage.get("do", stage)
-    return body["deps"], body.get("params", [])
+STALE = {
+    "engine": {"deduplicate", "index", "sample", "filter", "verify", "report", "audit"},
+    "theory": {"verify", "report"},
+    "reporting": {"report", "audit"},
+}
+"""Folder: the stages whose cached results an edited comment in it may make stale, and no others."""
+
+LONGEST_FILE = 400
+"""Lines of a Python file, at most."""
+
+MEDIAN_FUNCTION = 8
+"""Lines of the median function of stages/ and pipeline/, at most."""
+
+ENTRIES = ("audit",)
+"""Commands of stages/ that dvc.yaml has no stage for."""
 
 
 @pytest.fixture(scope="module")
@@ -63,13 +75,8 @@ def graph() -> grimp.ImportGraph:
     return grimp.build_graph("stages", "pipeline", include_external_packages=True, cache_dir=None)
 
 
-@pytest.fixture(scope="module")
-def document() -> dict[str, Any]:
-    return yaml.safe_load((ROOT / "dvc.yaml").read_text())
-
-
 def part(module: str) -> str:
-    """The part of `stages` that a module belongs to: stages.files.images -> images."""
+    """The folder or file of `stages` that a module belongs to: stages.files.images -> files."""
     return module.split(".")[1] if "." in module else ""
 
 
@@ -79,16 +86,120 @@ def imports(graph: grimp.ImportGraph, prefix: str) -> list[tuple[str, str]]:
     return [(module, other) for module in modules for other in graph.find_modules_directly_imported_by(module)]
 
 
-def test_every_part_of_the_core_is_known(graph):
+def python_files(*folders: str) -> list[Path]:
+    """The Python files below these folders of the project, sorted."""
+    return sorted(path for folder in folders for path in (ROOT / folder).rglob("*.py"))
+
+
+def reached(stage: str) -> tuple[int, set[str]]:
+    """How many files the results of a stage depend on, and in which folders of stages/ they lie."""
+    files = [Path(file) for file in closure.code_files(stage)]
+    return len(files), {file.parts[1] for file in files if len(file.parts) > 2}
+
+
+def test_the_contracts_of_import_linter_hold():
+    done = subprocess.run(["lint-imports", "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_folder_and_file_of_stages_is_known(graph):
     parts = {part(module) for module in graph.modules if module.startswith("stages.")}
-    assert parts == {*CORE, *BASE, *STAGES, *ENTRIES}
+    assert parts == {*ARROWS, *BASE, *STAGES, *ENTRIES}
 
 
-@pytest.mark.parametrize("name", CORE)
-def test_parts_of_the_core_import_only_what_lies_below_them(name, graph):
+@pytest.mark.parametrize("name", ARROWS)
+def test_folders_import_only_what_lies_below_them(name, graph):
     for importer, imported in imports(graph, f"stages.{name}"):
         if imported.startswith("stages."):
             assert part(imported) in {name, *ARROWS[name], *BASE}, f"{importer} imports {imported}"
+
+
+def test_no_files_import_each_other_in_a_circle(graph):
+    """Imports inside functions count."""
+    modules = [module for module in graph.modules if module.split(".")[0] in ("stages", "pipeline")]
+    below = {module: graph.find_modules_directly_imported_by(module) for module in modules}
+    list(graphlib.TopologicalSorter(below).static_order())  # raises CycleError, which names the circle
+
+
+def test_the_code_of_a_stage_reaches_no_further_than_stated():
+    found = {stage: reached(stage) for stage in (*STAGES, *ENTRIES)}
+    wrong = []
+    for stage, (count, folders) in found.items():
+        most, allowed = REACH.get(stage, (0, []))
+        wrong += [f"{stage} reaches {folder}" for folder in sorted(folders.difference(allowed))]
+        wrong += [f"{stage} depends on {count} files, {most} are allowed"] if count > most else []
+    rows = [f"    {stage!r}: ({count}, {sorted(folders)})," for stage, (count, folders) in found.items()]
+    assert not wrong, "\n".join([*wrong, "REACH as it is now:", *rows]).replace("'", '"')
+
+
+DIGESTS = """
+import json, sys
+from pathlib import Path
+from pipeline import closure
+
+assert closure.ROOT == Path.cwd()
+def digests(): return {stage: closure.code_digest(stage) for stage in sys.argv[2].split(",")}
+before, stale = digests(), {}
+for folder in sys.argv[1].split(","):
+    files = {path: path.read_text() for path in Path("stages", folder).rglob("*.py") if path.name != "__init__.py"}
+    for path, text in files.items():
+        path.write_text(text + "# a comment\\n")
+    stale[folder] = [stage for stage, digest in digests().items() if digest != before[stage]]
+    for path, text in files.items():
+        path.write_text(text)
+assert digests() == before
+print(json.dumps(stale))
+"""
+
+
+def test_an_edited_comment_reaches_only_the_stages_that_use_its_folder(tmp_path):
+    """In a copy of the code. In particular no network is trained again after an edit in engine/."""
+    for name in ("stages", "pipeline"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    command = [sys.executable, "-c", DIGESTS, ",".join(STALE), ",".join((*STAGES, *ENTRIES))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for folder, stages in json.loads(done.stdout).items():
+        assert stages, f"no stage uses {folder}"
+        assert set(stages) <= STALE[folder], f"a comment in {folder} makes stale: {', '.join(stages)}"
+
+
+def test_no_file_is_long():
+    files = python_files("stages", "pipeline", "benchmarks", "tests")
+    lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
+    assert {path: lines for path, lines in lengths.items() if lines > LONGEST_FILE} == {}
+
+
+def test_functions_are_short():
+    trees = [ast.parse(path.read_text()) for path in python_files("stages", "pipeline")]
+    functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+    assert statistics.median(node.end_lineno - node.lineno + 1 for node in functions) <= MEDIAN_FUNCTION
+
+
+def imported_names(tree: ast.AST) -> Iterator[str]:
+    """The modules that `tree` imports, as they are written there."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module or ""
+
+
+def test_no_test_module_imports_another():
+    """What tests share lies in tests/support and in the conftest.py of their folder."""
+    found = [
+        f"{path.relative_to(ROOT)} imports {name}"
+        for path in python_files("tests")
+        for name in imported_names(ast.parse(path.read_text()))
+        if re.search(r"(^|\.)(test_\w+|conftest)$", name)
+    ]
+    assert found == []
+
+
+def test_no_script_changes_the_import_path():
+    """Benchmarks and tools run as modules: python -m benchmarks.NAME."""
+    found = [path for path in python_files("stages", "pipeline", "benchmarks") if "sys.path" in path.read_text()]
+    assert found == []
 
 
 @pytest.mark.parametrize("name", ["files", "engine"])
@@ -108,18 +219,6 @@ def test_parameters_are_read_without_torch(graph):
     """plan and the validation of params.yaml start in no time; torch alone takes seconds to import."""
     script = "import sys\nfor name in sys.argv[1:]: __import__('stages.' + name)\nsys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", script, *STAGES], check=True, cwd=ROOT)
-
-
-def test_features_and_diffusion_never_meet(graph):
-    for one, other in (("features", "diffusion"), ("diffusion", "features")):
-        for module in [module for module in graph.modules if module.startswith(f"stages.{one}.")]:
-            reached = graph.find_upstream_modules(module)
-            assert not [name for name in reached if name.startswith(f"stages.{other}")], module
-
-
-def test_the_work_knows_nothing_of_the_dispatch(graph):
-    for importer, imported in imports(graph, "stages"):
-        assert imported.split(".")[0] not in {"prefect", "dvc", "dvclive", "pipeline", "ray"}, f"{importer}: {imported}"
 
 
 def test_the_dispatch_goes_through_the_stages(graph):
@@ -166,183 +265,8 @@ def test_nothing_is_unpickled_or_extracted():
                 assert "weights_only=True" in said, f"{path}: {said}"
 
 
-def asked(lines: list[str], extras: frozenset[str] = frozenset()) -> set[tuple[str, frozenset[str]]]:
-    """The packages, each with its extras, that these requirements name for this interpreter."""
-    return {
-        (canonicalize_name(one.name), frozenset(one.extras))
-        for one in map(Requirement, lines)
-        if one.marker is None or any(one.marker.evaluate({"extra": extra}) for extra in {"", *extras})
-    }
-
-
-def test_every_package_is_pinned_to_the_version_that_is_installed():
-    """Whoever looks the pins up (pip-audit) sees all that runs. An extra that is absent is followed no further."""
-    lines = [line for line in (ROOT / "constraints.txt").read_text().splitlines() if not line.startswith("#")]
-    pins = {canonicalize_name(name): version for name, _, version in (line.partition("==") for line in lines)}
-    assert len(pins) == len(lines)
-    assert all(re.fullmatch(r"[0-9][0-9A-Za-z.]*", version) for version in pins.values())
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    waiting = asked(sum(project["optional-dependencies"].values(), project["dependencies"]))
-    seen = set(waiting)
-    while waiting:
-        name, extras = waiting.pop()
-        try:
-            new = asked(metadata.requires(name) or [], extras) - seen
-            assert metadata.version(name) == pins[name], name
-        except metadata.PackageNotFoundError:
-            continue
-        seen |= new
-        waiting |= new
-    names = {name for name, _ in seen}
-    assert {"torch", "ray", "alembic"} <= names
-    assert names - pins.keys() == set()
-
-
-def test_the_containers_do_what_the_readme_says_and_publish_on_loopback_only():
-    readme, guide = (ROOT / "README.md").read_text(), (ROOT / "docs" / "operations.md").read_text()
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-    commands = re.findall(r"docker compose run --rm worker (make (\w+))", guide)
-    assert [command for command, _ in commands] == ["make repro", "make test"]
-    for command, target in commands:
-        assert f"\n    {command} " in readme
-        assert target in targets
-    image = (ROOT / "Dockerfile").read_text()
-    assert image.rstrip().endswith('CMD ["make", "repro"]')
-    assert "\nUSER 10001\n" in image  # not root
-    services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
-    assert sorted(services) == ["database", "server", "worker"]
-    published = [port for service in services.values() for port in service.get("ports", ())]
-    assert published == ["127.0.0.1:4200:4200"]
-    deployment = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"][0]
-    assert deployment["work_pool"]["name"] in services["worker"]["command"]
-
-
 def test_packages_hold_no_code_of_their_own():
     """closure.code_files leaves __init__.py out: it may hold a docstring and nothing else."""
     for path in (ROOT / "stages").rglob("__init__.py"):
         body = ast.parse(path.read_text()).body
         assert all(isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) for node in body), path
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_every_stage_speaks_the_protocol(name):
-    module = importlib.import_module(f"stages.{name}")
-    assert name == module.Params.SECTION
-    assert all(callable(getattr(module, function)) for function in ("plan", "work", "gather"))
-    for field, info in module.Params.model_fields.items():
-        assert info.is_required(), f"{name}.{field} has a default: params.yaml spells every key"
-
-
-def test_dvc_yaml_is_what_the_code_says(document):
-    assert dag.update(write=False) == [], "run: scoresmooth dag --write"
-    assert document["stages"]["code"]["deps"] == ["stages"]
-    for name in STAGES:
-        deps, _ = listed(document["stages"][name])
-        assert [dep for dep in deps if dep.startswith("data/code/")] == [f"data/code/{name}.txt"]
-
-
-def test_what_dvc_yaml_lacks_or_has_too_much_is_said_and_corrected(tmp_path, document):
-    path = tmp_path / "dvc.yaml"
-    path.write_text((ROOT / "dvc.yaml").read_text().replace("data/code/fid.txt", "data/code/index.txt"))
-    assert set(dag.update(write=True, path=path)) == {
-        "code: outs + data/code/fid.txt",
-        "fid: deps + data/code/fid.txt",
-        "fid: deps - data/code/index.txt",
-    }
-    assert yaml.safe_load(path.read_text()) == document
-
-
-def test_a_stages_code_list_holds_its_import_closure(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    dag.write_code_lists()
-    lists = {name: (tmp_path / "data" / "code" / f"{name}.txt").read_text() for name in STAGES}
-    for name, text in lists.items():
-        digests = dict(reversed(line.split("  ")) for line in text.splitlines())
-        assert list(digests) == closure.code_files(name)
-        assert all(digests[file] == hashlib.sha256((ROOT / file).read_bytes()).hexdigest() for file in digests)
-    reached = {name for name, text in lists.items() if "stages/diffusion/losses.py" in text}
-    assert reached == {"train"}
-
-
-def test_compiled_code_and_documentation_are_no_dependency():
-    from dvc.repo import Repo
-
-    with Repo(str(ROOT)) as repo:
-        assert repo.dvcignore.is_ignored_file(str(ROOT / "stages" / "theory" / "README.md"))
-        assert not repo.dvcignore.is_ignored_file(str(ROOT / "stages" / "theory" / "claims.py"))
-        assert repo.dvcignore.is_ignored_dir(str(ROOT / "stages" / "diffusion" / "__pycache__"))
-        assert not repo.dvcignore.is_ignored_dir(str(ROOT / "stages" / "diffusion"))
-
-
-def test_documentation_is_no_dependency():
-    assert (ROOT / "stages" / "theory" / "README.md").is_file()
-    assert not [path for path in closure.code_files("verify") if path.endswith(".md")]
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_params_in_dvc_yaml_are_what_the_stage_reads(name, document):
-    _, params = listed(document["stages"][name])
-    assert params == importlib.import_module(f"stages.{name}").Params.keys("${key}"), "run: scoresmooth dag --write"
-
-
-def test_peoples_verdicts_are_a_dependency_that_git_keeps(document):
-    """filter.verdicts names files in this folder; DVC needs it to exist, and must not make it or remove it."""
-    folder = str(paths.VERDICTS)
-    assert folder in listed(document["stages"]["filter"])[0]
-    assert (ROOT / folder / "README.md").is_file()
-    outs = [str(out) for stage in document["stages"].values() for out in stage.get("do", stage)["outs"]]
-    assert not [out for out in outs if out == "data" or out.startswith(folder)]
-    ignored = subprocess.run(["git", "check-ignore", "-q", f"{folder}/net/verdicts.jsonl"], cwd=ROOT, check=False)
-    assert ignored.returncode == 1 or not (ROOT / ".git").exists()
-
-
-def test_execution_is_no_dependency(document):
-    keys = {key for stage in document["stages"].values() for key in listed(stage)[1]}
-    assert not {key for key in keys if key.split(".")[0] == "execution"}
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_commands_and_outs_follow_the_names(name, document):
-    stage = document["stages"][name]
-    per_variant = importlib.import_module(f"stages.{name}").Params.PER_VARIANT
-    assert ("foreach" in stage) == per_variant
-    body = stage.get("do", stage)
-    assert body["cmd"] == f"scoresmooth stage {name}" + (" --variant ${key}" if per_variant else "")
-    own = f"data/{name}/${{key}}" if per_variant else f"data/{name}"
-    outs = [out if isinstance(out, str) else next(iter(out)) for out in body["outs"] + body.get("metrics", [])]
-    assert all(out == own or out.startswith(f"{own}/") for out in outs)
-    assert not [dep for dep in listed(stage)[0] if not dep.startswith(("data/", "${verify.blocks}"))]
-
-
-def test_a_change_of_one_variant_reaches_its_own_stages_and_the_report_only(monkeypatch):
-    """Counted on DVC's own graph of stages."""
-    from dvc.repo import Repo
-
-    monkeypatch.chdir(ROOT)
-    tree = yaml.safe_load((ROOT / "params.yaml").read_text())
-    with Repo(str(ROOT)) as repo:
-        index = repo.index.graph
-        stages = {stage.addressing: stage for stage in repo.index.stages}
-        for variant in tree["variants"]:
-            reading = {
-                name
-                for name, stage in stages.items()
-                for params in stage.params
-                if {f"variants.{variant}", "variants"} & set(params.params)
-            }
-            assert reading == {f"train@{variant}", f"sample@{variant}", "report"}
-            assert "report" in reading
-            # DVC's arrows go from a stage to what it depends on
-            after = {stage.addressing for stage in index if any(stages[n] in _reached(index, stage) for n in reading)}
-            own = {f"{name}@{variant}" for name in ("train", "sample", "filter", "fid")}
-            assert after | reading == own | {"report"}
-
-
-def _reached(graph: Any, stage: Any) -> set[Any]:
-    seen, waiting = set(), list(graph.successors(stage))
-    while waiting:
-        node = waiting.pop()
-        if node not in seen:
-            seen.add(node)
-            waiting.extend(graph.successors(node))
-    return seen

@@ -9,11 +9,8 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from threading import Thread
 from typing import Any
 
@@ -21,6 +18,19 @@ import numpy as np
 import pytest
 from PIL import Image
 from small_project import SmallProject
+from watching import (
+    SAMPLE,
+    TRAIN,
+    logged,
+    newest_run,
+    orphans,
+    processes,
+    query,
+    results,
+    samples,
+    undisturbed,
+    until,
+)  # fmt: skip
 
 from pipeline import progress, server
 from stages import train
@@ -35,7 +45,7 @@ def started(tmp_path_factory):
         racing = [project.start("server", "start") for _ in range(2)]
         printed = [process.communicate(timeout=300)[0] for process in racing]
         project.run("stage", "ingest")
-        project.run("stage", "train", "--variant", "net")
+        project.run(*TRAIN)
         shutil.copytree(project.folder / "data", project.folder / "data.good")
         yield project, printed
     finally:
@@ -56,77 +66,9 @@ def project(started):
     until(lambda: not orphans(project))
 
 
-SAMPLE = ("stage", "sample", "--variant", "net")
-
-
-def samples(project: SmallProject) -> bytes:
-    return (project.folder / "data/sample/net/samples.bin").read_bytes()
-
-
-def results(project: SmallProject, stage: str) -> list[Path]:
-    folder = project.folder / ".scoresmooth" / "shards" / stage
-    return sorted(path for path in folder.iterdir() if path.suffix in (".bin", ".txt"))
-
-
-def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """Wait for a condition and return its value."""
-    end = time.monotonic() + seconds
-    while not (value := condition()):
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-    return value
-
-
-def logged(project: SmallProject, lines: int) -> bool:
-    path = project.folder / "work.log"
-    return path.exists() and len(path.read_text().splitlines()) >= lines
-
-
-def query(project: SmallProject, what: str, body: dict[str, Any]) -> list[dict[str, Any]]:
-    """Ask the project's server for its newest `what` (flow_runs, task_runs, artifacts)."""
-    port = json.loads((project.folder / ".scoresmooth/prefect/server.json").read_text())["port"]
-    request = urllib.request.Request(
-        f"http://127.0.0.1:{port}/api/{what}/filter",
-        json.dumps({"limit": 50, **body}).encode(),
-        {"Content-Type": "application/json"},
-    )
-    with urllib.request.urlopen(request, timeout=30) as response:
-        return json.load(response)
-
-
-def newest_run(project: SmallProject) -> dict[str, Any]:
-    return query(project, "flow_runs", {"sort": "START_TIME_DESC", "limit": 1})[0]
-
-
 def task_states(project: SmallProject, run: dict[str, Any]) -> dict[str, str]:
     runs = query(project, "task_runs", {"flow_runs": {"id": {"any_": [run["id"]]}}})
     return {task["name"]: task["state_name"] for task in runs}
-
-
-def of_project(pid: str, folder: Path) -> bool:
-    try:
-        return Path(f"/proc/{pid}/cwd").readlink() == folder
-    except OSError:
-        return False
-
-
-def processes(project: SmallProject, word: str) -> list[int]:
-    """Living processes of the project whose command line has `word`."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and of_project(entry.name, project.folder):
-            try:
-                command, state = (entry / "cmdline").read_bytes(), (entry / "stat").read_text().split()[2]
-            except OSError:
-                continue
-            if word.encode() in command and state != "Z":
-                found.append(int(entry.name))
-    return found
-
-
-def orphans(project: SmallProject) -> list[int]:
-    """What is left of the project's processes, besides its server, which stays on purpose."""
-    return sorted(set(processes(project, "")) - set(processes(project, "prefect\0server\0start")))
 
 
 def test_two_racing_processes_start_one_server(started):
@@ -186,7 +128,7 @@ def test_a_training_shows_how_far_it_is(project):
         text = text.replace(old, new)
     path.write_text(text)
     project.hold(4)
-    process = project.start("stage", "train", "--variant", "net")
+    process = project.start(*TRAIN)
     shown = {"artifacts": {"key": {"any_": ["train-net-progress"]}}, "sort": "CREATED_DESC"}
     until(lambda: [item["data"] for item in query(project, "artifacts", shown)][:1] == [40])
     project.release()
@@ -210,13 +152,6 @@ def test_damaged_shards_are_computed_again_and_only_they(project):
     assert output.count("the cached result is damaged") == 3
     assert len(project.log()) == 3
     assert samples(project) == expected
-
-
-def undisturbed(project: SmallProject) -> bytes:
-    """The samples of a run without dispatch, cache or interruption."""
-    shutil.rmtree(project.folder / "data/sample", ignore_errors=True)
-    project.plain("sample", "net")
-    return samples(project)
 
 
 @pytest.mark.faults
@@ -245,7 +180,7 @@ def test_kill_of_a_training_stage_ends_its_process_and_the_next_one_resumes(proj
     project.params["train"]["steps"] = 12  # another training
     project.write_params()
     project.hold(3)
-    process = project.start("stage", "train", "--variant", "net")
+    process = project.start(*TRAIN)
     until(lambda: logged(project, 3))
     assert len(processes(project, "pipeline.child")) == 1
     process.kill()  # the stage only: its child must notice by itself
@@ -253,7 +188,7 @@ def test_kill_of_a_training_stage_ends_its_process_and_the_next_one_resumes(proj
     until(lambda: not processes(project, "pipeline.child"), 10)
     project.release()
     assert project.log() == [f"train net step {n}" for n in range(3)]
-    project.run("stage", "train", "--variant", "net")
+    project.run(*TRAIN)
     assert project.log() == [f"train net step {n}" for n in range(3, 12)]
     assert json.loads((project.folder / "data/train/net/score.json").read_text()) == ["ABCDEFGHIJKL"]
 
@@ -264,7 +199,7 @@ def test_a_signal_ends_children_and_marks_the_run_crashed(project, number):
     project.params["train"]["steps"] = 100 + number
     project.write_params()
     project.hold(2)
-    process = project.start("stage", "train", "--variant", "net")
+    process = project.start(*TRAIN)
     until(lambda: logged(project, 2))
     process.send_signal(number)
     output, _ = process.communicate(timeout=60)
@@ -273,7 +208,7 @@ def test_a_signal_ends_children_and_marks_the_run_crashed(project, number):
     assert "interrupted" in output
     assert newest_run(project)["state_name"] == "Crashed"
     project.release()
-    project.run("stage", "train", "--variant", "net")
+    project.run(*TRAIN)
     assert project.log() == [f"train net step {n}" for n in range(100 + number)]  # each of them once
     (trained,) = json.loads((project.folder / "data/train/net/score.json").read_text())
     assert trained == "".join(chr(65 + step) for step in range(100 + number))
@@ -295,7 +230,7 @@ def test_a_stage_that_runs_already_is_waited_for_and_its_work_not_done_twice(pro
 def test_wrong_input_found_in_a_child_process_is_one_line(project):
     project.params["variants"]["net"]["temperature"] = 13.0
     project.write_params()
-    output = project.run("stage", "train", "--variant", "net", code=2)
+    output = project.run(*TRAIN, code=2)
     assert "error: temperature 13 is unlucky: take another" in output
     assert "Traceback" not in output
     assert newest_run(project)["state_name"] == "Failed"

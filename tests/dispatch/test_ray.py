@@ -5,7 +5,7 @@ import sys
 
 import pytest
 from small_project import PARAMS, SmallProject
-from test_pipeline import SAMPLE, logged, processes, samples, until
+from watching import SAMPLE, logged, processes, samples, until
 
 from pipeline.params import Execution
 

@@ -2,7 +2,7 @@
 
 import pytest
 from small_project import SmallProject
-from test_pipeline import SAMPLE, samples
+from watching import SAMPLE, samples
 
 pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
 pytestmark = [pytest.mark.long, pytest.mark.faults]

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from small_project import ROOT, SmallProject
-from test_pipeline import logged, orphans, processes, query, until
+from watching import logged, orphans, processes, query, until
 
 from pipeline import dispatch, gpus
 from pipeline.locks import locked, name_holder
