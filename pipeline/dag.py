@@ -18,6 +18,7 @@ from stages.files.paths import DATA
 
 FILE = Path("dvc.yaml")
 CODE = DATA / "code"
+CODE_STAGE = "code"
 
 
 def code_list(name: str) -> Path:
@@ -25,11 +26,22 @@ def code_list(name: str) -> Path:
     return CODE / f"{name}.txt"
 
 
+def code_lists() -> dict[Path, str]:
+    """Every stage's code list and its text: a line per file, sha256 and path.
+
+    Files of pipeline/ are left out: the dispatch changes no result.
+    """
+    return {code_list(name): "".join(map(_line, closure.code_files(name))) for name in STAGES}
+
+
+def _line(file: str) -> str:
+    return f"{sha256_file(closure.ROOT / file)}  {file}\n"
+
+
 def write_code_lists() -> None:
-    """Write every stage's code list: a line per file, sha256 and path. Dispatching changes no result: no pipeline/."""
-    for name in STAGES:
-        lines = (f"{sha256_file(closure.ROOT / file)}  {file}\n" for file in closure.code_files(name))
-        write_text(code_list(name), "".join(lines))
+    """Write every stage's code list: what the stage `code` does."""
+    for path, text in code_lists().items():
+        write_text(path, text)
 
 
 def update(write: bool, path: Path = FILE) -> list[str]:
@@ -42,10 +54,12 @@ def update(write: bool, path: Path = FILE) -> list[str]:
     yaml.indent(mapping=2, sequence=4, offset=2)
     document = yaml.load(path.read_text(encoding="utf-8"))
     changes: list[str] = []
-    for name in ("code", *STAGES):
+    for name in (CODE_STAGE, *STAGES):
         if name not in document["stages"]:
             raise InputError(f"{path} has no stage {name}: add it")
-    changes += _differences("code", "outs", document["stages"]["code"], [str(code_list(name)) for name in STAGES])
+    changes += _differences(
+        CODE_STAGE, "outs", document["stages"][CODE_STAGE], [str(code_list(name)) for name in STAGES]
+    )
     for name in STAGES:
         body = document["stages"][name].get("do", document["stages"][name])
         data = [dep for dep in body.get("deps") or [] if Path(dep).parent != CODE]

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from pipeline import cache, closure, gpus, server
 from pipeline.locks import locked
 from pipeline.params import Execution, Parameters, load_params, load_stage, stage_module
+from pipeline.repro import SAME_THREADS, Reproducer, StageFailed, threads_alone
 from pipeline.runners import LocalRunner, Runner
 from pipeline.stage_run import StageRun, address_of, record_path, say, title
 from stages.errors import InputError
@@ -113,9 +114,8 @@ def run_graph(targets: list[str], jobs: int, dry: bool, path: Path | str = "para
         if not stages:
             say("Data and pipelines are up to date.")
         if dry:
-            for name in graph.names:
-                if name in stages:
-                    print(name if name in changed else f"{name} (if what it depends on changes)")
+            for line in graph.planned(changed):
+                print(line)
         return dry or not stages or _run_stages(graph, stages, changed, jobs, parameters)
 
 
@@ -124,8 +124,7 @@ def _run_stages(graph: "StageGraph", stages: set[str], changed: set[str], jobs: 
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     address = server.connect(say, parameters.execution.server_timeout)
-    from pipeline import repro_flow
-    from pipeline.repro import Reproducer, StageFailed
+    from pipeline import repro_flow  # imports prefect, as above
 
     def limit(name: str) -> int:
         stage, _, variant = name.partition("@")
@@ -146,8 +145,6 @@ def _run_stages(graph: "StageGraph", stages: set[str], changed: set[str], jobs: 
 
 def _runs_alone(name: str, parameters: Parameters) -> bool:
     """Whether a stage takes all processors while it runs: its result depends on how many threads it has."""
-    from pipeline.repro import SAME_THREADS, threads_alone
-
     stage, _, variant = name.partition("@")
     params = parameters.stages.get((stage, variant or None))
     if stage not in SAME_THREADS or params is None or parameters.execution.runner != "local":

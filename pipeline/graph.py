@@ -1,5 +1,6 @@
 """The graph of DVC stages, asked through DVC itself: who depends on whom, and what has changed."""
 
+import hashlib
 import threading
 from collections.abc import Iterable
 
@@ -10,6 +11,7 @@ from dvc.repo import Repo, lock_repo
 from dvc.repo.reproduce import collect_stages, get_active_graph, plan_repro
 from dvc.stage import Stage
 
+from pipeline import dag
 from stages.errors import InputError
 
 
@@ -48,6 +50,28 @@ class StageGraph:
             wanted = set(names)
             stages = [stage for stage in self._repo.index.stages if stage.addressing in wanted]
             return {stage.addressing for stage in stages if _changed(stage)}
+
+    def planned(self, changed: set[str]) -> list[str]:
+        """A line for each stage that would run, or would run if a stage before it writes something new.
+
+        `changed` are the changed stages. All stages depend on the stage `code`, but each only by its own list of files,
+        and what `code` will write there is known before it runs.
+        """
+        run = changed | (self._with_new_code() if dag.CODE_STAGE in changed else set())
+        perhaps = self.below(run - {dag.CODE_STAGE}) - run
+        lines = {name: name for name in run} | {name: f"{name} (if what it depends on changes)" for name in perhaps}
+        return [lines[name] for name in self.names if name in lines]
+
+    def _with_new_code(self) -> set[str]:
+        """The stages that last ran with other code than there is now."""
+        texts = {str(path.absolute()): text for path, text in dag.code_lists().items()}
+        digests = {path: hashlib.md5(text.encode()).hexdigest() for path, text in texts.items()}
+        return {
+            stage.addressing
+            for stage in self._repo.index.stages
+            for dep in stage.deps
+            if stage.addressing in self.names and digests.get(dep.fs_path) not in (None, dep.hash_info.value)
+        }
 
     def below(self, names: Iterable[str]) -> set[str]:
         """`names` and everything that depends on them, directly or not."""

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 from pipeline.locks import locked, name_holder
+from pipeline.processes import ending, reap
 from pipeline.stage_run import say
 from stages.files.artifacts import read_json
 from stages.files.paths import CACHE
@@ -145,12 +146,11 @@ class Reproducer:
         return child
 
     def _wait(self, name: str, child: subprocess.Popen[bytes]) -> tuple[int, float]:
-        """Exit code and peak memory in MiB of the largest process below `child`, itself included."""
-        _, status, usage = os.wait4(child.pid, 0)
+        """See `reap`."""
+        found = reap(child)
         with self._guard:
-            child.returncode = os.waitstatus_to_exitcode(status)
             del self._children[name]
-        return child.returncode, usage.ru_maxrss / 1024
+        return found
 
 
 def thread_variables(name: str, jobs: int) -> dict[str, str]:
@@ -186,7 +186,6 @@ def _outcome(name: str, seconds: float, memory: float) -> Outcome:
 
 
 def _explain(name: str, code: int) -> str:
-    ending = f"signal {-code}" if code < 0 else f"exit code {code}"
     lines = log_path(name).read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
     wrong = [line for line in lines if line.startswith("error: ")]  # wrong input: one line says it all
-    return "\n  ".join([f"{name} failed ({ending}, {log_path(name)}):", *(wrong or lines[-TAIL:])])
+    return "\n  ".join([f"{name} failed ({ending(code)}, {log_path(name)}):", *(wrong or lines[-TAIL:])])

@@ -14,6 +14,7 @@ from typing import Protocol, Self
 
 from pipeline import closure, oom
 from pipeline.child import DONE, EXHAUSTED, REFUSED
+from pipeline.processes import ending, reap
 from pipeline.stage_run import say
 from stages.errors import InputError
 from stages.protocol import Shard
@@ -189,21 +190,14 @@ class _Child:
             refused, peak = description.with_suffix(".error").read_text(encoding="utf-8"), oom.peak(self.process.pid)
             self.process.kill()
         if answer != DONE:
-            code, highest = self._reap()
-            ending = f"signal {-code}" if code < 0 else f"exit code {code}"
-            message = f"{shard.stage} {shard.name}: its process ended with {ending}"
+            code, highest = reap(self.process)
+            message = f"{shard.stage} {shard.name}: its process ended with {ending(code)}"
             raise ChildEnded(message, code, peak or highest, refused)
 
     def terminate(self) -> None:
-        """Ask it to end. (Popen.terminate would reap it, and `_reap` would wait in vain.)"""
+        """Ask it to end. Popen.terminate would collect its exit status, which `reap` needs for the peak memory."""
         if self.process.returncode is None:
             os.kill(self.process.pid, signal.SIGTERM)
-
-    def _reap(self) -> tuple[int, float]:
-        """Wait for its end: exit code and peak memory in MiB."""
-        _, status, usage = os.wait4(self.process.pid, 0)
-        self.process.returncode = os.waitstatus_to_exitcode(status)
-        return self.process.returncode, usage.ru_maxrss / 1024
 
     def close(self) -> None:
         """End it, while it has no work."""

@@ -140,9 +140,12 @@ def _check_database() -> None:
 
 
 def running() -> Server | None:
-    """The server whose process lives, answering or not; None if there is none."""
-    if not _alive():
-        return None
+    """The server whose process lives, whether or not it answers; None without one."""
+    return _recorded() if _alive() else None
+
+
+def _recorded() -> Server | None:
+    """The server that was started last; None without a readable record of it."""
     try:
         record = read_json(HOME / "server.json")
         return Server(int(record["port"]), int(record["pid"]))
@@ -152,11 +155,8 @@ def running() -> Server | None:
 
 def gone(url: str) -> bool:
     """Whether `url` is the API of this project's own server and that server is not alive."""
-    try:
-        ours = f"http://{HOST}:{read_json(HOME / 'server.json')['port']}/api"
-    except (InputError, KeyError, TypeError):
-        return False
-    return url == ours and not _alive()
+    server = _recorded()
+    return server is not None and url == f"{server.address}/api" and not _alive()
 
 
 def stop(grace: float = 20.0) -> bool:
@@ -192,12 +192,9 @@ def _alive() -> bool:
 
 
 def _choose_port() -> int:
-    """The port of last time if it is free, so that open pages of the UI go on; else any free one."""
-    try:
-        wanted = int(read_json(HOME / "server.json")["port"])
-    except (InputError, KeyError, TypeError, ValueError):
-        wanted = 0
-    for port in (wanted, 0):
+    """The previous server's port if it is free, so that open pages of the UI keep working; otherwise any free one."""
+    previous = _recorded()
+    for port in (previous.port if previous else 0, 0):
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

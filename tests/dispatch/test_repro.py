@@ -89,6 +89,35 @@ def test_independent_stages_run_at_once_and_the_ui_shows_them_below_one_run(proj
     assert "up to date" in project.run("repro")
 
 
+def test_a_dry_run_names_the_stages_whose_own_code_was_edited(tmp_path):
+    """All stages depend on the stage `code`, but an edit reaches only those whose list of files it changes."""
+    project = SmallProject(tmp_path)
+    project.write_dvc()
+    document = yaml.safe_load((tmp_path / "dvc.yaml").read_text())
+    for name, stage in document["stages"].items():
+        stage.get("do", stage).setdefault("deps", []).append(f"data/code/{name}.txt")
+    lists = [f"data/code/{name}.txt" for name in document["stages"]]
+    document["stages"]["code"] = {"cmd": " ".join(project.command("code")), "deps": ["stages"], "outs": lists}
+    (tmp_path / "dvc.yaml").write_text(yaml.safe_dump(document))
+    project.run("code")
+    for out in ("ingest", "train/closed", "train/net", "sample/closed", "sample/net"):
+        (tmp_path / "data" / out).mkdir(parents=True)
+        (tmp_path / "data" / out / "out.txt").write_text(out)
+    project.dvc("commit", "-f", "-q")
+    assert "up to date" in project.run("repro", "--dry-run")
+    project.write_stage("sample", suffix="# a comment\n")
+    assert sorted(project.run("repro", "--dry-run").splitlines()) == ["code", "sample@closed", "sample@net"]
+    project.write_stage("sample")
+    project.write_stage("train", suffix="# a comment\n")
+    assert sorted(project.run("repro", "--dry-run").splitlines()) == [
+        "code",
+        "sample@closed (if what it depends on changes)",
+        "sample@net (if what it depends on changes)",
+        "train@closed",
+        "train@net",
+    ]
+
+
 @pytest.mark.long
 @pytest.mark.faults
 def test_a_failing_stage_leaves_the_others_and_says_why(project):
