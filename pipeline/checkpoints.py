@@ -1,7 +1,7 @@
-"""Checkpoints of a shard that is worked on elsewhere: another node goes on where a lost one stopped.
+"""Checkpoints of a shard that another machine works on: after the loss of a node, the next one resumes from them.
 
-In a shared place they lie in URL/scratch/KEY, KEY being the shard's: files by content, and one record that names those
-of the newest state. The record is written last, and files that it does not name any more are removed after it.
+The shared place holds them in URL/scratch/KEY, where KEY is the shard's key: files named by their sha256, and a record
+that names the files of the newest state. The record is written last; then files that it no longer names are removed.
 """
 
 import contextlib
@@ -14,17 +14,17 @@ from pipeline.stage_run import say
 from stages.protocol import Shard
 
 PERIOD = 0.5
-"""Seconds between two looks at a shard's scratch folder."""
+"""Seconds between two checks of a shard's scratch folder."""
 
 Files = dict[str, tuple[int, int]]
 
 
 class SharedScratch:
-    """A shard's scratch folder, kept in a shared place while a node works on the shard.
+    """Copies a shard's scratch folder to a shared place while a node works on the shard.
 
     Args:
-        url: of the shared place (execution.shared).
-        shard: placed; its scratch folder is below the working directory.
+        url: the shared place (execution.shared).
+        shard: a placed shard; its scratch folder is below the working directory.
     """
 
     def __init__(self, url: str, shard: Shard) -> None:
@@ -33,7 +33,7 @@ class SharedScratch:
 
     @contextlib.contextmanager
     def mirrored(self, writes: bool) -> Iterator[None]:
-        """Fetch what an earlier attempt left; with `writes`, store what changes in the meantime, and at the end."""
+        """Fetch an earlier attempt's checkpoints. With `writes`, store every change until the body ends."""
         self._fetch()
         ended, thread = threading.Event(), None
         if writes:
@@ -47,7 +47,7 @@ class SharedScratch:
                 thread.join()
 
     def forget(self) -> None:
-        """Remove it from the shared place: the shard is done."""
+        """Remove the copy: the shard is done."""
         self._place.clear()
 
     def _fetch(self) -> None:
@@ -55,9 +55,9 @@ class SharedScratch:
         self._place.get_tree(tree, self._folder)
         for path in self._folder.rglob("*"):
             if path.is_file() and path.relative_to(self._folder).as_posix() not in tree:
-                path.unlink()  # of an attempt on this node that the others know nothing of
+                path.unlink()  # left by an attempt on this node that was never stored
         if tree:
-            say(f"{self._name}: going on from the shared place ({', '.join(sorted(tree))})")
+            say(f"{self._name}: resuming from the shared place ({', '.join(sorted(tree))})")
 
     def _watch(self, ended: threading.Event, stored: Files) -> None:
         last = False
@@ -68,7 +68,7 @@ class SharedScratch:
                 stored = found
 
     def _store(self, found: Files) -> bool:
-        """Store the state; False if a file was replaced meanwhile (the next look finds the newer one)."""
+        """Store the state; return False if a file was replaced meanwhile (the next check finds the newer one)."""
         try:
             tree = {name: self._place.put(self._folder / name) for name in found}
         except FileNotFoundError:
@@ -79,7 +79,7 @@ class SharedScratch:
 
 
 def _listed(folder: Path) -> Files:
-    """Whole files of a folder (those being written begin with a dot): name -> size, time of change."""
+    """The complete files of a folder: name -> size, time of change. Names of unfinished files begin with a dot."""
     found: Files = {}
     for path in sorted(folder.rglob("*")):
         if not path.name.startswith("."):

@@ -1,10 +1,10 @@
-"""Shards in a process of their own, which never outlives its parent: python -m pipeline.child SOCKET PARENT MODULE...
+"""A process that works on shards and never outlives its parent: python -m pipeline.child SOCKET PARENT MODULE...
 
-The parent starts it while there is other work to do (importing Prefect, talking to its server): the child meanwhile
-imports the stage's modules, torch among them. Then it works on the shards that it is told over the socket: a line with
-the path of SHARD.json, and the file descriptor of the shard's lock with it. The answer is a line: `done`, `refused`
-(wrong input: the message is in SHARD.error, for the parent to raise) or `memory` (there was not enough; SHARD.error has
-what asked for it). Any other end is that of the process. It ends when the socket is closed.
+The child imports the stage's modules, torch among them, while its parent imports Prefect and asks its server. Then the
+parent sends shards over the socket: for each a line with the path of SHARD.json, together with the file descriptor of
+the shard's lock. The child answers with a line: `done`, `refused` (wrong input; SHARD.error holds the message, which
+the parent raises) or `memory` (not enough of it; SHARD.error holds the error). If the child ends without an answer, the
+parent reads its exit code. The child ends when the parent closes the socket.
 """
 
 import ctypes
@@ -22,11 +22,11 @@ from stages.protocol import Shard
 PR_SET_PDEATHSIG = 1
 DONE, REFUSED, EXHAUSTED = b"done\n", b"refused\n", b"memory\n"
 LONGEST = 4096
-"""Bytes of a path at most, as Linux limits it."""
+"""Bytes of the longest path that Linux allows."""
 
 
 def die_with(parent: int) -> None:
-    """Have the kernel send SIGTERM to this process when its parent dies; leave now if it is dead already."""
+    """Have the kernel send SIGTERM to this process when its parent dies; exit now if the parent is already dead."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
@@ -69,7 +69,7 @@ def main() -> None:
         channel.sendall(answer)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # nothing is left to do, and torch takes its time to leave
+    os._exit(0)  # skips torch's clean-up, which takes long and changes nothing
 
 
 if __name__ == "__main__":

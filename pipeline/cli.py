@@ -1,4 +1,7 @@
-"""The scoresmooth command."""
+"""The scoresmooth command.
+
+Every command imports what it needs when it runs: `scoresmooth --help` would take several times as long otherwise.
+"""
 
 import os
 import sys
@@ -10,7 +13,9 @@ import typer
 
 from stages.errors import InputError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="The scoresmooth command."
+)
 server_app = typer.Typer(no_args_is_help=True, help="The project's local Prefect server.")
 cluster_app = typer.Typer(no_args_is_help=True, help="The Ray cluster of execution.address.")
 cache_app = typer.Typer(no_args_is_help=True, help="The cache of shard results.")
@@ -23,7 +28,7 @@ Runner = Annotated[str | None, typer.Option(help="local or ray, instead of execu
 
 
 def _choose_runner(name: str | None) -> None:
-    """Override execution.runner, here and in the processes started from here."""
+    """Override execution.runner in this process and in those that it starts."""
     if name is not None:
         os.environ["SCORESMOOTH_RUNNER"] = name
 
@@ -35,7 +40,7 @@ def stage(
     params: Params = "params.yaml",
     runner: Runner = None,
 ) -> None:
-    """Run one stage as a Prefect flow: what dvc.yaml calls."""
+    """Run one stage as a Prefect flow: the command of the stages of dvc.yaml."""
     _choose_runner(runner)
     from pipeline.dispatch import run_stage
 
@@ -45,12 +50,12 @@ def stage(
 @app.command()
 def repro(
     targets: Annotated[list[str] | None, typer.Argument(help="stages (train, sample@NAME); default: all")] = None,
-    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="stages at the same time")] = 1,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="only say what would run")] = False,
+    jobs: Annotated[int, typer.Option("--jobs", "-j", min=1, help="how many stages run at the same time")] = 1,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="only print which stages would run")] = False,
     params: Params = "params.yaml",
     runner: Runner = None,
 ) -> None:
-    """Run what changed of the DVC graph as one Prefect flow, independent stages at the same time."""
+    """Run the changed stages of the DVC graph as one Prefect flow, independent stages at the same time."""
     _choose_runner(runner)
     from pipeline.dispatch import run_graph
 
@@ -75,7 +80,7 @@ def params(params: Params = "params.yaml", quiet: bool = False) -> None:
 
 @app.command()
 def preset(
-    name: Annotated[str | None, typer.Argument(help="which one; left out: list them")] = None,
+    name: Annotated[str | None, typer.Argument(help="the preset to show; without it, list all presets")] = None,
     write: Annotated[bool, typer.Option("--write", help="change the parameter file")] = False,
     params: Params = "params.yaml",
 ) -> None:
@@ -115,40 +120,43 @@ def results(
 @app.command()
 def review(
     folder: Annotated[Path, typer.Argument(help="data/filter/VARIANT, or the folder that an audit wrote")],
-    reviewer: Annotated[str, typer.Option(help="whose verdicts these are; others' show once you decided")] = "first",
+    reviewer: Annotated[str, typer.Option(help="your name; others' verdicts show only after yours")] = "first",
     verdicts: Annotated[
-        Path | None, typer.Option(help="folder of verdicts.jsonl; data/verdicts/VARIANT or FOLDER")
+        Path | None, typer.Option(help="folder of verdicts.jsonl [default: data/verdicts/VARIANT or FOLDER]")
     ] = None,
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one")] = 8765,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="port to listen on; 0: any free one")] = 8765,
     host: Annotated[str, typer.Option(help="address to listen on")] = "127.0.0.1",
-    remote: Annotated[bool, typer.Option("--remote", help="allow another host than loopback, with a token")] = False,
-    compact: Annotated[bool, typer.Option("--compact", help="write verdicts.parquet and stop")] = False,
+    remote: Annotated[bool, typer.Option("--remote", help="allow a host other than loopback, with a token")] = False,
+    compact: Annotated[bool, typer.Option("--compact", help="only write verdicts.parquet")] = False,
 ) -> None:
-    """Judge suspected pairs by eye, on a page in the browser; every verdict is on disk at once."""
+    """Judge suspected pairs by eye, on a page in the browser; each verdict is written to disk immediately."""
     from pipeline.review.serve import Address, run
 
     run(folder, reviewer, verdicts, None if compact else Address(host, port, remote))
 
 
+MARGIN = "allowed feature distance, as a multiple of the match's own nearest-neighbour feature distance"
+
+
 @app.command()
 def audit(
     train: Annotated[str, typer.Option(help="the training images: folder:PATH, zip:PATH, parquet:PATH, npz:PATH, ...")],
-    samples: Annotated[str, typer.Option(help="the generated images, any such source")],
-    out: Annotated[str, typer.Option(help="the folder that the results are written to")],
-    holdout: Annotated[str | None, typer.Option(help="real images that the model has not seen")] = None,
-    encoder: Annotated[str, typer.Option(help="whose features; or any model of timm")] = "efficientnet-lite0",
-    weights: Annotated[str | None, typer.Option(help="a weights file of the encoder")] = None,
+    samples: Annotated[str, typer.Option(help="the generated images, from any such source")],
+    out: Annotated[str, typer.Option(help="the folder for the results")],
+    holdout: Annotated[str | None, typer.Option(help="real images that the model was not trained on")] = None,
+    encoder: Annotated[str, typer.Option(help="network for the features, or a timm model")] = "efficientnet-lite0",
+    weights: Annotated[str | None, typer.Option(help="a file with the encoder's weights")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    memory_budget: Annotated[str, typer.Option(help="of the whole process")] = "4GiB",
-    fail_above: Annotated[float | None, typer.Option(help="exit code 3 if the rate of copies may be higher")] = None,
-    percentile: Annotated[float, typer.Option(help="percent of the unseen images that are looked at twice")] = 1.0,
-    margin: Annotated[float, typer.Option(help="features agree within so many of the training image's own")] = 1.0,
-    resolution: Annotated[int | None, typer.Option(help="audit at this size, not at the smaller one")] = None,
-    near: Annotated[float | None, typer.Option(help="pixel distance of near duplicates")] = None,
-    features: Annotated[int, typer.Option(help="images of each set that are embedded")] = 2000,
-    seed: Annotated[int, typer.Option(help="of every draw")] = 0,
+    memory_budget: Annotated[str, typer.Option(help="memory of the whole process")] = "4GiB",
+    fail_above: Annotated[float | None, typer.Option(help="exit with code 3 if the copy rate may exceed this")] = None,
+    percentile: Annotated[float, typer.Option(help="percent of unseen images that the pixel stage lets pass")] = 1.0,
+    margin: Annotated[float, typer.Option(help=MARGIN)] = 1.0,
+    resolution: Annotated[int | None, typer.Option(help="compare at this size; default: the smaller set's")] = None,
+    near: Annotated[float | None, typer.Option(help="pixel distance below which images are near duplicates")] = None,
+    features: Annotated[int, typer.Option(help="how many images of each set get features")] = 2000,
+    seed: Annotated[int, typer.Option(help="seed of all random draws")] = 0,
 ) -> None:
-    """Tell how many samples of any model copy its training images, how sure that is, and show them."""
+    """Measure how many samples of any model copy its training images, with an interval, and show the copies."""
     options = dict(locals())
     from stages.audit import INTERRUPTED, RESUME, audit_params, run
 
@@ -161,7 +169,7 @@ def audit(
 
 @app.command()
 def code() -> None:
-    """Write data/code/STAGE.txt: the files that each stage imports, with their digests. What dvc.yaml calls."""
+    """Write data/code/STAGE.txt, the files that each stage imports with their digests: the command of stage `code`."""
     from pipeline.dag import write_code_lists
 
     write_code_lists()
@@ -169,23 +177,23 @@ def code() -> None:
 
 @app.command()
 def dag(write: Annotated[bool, typer.Option("--write", help="correct dvc.yaml")] = False) -> None:
-    """Compare the deps and params of dvc.yaml with what the stages are and read."""
+    """Compare the deps and params of dvc.yaml with the code that the stages import and the keys that they read."""
     from pipeline.dag import update
 
     changed = update(write=write)
     for line in changed:
         print(line)
     if changed and not write:
-        print("dvc.yaml is behind the code: run scoresmooth dag --write", file=sys.stderr)
+        print("dvc.yaml differs from the code: run scoresmooth dag --write", file=sys.stderr)
         raise typer.Exit(1)
 
 
 @server_app.command("start")
 def server_start(
-    timeout: Annotated[float, typer.Option(help="seconds to wait for it")] = 180.0,
-    schedules: Annotated[bool, typer.Option("--schedules", help="let it run deployments, too")] = False,
+    timeout: Annotated[float, typer.Option(help="seconds to wait until it answers")] = 180.0,
+    schedules: Annotated[bool, typer.Option("--schedules", help="also run deployments on their schedules")] = False,
 ) -> None:
-    """Start the server, or find the running one, print its address, and mark runs whose process is gone."""
+    """Start the server unless it runs, print its address, and mark runs whose process was killed as crashed."""
     from pipeline import server
 
     if schedules:
@@ -200,7 +208,7 @@ def server_start(
 
 @server_app.command("status")
 def server_status() -> None:
-    """Print the running server's address; exit code 1 if there is none."""
+    """Print the running server's address; exit with code 1 if none runs."""
     from pipeline import server
 
     found = server.running()
@@ -213,7 +221,7 @@ def server_status() -> None:
 
 @server_app.command("stop")
 def server_stop() -> None:
-    """Stop the server. Its history stays and shows again after the next start."""
+    """Stop the server. It keeps its history and shows it again after the next start."""
     from pipeline import server
 
     print("stopped" if server.stop() else "not running")
@@ -221,7 +229,7 @@ def server_stop() -> None:
 
 @cluster_app.command("check")
 def cluster_check(params: Params = "params.yaml") -> None:
-    """Say what every node of the cluster has, and what it lacks for this project (then the exit code is 1)."""
+    """Print what every node of the cluster has, and what it lacks for this project (exit code 1)."""
     from pipeline.dispatch import import_ray_runner
     from pipeline.params import load_params
 
@@ -239,16 +247,16 @@ def cluster_check(params: Params = "params.yaml") -> None:
 
 @server_app.command("prune")
 def server_prune(
-    days: Annotated[float, typer.Option(min=0, help="keep runs that ended within so many days")] = 30.0,
+    days: Annotated[float, typer.Option(min=0, help="keep runs that ended within this many days")] = 30.0,
 ) -> None:
-    """Forget old runs now; the server itself does after 90 days. Results are not touched."""
+    """Delete old runs from the server's history now; it does so itself after 90 days. Results are not touched."""
     from pipeline import server
 
     found, _ = server.ensure()
     _as_client_of(found.address)
     from pipeline import tracking
 
-    print(f"forgot {tracking.prune(days)} runs")
+    print(f"deleted {tracking.prune(days)} runs")
 
 
 def _as_client_of(address: str) -> None:
@@ -260,7 +268,7 @@ def _as_client_of(address: str) -> None:
 
 @cache_app.command("size")
 def cache_size() -> None:
-    """Print how much each stage's results take."""
+    """Print how many files and bytes each stage's results take."""
     from pipeline import cache
 
     for name, (files, total) in cache.size().items():
@@ -269,9 +277,9 @@ def cache_size() -> None:
 
 @cache_app.command("prune")
 def cache_prune(
-    days: Annotated[float, typer.Option(min=0, help="keep what was used within so many days")] = 30.0,
+    days: Annotated[float, typer.Option(min=0, help="keep results that were used within this many days")] = 30.0,
 ) -> None:
-    """Remove shard results that were not used lately. The stages' outs are not touched."""
+    """Remove shard results that have not been used for some days. The stages' outs are not touched."""
     from pipeline import cache
 
     print(f"freed {cache.prune(days) / 1e6:.1f} MB")
@@ -291,7 +299,7 @@ def main() -> None:
         if not _server_gone():
             raise
         traceback.print_exc()
-        print("error: the Prefect server has ended; what is finished stays cached: run again", file=sys.stderr)
+        print("error: the Prefect server has ended; finished shards stay cached: run again", file=sys.stderr)
         code = 1
     if _server_gone():
         sys.stdout.flush()
@@ -301,7 +309,7 @@ def main() -> None:
 
 
 def _server_gone() -> bool:
-    """Whether Prefect is in use and the project's server was killed: at exit it would wait for it without end."""
+    """Whether Prefect is in use and the project's server was killed: at exit Prefect would wait for it forever."""
     if "prefect" not in sys.modules or "PREFECT_API_URL" not in os.environ:
         return False
     from pipeline import server

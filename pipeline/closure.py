@@ -15,11 +15,10 @@ ROOT = Path(stages.__file__).parent.parent
 """The folder that holds the package `stages`."""
 
 PRESENTATION = frozenset({"pydantic", "rich", "tqdm", "yaml"})
-"""Packages that check, print or parse: a new version of theirs changes no number, so it makes no result stale."""
-
+"""Packages that validate, print or parse: a new version of one changes no result, so it makes none stale."""
 
 OTHER = frozenset({".py", ".pyc", ".md", ".yaml"})
-"""Endings of the files beside a module that are not its templates."""
+"""Suffixes of the files beside a module that are not its templates."""
 
 
 @functools.cache
@@ -41,8 +40,8 @@ def modules(stage: str) -> list[str]:
 def code_files(stage: str) -> list[str]:
     """Files that stage `stage` depends on, relative to `ROOT`, sorted.
 
-    These are the modules it imports, directly or not, and the files that are not Python (templates) beside them. The
-    packages' own `__init__.py` hold nothing but a docstring (tests/test_architecture.py) and are left out, as are
+    These are the modules it imports, directly or not, and the other files (templates) beside those modules. The
+    packages' `__init__.py` hold only a docstring (tests/test_architecture.py) and are left out, as are
     documentation (.md) and parameters (.yaml), which reach a shard's key through its settings.
     """
     files, folders = set(), set()
@@ -57,7 +56,7 @@ def code_files(stage: str) -> list[str]:
 
 
 def packages(stage: str) -> list[str]:
-    """Names of the third-party packages that the stage's closure imports and that can change its numbers."""
+    """Names of the third-party packages that the stage's closure imports and that can change its results."""
     outside = {module for module in _closure(stage) if "." not in module} - {"stages"}
     return sorted(outside - set(sys.stdlib_module_names) - PRESENTATION)
 

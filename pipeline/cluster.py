@@ -1,4 +1,4 @@
-"""Whether a Ray cluster can do this project's work: one small task on every node looks, and what differs is said."""
+"""Check whether a Ray cluster can do this project's work: one small task on every node reports what it has."""
 
 import os
 import platform
@@ -18,11 +18,11 @@ from stages.files.artifacts import sha256_json
 from stages.files.paths import CACHE
 
 WAIT = 120.0
-"""Seconds that a node has for its answer."""
+"""Seconds to wait for a node's answer."""
 
 
 def check(execution: Execution) -> tuple[list[str], list[str]]:
-    """Lines that describe the cluster, and what is missing. Raises InputError if there is no cluster to ask."""
+    """Return lines that describe the cluster and lines that name what it lacks. Raises InputError without a cluster."""
     connect(execution.address)
     place = SharedPlace(execution.shared) if execution.shared else None
     CACHE.mkdir(exist_ok=True)
@@ -42,7 +42,7 @@ def check(execution: Execution) -> tuple[list[str], list[str]]:
 
 
 def _ask(nodes: dict[str, dict[str, Any]], *arguments: Any) -> dict[str, dict[str, Any]]:
-    """What every node says of itself, with the CPUs and GPUs that Ray gives out there."""
+    """Ask every node to describe itself; add the CPUs and GPUs that Ray schedules there."""
     remote = ray.remote(describe)
     references = {
         name: remote.options(
@@ -58,7 +58,7 @@ def _ask(nodes: dict[str, dict[str, Any]], *arguments: Any) -> dict[str, dict[st
 
 
 def describe(marker: str, packages: list[str], url: str | None, digest: str | None) -> dict[str, Any]:
-    """What a node has: versions, GPUs, and whether it sees the shared place. Runs on the node."""
+    """Describe the node that this runs on: versions, GPUs, and whether it sees the shared place."""
     sees = Path(marker).is_file()
     if url is not None and digest is not None:
         place, copy = SharedPlace(url), Path.home() / ".cache" / "scoresmooth" / Path(marker).name
@@ -89,7 +89,7 @@ def _line(found: dict[str, Any]) -> str:
 
 
 def _missing(here: dict[str, Any], nodes: dict[str, dict[str, Any]], execution: Execution) -> list[str]:
-    """A line for everything that would fail or change results."""
+    """Return a line for each difference that would make work fail or change results."""
     lines = []
     for name, found in nodes.items():
         if found["python"] != here["python"]:
@@ -109,7 +109,7 @@ def _missing(here: dict[str, Any], nodes: dict[str, dict[str, Any]], execution: 
 
 
 def _small(nodes: dict[str, dict[str, Any]], execution: Execution) -> list[str]:
-    """What a shard asks for that no single node has; where no node has a GPU, shards ask for none."""
+    """Return a line for each resource of a shard that no single node has. Without any GPU, shards ask for none."""
     wanted = {"CPUs": ("cpus", execution.cpus_per_job), "GPUs": ("gpus", execution.gpus_per_job)}
     lines = []
     for what, (key, count) in wanted.items():

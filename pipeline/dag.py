@@ -1,8 +1,8 @@
-"""What the DVC stages depend on, from the code: digests of each one's import closure, and the keys it reads.
+"""The DVC stages' dependencies, derived from the code: digests of a stage's import closure, and the keys it reads.
 
-DVC does not follow imports. Its stage `code` writes, whenever anything below stages/ changed, one list of files and
-digests per stage; the other stages depend on their own list. So an edit reaches exactly the stages that import it, and
-dvc.yaml and dvc.lock need not repeat some thirty files for each stage of each variant.
+DVC does not follow imports. Whenever a file below stages/ has changed, its stage `code` writes one list of files and
+digests per stage, and each stage depends on its own list. So an edit reaches exactly the stages that import the edited
+file, and dvc.yaml and dvc.lock need not repeat some thirty files for each stage of each variant.
 """
 
 from pathlib import Path
@@ -45,7 +45,7 @@ def write_code_lists() -> None:
 
 
 def update(write: bool, path: Path = FILE) -> list[str]:
-    """The differences between dvc.yaml and the code, a line each; with `write`, dvc.yaml is corrected.
+    """Return the differences between dvc.yaml and the code, a line each; with `write`, correct dvc.yaml.
 
     Raises InputError if a stage is missing in dvc.yaml.
     """
@@ -72,7 +72,7 @@ def update(write: bool, path: Path = FILE) -> list[str]:
 
 
 def _differences(stage: str, kind: str, body: dict[str, Any], want: list[str]) -> list[str]:
-    """How `body[kind]` differs from `want`, a line each; it is set to that."""
+    """Set `body[kind]` to `want`; return the differences from what it was, a line each."""
     have = list(body.get(kind) or [])
     if want:
         body[kind] = want

@@ -13,7 +13,7 @@ from pipeline.tracking import PARENT
 
 @flow(name="scheduled repro")
 def scheduled_repro(jobs: int = 1, targets: list[str] | None = None) -> None:
-    """Run `scoresmooth repro` in the working directory; its flow run shows up below this one. Fails when it does."""
+    """Run `scoresmooth repro` in the working directory, as a child of this flow run. Fails if that fails."""
     _repro(jobs, targets or [])
 
 

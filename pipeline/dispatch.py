@@ -1,4 +1,4 @@
-"""One stage from params.yaml to its outs: validated, locked, planned, then given to a flow."""
+"""From params.yaml to a stage's outs: validate, lock and plan the stage, then run it as a flow."""
 
 import importlib
 import os
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 def run_stage(name: str, variant: str | None = None, path: Path | str = "params.yaml") -> None:
     """Run one stage. All of params.yaml is validated first; wrong input raises InputError.
 
-    A stage that is running already, say because only `dvc` was killed, is waited for. A variant without any work
-    (the training of a closed form) is gathered right here, without a flow.
+    If the stage is already running, for example because only `dvc` was killed, this waits for it. A variant without
+    shards (the training of a closed form) is gathered here, without a flow.
     """
     started = time.monotonic()
     params, execution = load_stage(name, variant, path)
     label = title(name, variant)
 
     def waiting(pid: str) -> None:
-        say(f"{label}: process {pid} still runs this stage: waiting for it to end")
+        say(f"{label}: process {pid} is still running this stage: waiting for it to end")
 
     with locked(CACHE / "locks" / f"{address_of(name, variant)}.lock", waiting):
         shards, computed = stage_module(name).plan(params), 0
@@ -66,7 +66,7 @@ def _dispatch(name: str, variant: str | None, params: StageParams, execution: Ex
 
 
 def _gpus(name: str, params: StageParams, execution: Execution, stack: ExitStack) -> tuple[int, ...]:
-    """The locks of the GPUs that the stage holds, before anything is started that sees them; none without a GPU."""
+    """Reserve the stage's GPUs before any process that uses them is started; return their locks, none without a GPU."""
     if not (gpus.visible() and may_use_gpu(name, params)):
         return ()
     return stack.enter_context(gpus.reserved(execution.gpus_per_job, say))
@@ -80,8 +80,8 @@ def _ray_runner(name: str, params: StageParams, execution: Execution, shards: in
 
 
 def import_ray_runner() -> ModuleType:
-    """pipeline.ray_runner; raises InputError if Ray is not installed."""
-    # Ray would start a shard that its memory monitor killed again without end; it reads this when it is imported
+    """Import pipeline.ray_runner. Raises InputError if Ray is not installed."""
+    # without this Ray restarts a shard that its memory monitor killed forever; Ray reads it when it is imported
     os.environ.setdefault("RAY_task_oom_retries", "0")
     try:
         return importlib.import_module("pipeline.ray_runner")
@@ -97,15 +97,15 @@ def may_use_gpu(name: str, params: StageParams) -> bool:
 
 
 def run_graph(targets: list[str], jobs: int, dry: bool, path: Path | str = "params.yaml") -> bool:
-    """`scoresmooth repro`: bring the targets' part of the DVC graph up to date; False if a stage failed.
+    """Bring the targets and all that they depend on up to date (`scoresmooth repro`); return False if a stage failed.
 
-    One such run at a time works in a project; another waits. With `dry`, only print what would run.
+    A second run in the same project waits for the first. With `dry`, only print which stages would run.
     """
     parameters = load_params(path)
     from pipeline.graph import StageGraph  # imports dvc
 
     def waiting(pid: str) -> None:
-        say(f"process {pid} runs scoresmooth repro here: waiting for it to end")
+        say(f"process {pid} is running scoresmooth repro here: waiting for it to end")
 
     with locked(CACHE / "locks" / "repro.lock", waiting) if not dry else nullcontext():
         graph = StageGraph(targets)
@@ -120,7 +120,7 @@ def run_graph(targets: list[str], jobs: int, dry: bool, path: Path | str = "para
 
 
 def _run_stages(graph: "StageGraph", stages: set[str], changed: set[str], jobs: int, parameters: Parameters) -> bool:
-    # a process started in the background ignores Ctrl-C, and so would the stages that it starts
+    # a process started in the background ignores SIGINT, and the stages that it starts would inherit that
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     address = server.connect(say, parameters.execution.server_timeout)
@@ -144,7 +144,7 @@ def _run_stages(graph: "StageGraph", stages: set[str], changed: set[str], jobs: 
 
 
 def _runs_alone(name: str, parameters: Parameters) -> bool:
-    """Whether a stage takes all processors while it runs: its result depends on how many threads it has."""
+    """Whether nothing may run beside a stage, because its result depends on its number of threads."""
     stage, _, variant = name.partition("@")
     params = parameters.stages.get((stage, variant or None))
     if stage not in SAME_THREADS or params is None or parameters.execution.runner != "local":

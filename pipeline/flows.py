@@ -33,7 +33,7 @@ from pipeline.tracking import tracked
 from stages.protocol import Shard
 
 GRACE = 10.0
-"""Seconds between an interruption and the end of the process, for shards in threads, which cannot be ended."""
+"""Seconds between an interruption and the end of the process, for shards in threads, which cannot be stopped."""
 
 CHILD_GRACE = 25.0
 """The same for shards in processes, which write a checkpoint first. Schedulers usually kill after 30."""
@@ -47,7 +47,7 @@ for _name in ("prefect.flow_runs", "prefect.task_runs"):
 
 
 def run(stage: StageRun, runner: Runner) -> int:
-    """Run a stage as a flow; returns how many shards were computed. Raises what its shards or its gathering raise."""
+    """Run a stage as a flow; return how many shards were computed. Errors of shards and of `gather` propagate."""
     grace = CHILD_GRACE if stage.name in stage.execution.processes else GRACE
 
     def body() -> int:
@@ -68,8 +68,8 @@ def run(stage: StageRun, runner: Runner) -> int:
 
 
 def run_flow_as(flow: Flow[[], Any], title: str, labels: set[str], lasting: bool) -> Any:
-    """Run a flow under a title and tags; returns what it returns. lasting: see pipeline.tracking.tracked."""
-    # A flow's heartbeat thread sleeps in whole seconds and is joined at the end: up to a second for nothing.
+    """Run a flow under a title and tags; return its result. lasting: see pipeline.tracking.tracked."""
+    # A flow's heartbeat thread sleeps in whole seconds and is joined at the end, which would cost up to a second.
     quiet = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
     with quiet, tags(*labels), tracked(flow, title, labels, lasting) as found:
         return run_flow(flow, flow_run=found)
@@ -82,7 +82,7 @@ def _compute_all(stage: StageRun, runner: Runner) -> int:
     compute = _shard_task(stage, runner)
     futures = []
     for index, (shard, found) in enumerate(zip(stage.shards, checks, strict=True)):
-        # Prefect remembers only that a result was there: it must not count once its file is damaged or gone
+        # Prefect remembers only that there was a result: it must not count when its file is damaged or missing
         submit = compute.with_options(refresh_cache=not found.ready).submit
         futures.append(submit(shard=shard.name, index=index))
     _await(stage, futures, missing)
@@ -104,7 +104,7 @@ def _shard_task(stage: StageRun, runner: Runner) -> Task[..., dict[str, object]]
 
 
 def _await(stage: StageRun, futures: list[PrefectFuture[Any]], missing: int) -> None:
-    """Wait for the shards, showing progress; the first failure raises and the rest is not started."""
+    """Wait for the shards and show progress; the first failure is raised and the remaining shards are not started."""
     total, updated = len(futures), time.monotonic()
     measured = total == 1 and is_measured(stage.shards[0])
     shown = missing > 0 and (total > 1 or measured)
@@ -122,7 +122,7 @@ def _await(stage: StageRun, futures: list[PrefectFuture[Any]], missing: int) -> 
 
 @contextmanager
 def _watched(shard: Shard, artifact: UUID) -> Iterator[None]:
-    """Show how far a single long shard is, from a thread of its own, until the body ends."""
+    """Show the progress of a single long shard, from a thread of its own, until the body ends."""
     ended = threading.Event()
 
     def watch() -> None:
@@ -132,7 +132,7 @@ def _watched(shard: Shard, artifact: UUID) -> Iterator[None]:
             if share != shown:
                 try:
                     update_progress_artifact(artifact, progress=100 * share)
-                except httpx.HTTPError:  # the server has gone: the flow itself finds that out, and says so
+                except httpx.HTTPError:  # the server has ended: the flow itself notices and reports that
                     return
                 shown = share
 
@@ -142,19 +142,21 @@ def _watched(shard: Shard, artifact: UUID) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        thread.join(timeout=1.0)  # where the server has gone, it may try for minutes
+        thread.join(timeout=1.0)  # without a server the thread may retry for minutes
 
 
 def _tell(text: str) -> None:
-    """Say it at the terminal and in the run's log."""
+    """Print a line at the terminal and add it to the run's log."""
     say(text)
     get_run_logger().info(text)
 
 
 @contextmanager
 def interruptible(stop: Callable[[], None], grace: float) -> Iterator[None]:
-    """After any failure call `stop`: start no more work, end children. After Ctrl-C or SIGTERM this process ends within
-    `grace` seconds after that, too."""
+    """Call `stop` after any failure: it starts no more work and ends children.
+
+    After Ctrl-C or SIGTERM this process itself also ends within `grace` seconds.
+    """
     try:
         yield
     except Exception:
@@ -162,7 +164,7 @@ def interruptible(stop: Callable[[], None], grace: float) -> Iterator[None]:
         raise
     except BaseException as interruption:
         stop()
-        say("interrupted: ending the work; what is finished stays cached")
+        say("interrupted: ending the work; finished shards stay cached")
         _mark_crashed(type(interruption).__name__)
         end = threading.Timer(grace, os._exit, [130 if isinstance(interruption, KeyboardInterrupt) else 143])
         end.daemon = True
@@ -171,6 +173,6 @@ def interruptible(stop: Callable[[], None], grace: float) -> Iterator[None]:
 
 
 def _mark_crashed(reason: str) -> None:
-    """Tell the server now: the engine would do so only after the last thread has ended."""
+    """Mark the run as crashed now: Prefect would do so only after the last thread has ended."""
     with get_client(sync_client=True) as client:
         client.set_flow_run_state(flow_run.id, Crashed(message=f"Interrupted ({reason})."), force=True)

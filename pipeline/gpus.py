@@ -1,4 +1,4 @@
-"""GPUs given out one job at a time, by locks that the kernel releases when their holder dies."""
+"""GPUs, each reserved for one job at a time by a lock that the kernel releases when its holder dies."""
 
 import functools
 import os
@@ -14,7 +14,7 @@ from pipeline.locks import locked
 from stages.errors import InputError
 
 PERIOD = 0.2
-"""Seconds between two looks at the locks."""
+"""Seconds between two attempts to take the locks."""
 
 
 @functools.cache
@@ -31,7 +31,7 @@ def visible() -> tuple[str, ...]:
 
 
 def folder() -> Path:
-    """Where the locks lie: one folder per user and machine, since several projects may share the GPUs."""
+    """The folder of the locks: one per user and machine, since several projects may share the GPUs."""
     return Path(tempfile.gettempdir()) / f"scoresmooth-gpus-{os.getuid()}"
 
 
@@ -39,8 +39,8 @@ def folder() -> Path:
 def reserved(count: int, say: Callable[[str], None]) -> Iterator[tuple[int, ...]]:
     """Hold `count` of the visible GPUs and show only them to this process and its children (CUDA_VISIBLE_DEVICES).
 
-    Waits until enough are free. Yields the locks' file descriptors: a child that inherits them holds the GPUs, too.
-    Raises InputError if there are not so many. Call it before CUDA is used.
+    Waits until enough are free. Yields the locks' file descriptors: a child that inherits them holds the GPUs as well.
+    Raises InputError if fewer GPUs are visible. Call it before CUDA is used.
     """
     names = visible()
     if count > len(names):
@@ -59,7 +59,7 @@ def reserved(count: int, say: Callable[[str], None]) -> Iterator[tuple[int, ...]
 
 
 def _take(names: tuple[str, ...], count: int, stack: ExitStack, say: Callable[[str], None]) -> list[tuple[str, int]]:
-    """All `count` locks or none, so that two jobs that want two GPUs each cannot wait for each other."""
+    """Take all `count` locks or none, so that two jobs that need two GPUs each cannot wait for each other."""
     told = False
     while True:
         held: list[tuple[str, int]] = []

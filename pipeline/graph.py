@@ -1,4 +1,4 @@
-"""The graph of DVC stages, asked through DVC itself: who depends on whom, and what has changed."""
+"""The graph of DVC stages, read through DVC itself: which stage depends on which, and which have changed."""
 
 import hashlib
 import threading
@@ -81,7 +81,7 @@ class StageGraph:
         return start.union(*(networkx.descendants(graph, name) for name in start))
 
     def depth(self, name: str) -> int:
-        """Stages on the longest way from this one to the end: those with the most to wait for them start first."""
+        """The number of stages on the longest path from this one to the end of the graph: the deepest start first."""
         return 1 + max((self.depth(other) for other in self.downstream[name]), default=0)
 
 

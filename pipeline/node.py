@@ -1,4 +1,4 @@
-"""What a node of a cluster does: the work of one shard, where all nodes see the project or in a copy of its inputs."""
+"""A shard's work on a node of a cluster: in the project's folder if all nodes see it, else in a copy of its inputs."""
 
 import dataclasses
 import importlib
@@ -16,14 +16,15 @@ from stages.protocol import Shard
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a node is told.
+    """A shard's work, as it is sent to a node.
 
     Attributes:
-        shard: as JSON.
+        shard: the shard as JSON.
         root: the project's folder.
-        url, trees: of the shared place, and path -> tree of every input; None where all nodes see `root`.
-        share: of its working memory that the shard is to do with.
-        variables: environment variables of this process of a training, as torchrun sets them.
+        url: the shared place, or None where all nodes see `root`.
+        trees: for every input its path -> its tree in the shared place, or None.
+        share: the share of its usual working memory that the shard may use.
+        variables: the environment variables that torchrun would set for this process of a training.
     """
 
     shard: str
@@ -35,7 +36,7 @@ class Task:
 
 
 def work(task: Task) -> str:
-    """On a node: do the work of a shard in the project's folder, or in a copy of its inputs; the result's sha256."""
+    """Do the work of a shard on this node; return the sha256 of its result in the shared place ("" without one)."""
     found = Shard.from_json(task.shard)
     with ExitStack() as stack:
         stack.enter_context(_environment({**task.variables, oom.SHARE_VARIABLE: str(task.share)}))
@@ -61,7 +62,7 @@ def work(task: Task) -> str:
 
 @contextmanager
 def _environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Set environment variables, then put back what was there."""
+    """Set environment variables while the body runs."""
     before = {name: os.environ.get(name) for name in variables}
     os.environ.update(variables)
     try:
@@ -75,13 +76,13 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 def node_folder(root: str) -> Path:
-    """Where a node keeps its copy of a project's inputs, one per project and user."""
+    """The folder of a node's copy of a project's inputs, one per project and user."""
     return Path.home() / ".cache" / "scoresmooth" / root.strip("/").replace("/", "-")
 
 
 @contextmanager
 def _folder(path: Path) -> Iterator[None]:
-    """Work in `path`, then go back. A Ray worker does one task at a time."""
+    """Change to the folder `path` while the body runs. A Ray worker does one task at a time."""
     path.mkdir(parents=True, exist_ok=True)
     before = Path.cwd()
     os.chdir(path)

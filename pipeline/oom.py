@@ -1,4 +1,4 @@
-"""Work that ran out of memory: how that is recognised, and what is said when it happens again with half the memory."""
+"""Shards that run out of memory: how to recognise it, and the error after a second attempt with half the memory."""
 
 import contextlib
 import dataclasses
@@ -7,10 +7,10 @@ from pathlib import Path
 from stages.errors import InputError
 
 SHARE_VARIABLE = "SCORESMOOTH_MEMORY_SHARE"
-"""Environment variable of the share of its working memory that a shard is to do with (stages.engine.products)."""
+"""Environment variable: the share of its usual working memory that a shard may use (stages.engine.products)."""
 
 SHARES = (1.0, 0.5)
-"""The shares of a shard's attempts: the second one is made only where the first ran out of memory."""
+"""The shares of a shard's attempts; the second attempt follows only if the first ran out of memory."""
 
 CGROUP = Path("/sys/fs/cgroup")
 REMEDIES = {
@@ -18,11 +18,11 @@ REMEDIES = {
     "sample": "lower sample.batch (this changes the samples' last bits)",
     "report": "use fewer images (ingest.train, ingest.holdout)",
 }
-"""What helps beside more memory. The batch of a network is not halved unasked: it decides how sums are rounded."""
+"""Remedies other than more memory. A network's batch is never halved automatically: it decides how sums are rounded."""
 
 
 class OutOfMemory(InputError):
-    """The machine has too little memory for the parameters: nothing that changes no result is left to try."""
+    """The machine has too little memory for the parameters, even with half the working memory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Attempt:
     """One attempt that ran out of memory.
 
     Attributes:
-        how: "killed by the kernel because memory ran out", "killed (out of memory?)", "refused memory: ...".
-        peak: the most memory that its process had, in MiB, or None where that is not known.
+        how: "killed by the kernel, out of memory", "killed (out of memory?)" or "refused memory (...)".
+        peak: the peak memory of its process in MiB, or None if unknown.
     """
 
     how: str
@@ -42,7 +42,7 @@ class Attempt:
 
 
 def exhausted(stage: str, shard: str, first: Attempt, second: Attempt, where: str) -> OutOfMemory:
-    """The error after the last attempt. where: what else uses the memory there ("execution.jobs (2)")."""
+    """Make the error after the last attempt. where: the setting that shares out the memory ("execution.jobs (2)")."""
     remedy = REMEDIES.get(stage, f"raise {stage}.shards (this changes no result)")
     return OutOfMemory(
         f"{stage} {shard}: out of memory twice: {first}; with half the working memory: {second}. "
@@ -51,20 +51,20 @@ def exhausted(stage: str, shard: str, first: Attempt, second: Attempt, where: st
 
 
 def ran_out(error: BaseException) -> bool:
-    """Whether Python, NumPy, Arrow (MemoryError) or PyTorch (on a CPU: RuntimeError) was refused memory."""
-    named = type(error).__name__ == "OutOfMemoryError"  # torch.OutOfMemoryError: of a GPU
+    """Whether the error is a failed allocation of Python, NumPy, Arrow (MemoryError) or PyTorch (CPU: RuntimeError)."""
+    named = type(error).__name__ == "OutOfMemoryError"  # torch.OutOfMemoryError, on a GPU
     return isinstance(error, MemoryError) or named or "DefaultCPUAllocator: can't allocate memory" in str(error)
 
 
 def said(error: BaseException) -> str:
-    """The error in one line."""
+    """The error's message in one line."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def kills() -> int | None:
-    """How many processes of this process's control group the kernel killed for want of memory; None: it does not say.
+    """How many processes of this process's control group the kernel has killed for lack of memory; None if unknown.
 
-    Both versions of control groups; a container may see its own group as the root.
+    Reads both versions of control groups; a container may see its own group as the root.
     """
     for name, file in (("memory", "memory.oom_control"), ("", "memory.events")):
         group = _group(name)
@@ -77,7 +77,7 @@ def kills() -> int | None:
 
 
 def _group(controller: str) -> str | None:
-    """This process's control group below a controller ("": version 2), from /proc."""
+    """The path of this process's control group of a controller ("": version 2); None without one."""
     for line in Path("/proc/self/cgroup").read_text(encoding="utf-8").splitlines():
         _, names, path = line.split(":", 2)
         if controller in names.split(","):
@@ -86,7 +86,7 @@ def _group(controller: str) -> str | None:
 
 
 def peak(process: int) -> float | None:
-    """The most memory that a living process has had, in MiB."""
+    """The peak memory of a living process in MiB; None if it has ended."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines():
             if line.startswith("VmHWM:"):

@@ -21,34 +21,34 @@ STAGES = ("ingest", "deduplicate", "embed", "index", "train", "sample", "filter"
 """The stage modules, in the order of the DAG. The only list of them in the code."""
 
 RUNNER = "SCORESMOOTH_RUNNER"
-"""Environment variable that overrides execution.runner: what --runner sets, for the stages that dvc starts, too."""
+"""Environment variable that overrides execution.runner. The option --runner sets it, also for stages started by dvc."""
 
 ALLOWED = "SCORESMOOTH_PATHS"
 """Environment variable: folders, separated by colons, that absolute paths of params.yaml must lie in. Unset: any."""
 
 VALID = CACHE / "params.valid"
-"""Holds the version of params.yaml and code that was found valid last."""
+"""Holds the digest of the params.yaml and the code that were last found valid."""
 
 
 class Execution(Section):
-    """How the work is carried out. It changes no result, so no DVC stage depends on it."""
+    """How the work is carried out. This section changes no result, so no DVC stage depends on it."""
 
     jobs: int = Field(ge=1, le=1024)
     """Shards worked on at the same time."""
     processes: list[str]
-    """Stages whose shards run in processes of their own, the others' in threads of the stage's process."""
+    """Stages whose shards run in processes of their own; others run theirs in threads of the stage's process."""
     server_timeout: float = Field(gt=0)
     """Seconds to wait for the local Prefect server to start."""
     gpus_per_job: int = Field(ge=1, le=64)
-    """GPUs that a stage holds while it runs, where there are any; on Ray, of each shard."""
+    """GPUs that a stage reserves while it runs, on a machine with GPUs; on Ray, GPUs of each shard."""
     cpus_per_job: float = Field(gt=0, le=1024)
     """CPUs of each shard on Ray."""
     runner: Literal["local", "ray"]
     """Where shards are worked on: this machine, or a Ray cluster (pip install '.[ray]')."""
     address: str | None
-    """Of the Ray cluster: HOST:PORT, ray://HOST:PORT or auto; null starts one on this machine."""
+    """The Ray cluster: HOST:PORT, ray://HOST:PORT or auto; null starts one on this machine."""
     shared: str | None
-    """fsspec URL that all nodes see, for inputs and results; null: the nodes see the project's folder itself."""
+    """fsspec URL that all nodes see, for inputs and results; null: all nodes see the project's folder itself."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,7 +91,7 @@ def load_params(path: Path | str = "params.yaml") -> Parameters:
 
 
 def _check_together(found: dict[tuple[str, str | None], StageParams]) -> None:
-    """Values of two sections that cannot go together are found now, not by a stage that others ran for."""
+    """Reject values of two sections that contradict each other now, before any stage has run."""
     ingest, index = found["ingest", None], found["index", None]
     images, listed = getattr(ingest, "train", None), getattr(index, "neighbors", None)
     wanted = [("index.neighbors", (listed or 0) + 1)] if listed else []
@@ -118,7 +118,7 @@ def load_stage(name: str, variant: str | None, path: Path | str = "params.yaml")
     Validating all of it imports every stage, and torch with them, so it is done once per version of file and code.
     """
     if name not in STAGES:
-        raise InputError(f"there is no stage {name}: choose one of {', '.join(STAGES)}")
+        raise InputError(f"unknown stage {name}: choose one of {', '.join(STAGES)}")
     tree = load_tree(path)
     version = _version(path, tree)
     if not VALID.exists() or VALID.read_text(encoding="utf-8") != version:
@@ -132,7 +132,7 @@ def load_stage(name: str, variant: str | None, path: Path | str = "params.yaml")
 
 
 def _version(path: Path | str, tree: dict[str, Any]) -> str:
-    """Digest of a parameter file, of those it names and of all the code that decides whether it is valid."""
+    """Digest of a parameter file, of the files that it names, and of all code that decides whether it is valid."""
     code = sorted(Path(stages.__file__).parent.rglob("*.py"))
     files = (path, *filter(Path.is_file, _named_files(tree)), __file__, *code)
     return sha256_json([os.environ.get(ALLOWED), *(sha256_file(file) for file in files)])
@@ -147,9 +147,9 @@ def _named_files(node: Any) -> Iterator[Path]:
 
 
 def _reject_outside_paths(node: Any, file: Path | str, key: str = "") -> None:
-    """A path that leaves the project must say so: it is absolute, and below an allowed folder where there are such.
+    """Reject a path that leaves the project by "..", and an absolute one outside the allowed folders, if these are set.
 
-    Values are paths, or KIND:PATH?option=PATH. Links inside the project are followed: who made them meant them.
+    Values are paths, or KIND:PATH?option=PATH. Links inside the project are followed: they were made on purpose.
     """
     if isinstance(node, dict):
         for name, value in node.items():
@@ -198,9 +198,7 @@ def _variant_names(tree: dict[str, Any]) -> tuple[str, ...]:
 def _reject_unknown_variants(key: str, values: dict[str, str], variants: tuple[str, ...]) -> None:
     for name in values:
         if name not in variants:
-            raise InputError(
-                f"params.yaml: {key}.{name}: there is no such variant: choose one of {', '.join(variants)}"
-            )
+            raise InputError(f"params.yaml: {key}.{name}: unknown variant: choose one of {', '.join(variants)}")
 
 
 def _execution(tree: dict[str, Any]) -> Execution:
@@ -215,5 +213,7 @@ def _execution(tree: dict[str, Any]) -> Execution:
         raise InputError(explain(error, "execution", {}, {**tree["execution"], **chosen})) from error
     for index, name in enumerate(execution.processes):
         if name not in STAGES:
-            raise InputError(f"params.yaml: execution.processes.{index}: there is no stage {name!r}")
+            raise InputError(
+                f"params.yaml: execution.processes.{index}: unknown stage {name!r}: choose one of {', '.join(STAGES)}"
+            )
     return execution

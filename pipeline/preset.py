@@ -1,6 +1,6 @@
-"""Presets: what makes params.yaml the published set-up of a data set. One file each in pipeline/presets.
+"""Presets: the keys that turn params.yaml into the published set-up of a data set, a file each in pipeline/presets.
 
-A preset holds the keys that differ, so it cannot fall behind params.yaml: applied, it gives a complete, valid file.
+A preset holds only the keys that differ, so it stays in step with params.yaml: applying it gives a valid file.
 """
 
 import copy
@@ -18,11 +18,11 @@ from stages.protocol import load_tree
 
 FOLDER = Path(__file__).parent / "presets"
 WHOLE = ("variants",)
-"""Sections that a preset replaces and does not merge: its models, not ours besides."""
+"""Sections that a preset replaces instead of merging: it lists all its variants."""
 
 
 def names() -> list[str]:
-    """The presets there are."""
+    """The names of the presets, sorted."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
@@ -32,15 +32,15 @@ def about(name: str) -> str:
 
 
 def changes(name: str, path: Path | str = "params.yaml") -> list[str]:
-    """What the preset would change in a parameter file: "KEY: OLD -> NEW", a line each."""
+    """Return what the preset would change in a parameter file: "KEY: OLD -> NEW", a line each."""
     before, after = load_tree(path), _plain(_applied(name, path))
     return list(_differences(before, after, ""))
 
 
 def apply(name: str, path: Path | str = "params.yaml") -> None:
-    """Write the preset into a parameter file, comments kept. The result is validated before it takes the file's place.
+    """Write the preset into a parameter file, with its comments. The result is validated before it replaces the file.
 
-    Raises InputError where the file has changes that git does not hold: they would be lost.
+    Raises InputError if the file has uncommitted changes: they would be lost.
     """
     _require_committed(Path(path))
     with atomic_path(path) as temporary:
@@ -51,7 +51,7 @@ def apply(name: str, path: Path | str = "params.yaml") -> None:
 
 def _file(name: str) -> Path:
     if name not in names():
-        raise InputError(f"there is no preset {name}: choose one of {', '.join(names())}")
+        raise InputError(f"unknown preset {name}: choose one of {', '.join(names())}")
     return FOLDER / f"{name}.yaml"
 
 
@@ -68,7 +68,7 @@ def _plain(document: Any) -> Any:
 
 
 def _applied(name: str, path: Path | str) -> Any:
-    """The parameter file with the preset's keys, as a round-trip document. Unknown keys raise InputError."""
+    """Return the parameter file with the preset's keys, as a round-trip document. Unknown keys raise InputError."""
     load_tree(path)  # one clear line where it is missing or malformed
     document = _yaml().load(Path(path).read_text(encoding="utf-8"))
     preset = _yaml().load(_file(name).read_text(encoding="utf-8"))
@@ -102,9 +102,9 @@ def _differences(before: Any, after: Any, prefix: str) -> list[str]:
 def _require_committed(path: Path) -> None:
     remedy = "commit it (git commit), or move it away and restore the committed one, and run this again"
     if shutil.which("git") is None:
-        raise InputError(f"git is not here to tell whether {path} has changes that would be lost: install it")
+        raise InputError(f"cannot check {path} for uncommitted changes, which would be lost: install git")
     listed = subprocess.run(["git", "ls-files", "--error-unmatch", str(path)], capture_output=True)
     if listed.returncode:
         raise InputError(f"{path} is not in git, so its content would be lost: {remedy}")
     if subprocess.run(["git", "diff", "--quiet", "HEAD", "--", str(path)], capture_output=True).returncode:
-        raise InputError(f"{path} has changes that are not committed and would be lost: {remedy}")
+        raise InputError(f"{path} has uncommitted changes, which would be lost: {remedy}")

@@ -1,4 +1,4 @@
-"""How far a shard is while it works: a training writes its curve, step by step, into its scratch folder."""
+"""The progress of a shard at work: a training writes its loss curve, row by row, into its scratch folder."""
 
 from stages.protocol import Shard
 
@@ -12,7 +12,7 @@ def is_measured(shard: Shard) -> bool:
 
 
 def share_done(shard: Shard) -> float:
-    """The share of a measured shard's steps that its curve shows; 0 before the first line, or on another machine."""
+    """The share of a measured shard's steps that its curve shows; 0 before the first row, or on another machine."""
     try:
         last = (shard.scratch / CURVE).read_text(encoding="utf-8").rstrip().rpartition("\n")[2]
     except FileNotFoundError:

@@ -1,8 +1,8 @@
 """Shards on a Ray cluster. Needs `pip install '.[ray]'`; imported only when execution.runner is ray.
 
 The flow, the shard cache and its locks stay on the machine that runs the stage; a shard's work goes to a node as one
-Ray task. Prefect's API is therefore asked from here only and can stay on loopback, which a task runner that carries
-Prefect tasks to the nodes (prefect-ray) would not allow.
+Ray task. So only this machine uses Prefect's API, which can stay on loopback. A task runner that runs Prefect tasks on
+the nodes (prefect-ray) would not allow that.
 
 Without `execution.shared` all nodes see the project's folder under the same path. With it, inputs and results travel
 through that place by content (pipeline.shared), and nodes need nothing but Python and the packages.
@@ -44,22 +44,22 @@ from stages.errors import InputError
 from stages.protocol import Shard
 
 RETRIES = 3
-"""Times that Ray starts a shard again on another node when its node or process is lost. Errors of the work are not
-retried: they would come again."""
+"""How often Ray restarts a shard on another node after its node or process was lost. Errors of the work are not
+retried: they would recur."""
 
 REACH = 10.0
-"""Seconds to wait for the cluster's port."""
+"""Seconds to wait for the cluster's port to answer."""
 
 SETTLE = 60.0
-"""Seconds that the processes of a training have to end after one of them failed: the loss of a node is then told from
-the error that it causes in the others."""
+"""Seconds that the processes of a training have to end after one of them failed: this tells the loss of a node from the
+error that it causes in the other processes."""
 
 LOST = (WorkerCrashedError, LocalRayletDiedError, NodeDiedError)
 
 
 @dataclasses.dataclass(frozen=True)
 class RayResources:
-    """What a shard needs of a node."""
+    """The CPUs and GPUs that a shard needs on its node."""
 
     cpus: float
     gpus: float
@@ -69,15 +69,15 @@ class RayRunner:
     """A runner (pipeline.runners.Runner) whose shards are Ray tasks.
 
     Args:
-        address: of the cluster: HOST:PORT, ray://HOST:PORT, "auto", or None for a cluster on this machine alone.
-        resources: per shard.
+        address: the cluster: HOST:PORT, ray://HOST:PORT, "auto", or None for a cluster on this machine alone.
+        resources: what each shard needs.
         shared: fsspec URL for inputs and results, or None if all nodes see the project's folder.
-        shards: how many shards there are; no more threads wait for results than that.
+        shards: the number of shards, which limits the number of threads that wait for results.
     """
 
     def __init__(self, address: str | None, resources: RayResources, shared: str | None, shards: int) -> None:
         connect(address)
-        if not ray.cluster_resources().get("GPU"):  # device auto; a stage that insists on a GPU says so itself
+        if not ray.cluster_resources().get("GPU"):  # device auto; device cuda is an error in the stage
             resources = RayResources(resources.cpus, 0)
         slots = _slots(resources)
         if not slots:
@@ -103,7 +103,7 @@ class RayRunner:
             SharedScratch(self._place.url, shard).forget()
 
     def _attempts(self, shard: Shard, task: Task) -> str:
-        """The result's digest; where memory runs out, once more with half of it."""
+        """Return the result's digest; after an attempt that ran out of memory, try once more with half of it."""
         attempts: list[oom.Attempt] = []
         for share in oom.SHARES:
             task = dataclasses.replace(task, share=share)
@@ -128,7 +128,7 @@ class RayRunner:
         return reference
 
     def _wait(self, shard: Shard, reference: Any) -> str:
-        """What a task returns; its error as one of this project's."""
+        """Wait for a task and return its result; its errors are raised as this project's."""
         try:
             return ray.get(reference)
         except RayTaskError as error:
@@ -150,7 +150,7 @@ class RayRunner:
                 self._references.discard(reference)
 
     def _together(self, shard: Shard, task: Task, processes: int) -> str:
-        """One training by several processes; all of them start again, from the last checkpoint, when one is lost."""
+        """Train with several processes; when one is lost, all of them start again from the last checkpoint."""
         if processes > _slots(self._resources):
             raise InputError(
                 f"train.processes: {processes} processes with {self._resources.cpus:g} CPUs each are more than the "
@@ -187,7 +187,7 @@ class RayRunner:
             remove_placement_group(group)
 
     def _gather(self, shard: Shard, references: list[Any]) -> str:
-        """The first process's result. Of several errors, wrong input counts most, then the loss of a process."""
+        """Return the first process's result. Of several errors the most telling is raised: wrong input first."""
         waiting, errors, results = list(references), [], {}
         while waiting and not any(isinstance(error, (InputError, _Lost)) for error in errors):
             ready, waiting = ray.wait(waiting, timeout=SETTLE if errors else None)
@@ -221,7 +221,7 @@ def connect(address: str | None) -> None:
         return
     _reach(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # by value: the nodes run this project's code, whatever is installed there
+    # the code is sent by value: the nodes run this project's version, not one that is installed there
     modules = [str(Path(module.__file__ or "").parent) for module in (pipeline, stages)]
     options: dict[str, Any] = {"runtime_env": {"py_modules": modules}, "log_to_driver": True, "logging_level": "ERROR"}
     if address is None:
@@ -234,7 +234,7 @@ def connect(address: str | None) -> None:
 
 
 def _slots(resources: RayResources) -> int:
-    """How many shards the nodes hold at once: Ray would wait for ever with what fits into no single node."""
+    """How many shards the nodes hold at once; Ray would wait forever for a node that can take a too large one."""
     total = 0
     for node in ray.nodes():
         if node["Alive"]:
@@ -245,7 +245,7 @@ def _slots(resources: RayResources) -> int:
 
 
 def _reach(address: str | None) -> None:
-    """Ray itself tries for a minute, then may end the process."""
+    """Raise InputError if nothing answers at the address. Ray itself retries for a minute, then may end the process."""
     named = re.fullmatch(r"(?:ray://)?([^/]+):(\d+)", address or "")
     if named:
         try:
@@ -263,7 +263,7 @@ class _Lost(RuntimeError):
 
 
 def _rendezvous() -> tuple[str, int]:
-    """An address of this node, and a port that is free there."""
+    """An address of this node and a free port there."""
     address = ray.util.get_node_ip_address()
     with socket.socket() as probe:
         probe.bind((address, 0))
@@ -275,7 +275,7 @@ def _at(group: PlacementGroup, bundle: int) -> PlacementGroupSchedulingStrategy:
 
 
 def _torchrun_variables(rank: int, processes: int, address: str, port: int) -> dict[str, str]:
-    """What torchrun tells its processes. Each is the first of its machine: Ray shows it its own GPU and no other."""
+    """The variables that torchrun sets. LOCAL_RANK is 0 everywhere: Ray shows each process only its own GPU."""
     return {
         "TORCHELASTIC_RUN_ID": "ray",
         "RANK": str(rank),

@@ -1,7 +1,8 @@
-"""The DVC graph run as far in parallel as its arrows allow: every stage is a `dvc repro --single-item` process.
+"""The stages of the DVC graph as processes, several at a time: each is a `dvc repro --single-item`.
 
-That is DVC's own way to go parallel: a process holds DVC's lock while it looks at the stage and records its outs, not
-while the stage's command runs. This module starts, watches and ends those processes; pipeline.repro_flow shows them.
+This is DVC's own way to run stages in parallel: a process holds DVC's lock while it checks the stage and records its
+outs, not while the stage's command runs. This module starts, watches and ends those processes; pipeline.repro_flow
+decides their order and shows them.
 """
 
 import dataclasses
@@ -25,11 +26,11 @@ TAIL = 25
 """Lines of a failed stage's log that are printed."""
 
 SAME_THREADS = ("train",)
-"""Stages whose results depend on the number of threads in the last bits: a backward pass adds gradients up by thread.
+"""Stages whose results depend on the number of threads in the last bits: a backward pass sums gradients per thread.
 Of the other stages only the theory's measurements do (`verify`, and sample's alignment.json;
 benchmarks/orchestration.py --parts parallel compares all outs). With several threads such a stage runs alone: its
-threads wait for each other spinning, within oneDNN too, whatever OMP_WAIT_POLICY says, so two trainings with two
-threads each on two cores took 20 times as long per step as one (1.7 s instead of 0.08 s)."""
+threads busy-wait for each other, inside oneDNN too and despite OMP_WAIT_POLICY, so two trainings with two threads each
+on two cores took 20 times as long per step as one (1.7 s instead of 0.08 s)."""
 
 STOP_GRACE = 35.0
 """Seconds between asking a stage to stop and killing it: a training writes a checkpoint first (CHILD_GRACE)."""
@@ -44,7 +45,7 @@ class Outcome:
         state: "done", "restored" (DVC had the outs of an equal run), "unchanged", "failed", "stopped" or "not started".
         seconds: wall clock.
         memory: peak of the largest process, in MiB.
-        shards, computed: pieces of work of the stage, and how many of them were not in the cache.
+        shards, computed: the number of the stage's shards, and how many of them were not in the cache.
     """
 
     name: str
@@ -61,7 +62,7 @@ class Outcome:
 
 
 class StageFailed(RuntimeError):
-    """A stage's process ended with an error; its log says why."""
+    """A stage's process ended with an error, which is in its log."""
 
 
 class Reproducer:
@@ -69,7 +70,7 @@ class Reproducer:
 
     Args:
         jobs: how many may run at once; each gets its share of the processors for its threads.
-        known: stages that are known to have changed; the others are looked at when their turn comes.
+        known: stages that are known to have changed; the others are checked when their turn comes.
         changed: tells whether a stage must run.
     """
 
@@ -80,16 +81,16 @@ class Reproducer:
         self._stopped = False
 
     def run(self, name: str, variables: Mapping[str, str]) -> Outcome:
-        """Bring a stage up to date. Raises StageFailed; a run that was stopped is an Outcome.
+        """Bring a stage up to date. Raises StageFailed; a stopped run returns an Outcome.
 
         variables: environment variables of the process. If a process of an earlier, killed run still works on the
-        stage, it is waited for: what it leaves behind is then found to be unchanged.
+        stage, this waits for it, and then finds the stage unchanged.
         """
         started = time.monotonic()
 
         def waiting(pid: str) -> None:
             self._known.discard(name)
-            say(f"{name}: process {pid} of an earlier run still works on it: waiting")
+            say(f"{name}: process {pid} of an earlier run is still working on it: waiting")
 
         with locked(CACHE / "locks" / f"dvc-{name}.lock", waiting) as lock:
             if self._stopped:
@@ -105,7 +106,7 @@ class Reproducer:
             return _outcome(name, seconds, memory)
 
     def stop(self) -> None:
-        """Start nothing more; interrupt what runs, and kill after `STOP_GRACE` what is left. Returns at once."""
+        """Start no more stages, interrupt the running ones, and kill them after `STOP_GRACE`. Returns immediately."""
         with self._guard:
             if self._stopped:
                 return
@@ -128,7 +129,7 @@ class Reproducer:
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
         environment = {**os.environ, **thread_variables(name, self.jobs), "DVC_NO_ANALYTICS": "1", **variables}
         LOGS.mkdir(parents=True, exist_ok=True)
-        _record(name).unlink(missing_ok=True)  # a stage that really runs writes it anew
+        _record(name).unlink(missing_ok=True)  # written by the stage's command, which DVC may not need to run
         with self._guard, log_path(name).open("wb") as log:
             child = subprocess.Popen(
                 command,
@@ -136,7 +137,7 @@ class Reproducer:
                 stdout=log,
                 stderr=log,
                 env=environment,
-                pass_fds=(lock,),  # if this process is killed, the stage stays locked until its own ends
+                pass_fds=(lock,),  # if this process is killed, the stage stays locked until its process ends
                 process_group=0,  # Ctrl-C reaches it from here, once, and not from the terminal
             )
             name_holder(lock, child.pid)
@@ -154,7 +155,7 @@ class Reproducer:
 
 
 def thread_variables(name: str, jobs: int) -> dict[str, str]:
-    """Environment variables that share the processors among `jobs` processes; what the user set stays.
+    """Environment variables that share the processors among `jobs` processes; a number set by the user is kept.
 
     A stage in SAME_THREADS keeps the number that it has alone.
     """
@@ -164,13 +165,13 @@ def thread_variables(name: str, jobs: int) -> dict[str, str]:
 
 
 def threads_alone() -> int:
-    """How many threads a stage in SAME_THREADS computes with on CPUs, where its parameters do not say."""
+    """How many threads a stage in SAME_THREADS uses on CPUs if its parameters do not set them."""
     asked = os.environ.get("OMP_NUM_THREADS", "")
     return int(asked) if asked.isdigit() and int(asked) > 0 else len(os.sched_getaffinity(0))
 
 
 def log_path(name: str) -> Path:
-    """Where a stage's output goes."""
+    """The file of a stage's output."""
     return LOGS / f"{name}.log"
 
 
@@ -187,5 +188,5 @@ def _outcome(name: str, seconds: float, memory: float) -> Outcome:
 
 def _explain(name: str, code: int) -> str:
     lines = log_path(name).read_text(encoding="utf-8", errors="replace").replace("\r", "\n").splitlines()
-    wrong = [line for line in lines if line.startswith("error: ")]  # wrong input: one line says it all
+    wrong = [line for line in lines if line.startswith("error: ")]  # for wrong input this line suffices
     return "\n  ".join([f"{name} failed ({ending(code)}, {log_path(name)}):", *(wrong or lines[-TAIL:])])

@@ -1,4 +1,4 @@
-"""The whole graph as one Prefect flow: a task per stage, whose own flow run shows up below it.
+"""The whole graph as one Prefect flow: a task per stage, whose own flow run is shown below it.
 
 Import it after pipeline.server.connect: Prefect reads its settings when it is imported.
 """
@@ -26,11 +26,11 @@ def run(
     graph: StageGraph, stages: Collection[str], reproducer: Reproducer, limit: Callable[[str], int],
     alone: Collection[str], lasting: bool,
 ) -> list[Outcome]:  # fmt: skip
-    """Bring `stages` up to date; their outcomes, in the graph's order. Raises StageFailed after the first failure.
+    """Bring `stages` up to date; return their outcomes in the graph's order. Raises StageFailed after a failure.
 
     Args:
-        stages: names in `graph`; whatever they depend on is in it, too, or up to date.
-        limit: how many stages of this stage's kind may run at once (GPUs are fewer than jobs).
+        stages: names in `graph`; all that they depend on is among them or up to date.
+        limit: for a stage, how many like it may run at once (there may be fewer GPUs than jobs).
         alone: stages beside which nothing else may run.
         lasting: see pipeline.tracking.tracked.
     """
@@ -38,7 +38,7 @@ def run(
     outcomes = {name: Outcome(name, "not started") for name in order}
 
     def body() -> None:
-        # the children get their grace first, then this process its own
+        # first the children have STOP_GRACE to end, then this process
         with interruptible(reproducer.stop, STOP_GRACE + 5):
             schedule = _Schedule(graph, order, reproducer, limit, alone, outcomes)
             try:
@@ -55,7 +55,7 @@ def run(
 
 
 def overview(outcomes: Collection[Outcome]) -> list[dict[str, Any]]:
-    """Rows of the overview: stage, state, time, shards from the cache and computed, peak memory."""
+    """The rows of the overview: stage, state, time, cached and computed shards, peak memory."""
     return [
         {
             "stage": outcome.name,
@@ -70,7 +70,7 @@ def overview(outcomes: Collection[Outcome]) -> list[dict[str, Any]]:
 
 
 class _Schedule:
-    """Starts every stage when what it depends on is up to date, those with the longest way to the end first."""
+    """Starts every stage as soon as all that it depends on is up to date, those with the longest path ahead first."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class _Schedule:
         self._ended: SimpleQueue[str] = SimpleQueue()
 
     def run(self) -> None:
-        """Run them all; after a failure start no more, wait for what runs, and raise it."""
+        """Run all stages. After a failure start no more, wait for those that run, and raise it."""
         total, failure = len(self._waiting), None
         progress = create_progress_artifact(0.0, key="repro-progress")
         while self._running or self._waiting:
@@ -110,13 +110,13 @@ class _Schedule:
             raise failure
 
     def stop(self) -> None:
-        """After an interruption: end what runs, and wait until it has."""
+        """End the running stages, and wait until they have ended."""
         if self._running:
             self._reproducer.stop()
             wait(list(self._running.values()), timeout=STOP_GRACE)
 
     def _next(self) -> str | None:
-        """A stage that may start now, or None."""
+        """Return a stage that may start now, or None."""
         if len(self._running) >= self._reproducer.jobs or self._alone & self._running.keys():
             return None
         for name in self._waiting:
@@ -129,7 +129,7 @@ class _Schedule:
         return None
 
     def _start(self, name: str) -> None:
-        # `wait_for` only draws the arrows in the UI: what it names is done
+        # `wait_for` only draws the arrows in the UI: the stages that it names are done
         after = [self._futures[below] for below in self._graph.upstream[name] if below in self._futures]
         work = task(self._reproduce, name=name.split("@")[0], task_run_name=name, cache_policy=NO_CACHE)
         future = work.submit(name, wait_for=after)

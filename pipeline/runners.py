@@ -1,4 +1,4 @@
-"""Where a shard's work is done."""
+"""Where the work of shards is done: in threads or processes of this machine."""
 
 import importlib
 import os
@@ -21,22 +21,22 @@ from stages.protocol import Shard
 
 
 class Runner(Protocol):
-    """Carries out the work of shards, several at a time.
+    """Does the work of shards, several at a time.
 
     Attributes:
-        jobs: how many shards may be given to it at the same time.
+        jobs: how many shards it works on at the same time.
     """
 
     jobs: int
 
     def run(self, shard: Shard, lock: int) -> None:
-        """Do the work of a placed shard and return when its result is written; raise what the work raises.
+        """Do the work of a placed shard and return when its result is written; errors of the work propagate.
 
-        lock: file descriptor that any other process doing the work must keep open: it holds the shard's lock.
+        lock: the file descriptor that holds the shard's lock; any process that does the work must keep it open.
         """
 
     def stop(self) -> None:
-        """Start no more work and end what can be ended."""
+        """Start no more work, and end the work that can be ended."""
 
 
 class Stopped(RuntimeError):
@@ -44,13 +44,13 @@ class Stopped(RuntimeError):
 
 
 class LocalRunner:
-    """This machine: work in the calling thread or, for the stages in `processes`, in processes of its own.
+    """Works on this machine: in the calling thread or, for the stages in `processes`, in child processes.
 
-    Use it as a context: at its end the processes end.
+    Use it as a context manager: its processes end when the context ends.
     """
 
     def __init__(self, jobs: int, processes: Collection[str] = (), held: Collection[int] = ()) -> None:
-        """held: file descriptors of further locks that the processes keep open (GPUs)."""
+        """held: file descriptors of further locks that the child processes keep open (those of GPUs)."""
         self.jobs = jobs
         self._held = tuple(held)
         self._processes = frozenset(processes)
@@ -70,7 +70,7 @@ class LocalRunner:
             child.close()
 
     def prepare(self, stage: str, shards: int) -> None:
-        """Start the processes that `shards` shards of a stage will need, so that they import meanwhile."""
+        """Start the child processes for `shards` shards of a stage now, so that they import while this process does."""
         if stage in self._processes:
             with self._guard:
                 self._idle += [_Child(stage, self._held) for _ in range(min(self.jobs, shards) - len(self._idle))]
@@ -85,7 +85,7 @@ class LocalRunner:
             importlib.import_module(f"stages.{shard.stage}").work(shard)
 
     def stop(self) -> None:
-        """See Runner.stop. Work in threads cannot be ended: it goes on until its shard is done."""
+        """See Runner.stop. Work in threads cannot be ended: it continues until its shard is done."""
         with self._guard:
             self._stopped = True
             for child in self._busy:
@@ -137,8 +137,8 @@ class ChildEnded(RuntimeError):
 
     Attributes:
         code: how it ended (negative: a signal).
-        peak: the most memory that it had, in MiB.
-        refused: what it said when it was refused memory, if it was.
+        peak: its peak memory in MiB.
+        refused: the message of the failed allocation, or "".
     """
 
     def __init__(self, message: str, code: int, peak: float | None, refused: str = "") -> None:
@@ -147,7 +147,7 @@ class ChildEnded(RuntimeError):
 
 
 def _attempt(ended: ChildEnded, kills: int | None) -> oom.Attempt:
-    """How an attempt ran out of memory; raises `ended` if it ended otherwise. kills: oom.kills() before it."""
+    """Describe how an attempt ran out of memory; raise `ended` if it ended otherwise. kills: oom.kills() before it."""
     if ended.refused:
         return oom.Attempt(f"refused memory ({ended.refused})", ended.peak)
     if ended.code != -signal.SIGKILL:
@@ -176,7 +176,7 @@ class _Child:
             )
 
     def work(self, shard: Shard, lock: int, description: Path) -> None:
-        """Have it work on a shard, described in a file that is written here. Wrong input raises InputError."""
+        """Send it a shard, described in the file `description`, and wait. Raises InputError and ChildEnded."""
         description.write_text(shard.to_json(), encoding="utf-8")
         try:
             socket.send_fds(self._socket, [f"{description}\n".encode()], [lock])
@@ -200,7 +200,7 @@ class _Child:
             os.kill(self.process.pid, signal.SIGTERM)
 
     def close(self) -> None:
-        """End it, while it has no work."""
+        """End it. Call this only while it has no work."""
         self._socket.close()
         self.process.kill()  # it may still be importing
         self.process.wait()

@@ -1,4 +1,4 @@
-"""The project's own Prefect server: one detached local process, found by every stage, never mistaken for another."""
+"""The project's own Prefect server: a detached local process that every stage finds and takes for no other."""
 
 import dataclasses
 import fcntl
@@ -25,10 +25,10 @@ HOST = "127.0.0.1"
 NO_TELEMETRY = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
 UNUSED_SERVICES = ("SCHEDULER", "LATE_RUNS", "TRIGGERS", "FOREMAN", "PAUSE_EXPIRATIONS", "CANCELLATION_CLEANUP")
-"""Services for deployments, work pools and automations: idle loops on the database without them."""
+"""Services for deployments, work pools and automations, which otherwise only poll the database."""
 
 SCHEDULES = "SCORESMOOTH_SCHEDULES"
-"""Environment variable: if set when the server starts, it runs deployments, too."""
+"""Environment variable: if set when the server starts, it also runs deployments."""
 
 DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 """Prefect's environment variable for the database: postgresql+asyncpg://USER:PASSWORD@HOST/NAME. Unset: SQLite."""
@@ -37,7 +37,7 @@ PRUNING = {
     "PREFECT_SERVER_SERVICES_DB_VACUUM_ENABLED": "events,flow_runs",
     "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(90 * 86400),
 }
-"""The server forgets runs that ended more than 90 days ago, with their logs and artifacts."""
+"""The server deletes runs that ended more than 90 days ago, with their logs and artifacts."""
 
 
 class ServerDown(RuntimeError):
@@ -58,14 +58,14 @@ class Server:
 
 
 def environment() -> dict[str, str]:
-    """Settings of Prefect that hold for the server and its clients: home in the project, nothing sent outside."""
+    """Prefect's settings for the server and its clients: its home is in the project, and nothing is sent elsewhere."""
     home = HOME.absolute()
     loopback = f"{HOST},localhost"
     return {
         **NO_TELEMETRY,
         "PREFECT_HOME": str(home),
         "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage"),
-        "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",  # a request less per process; the server has it off
+        "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",  # saves a request per process; the server has it off
         "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
         "NO_PROXY": ",".join(filter(None, (os.environ.get("NO_PROXY"), loopback))),
@@ -74,11 +74,11 @@ def environment() -> dict[str, str]:
 
 
 def connect(say: Callable[[str], None], timeout: float) -> str | None:
-    """Make this process a client of the project's server, started if need be; return the UI's address.
+    """Make this process a client of the project's server, start that if needed, and return the UI's address.
 
-    PREFECT_API_URL in the environment takes precedence: then no server is started. Where none can be started, the
-    flow gets a temporary server of its own (ephemeral mode: slow to start, no history) and the return is None.
-    Call it before prefect is imported.
+    PREFECT_API_URL in the environment takes precedence: then no server is started. If the server cannot be started, the
+    flow gets a temporary one (ephemeral mode: slow to start, no history) and this returns None. Call it before prefect
+    is imported.
     """
     os.environ.update(environment())
     if "PREFECT_API_URL" in os.environ:
@@ -88,7 +88,7 @@ def connect(say: Callable[[str], None], timeout: float) -> str | None:
     except ServerDown as error:
         say(f"warning: {error}; using a temporary server for this stage (slow to start, its runs are not kept)")
         os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
-        # a database of its own: the usual one may be why the server is down
+        # a separate database: the usual one may be the reason that the server is down
         database = HOME.absolute() / "ephemeral.db"
         os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{database}"
         return None
@@ -99,7 +99,7 @@ def connect(say: Callable[[str], None], timeout: float) -> str | None:
 
 
 def ensure(timeout: float = 180.0) -> tuple[Server, bool]:
-    """The project's server, and whether this call started it. Raises ServerDown after `timeout` seconds."""
+    """Return the project's server, and whether this call started it. Raises ServerDown after `timeout` seconds."""
     HOME.mkdir(parents=True, exist_ok=True)
     with locked(HOME / "server.start.lock"):
         server = running()
@@ -120,7 +120,7 @@ def ensure(timeout: float = 180.0) -> tuple[Server, bool]:
 
 
 def database() -> str:
-    """Where the history goes, for a person: no password in it."""
+    """Describe the database of the history for a person, without its password."""
     parts = urllib.parse.urlsplit(os.environ.get(DATABASE, ""))
     if not parts.scheme:
         return f"SQLite in {HOME}"
@@ -128,12 +128,12 @@ def database() -> str:
 
 
 def database_in_use() -> str:
-    """The running server's `database`."""
-    return str(read_json(HOME / "server.json").get("database", "its database is not on record"))
+    """Describe the running server's database, as `database` does."""
+    return str(read_json(HOME / "server.json").get("database", "an unknown database"))
 
 
 def _check_database() -> None:
-    """Raises InputError if the running server writes elsewhere than this process's environment asks for."""
+    """Raise InputError if the running server uses another database than this process's environment asks for."""
     used = database_in_use()
     if DATABASE in os.environ and used != database():
         raise InputError(f"{DATABASE} is set but the server runs on {used}: run scoresmooth server stop first")
@@ -154,13 +154,13 @@ def _recorded() -> Server | None:
 
 
 def gone(url: str) -> bool:
-    """Whether `url` is the API of this project's own server and that server is not alive."""
+    """Whether `url` is the API of this project's own server and that server has ended."""
     server = _recorded()
     return server is not None and url == f"{server.address}/api" and not _alive()
 
 
 def stop(grace: float = 20.0) -> bool:
-    """End the project's server; False if none was running."""
+    """Stop the project's server; return False if none was running."""
     HOME.mkdir(parents=True, exist_ok=True)
     with locked(HOME / "server.start.lock"):
         server = running()
@@ -173,7 +173,7 @@ def stop(grace: float = 20.0) -> bool:
                 time.sleep(0.05)
             if not _alive():
                 return True
-        raise ServerDown(f"the Prefect server (process {server.pid}) cannot be ended")
+        raise ServerDown(f"the Prefect server (process {server.pid}) cannot be stopped")
 
 
 def is_ours(port: int) -> bool:
@@ -215,7 +215,7 @@ def _spawn(port: int) -> Server:
         **environment(),
         **off,
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
-        "PREFECT_UI_API_URL": "/api",  # what the pages call; their default is port 4200, whatever port serves them
+        "PREFECT_UI_API_URL": "/api",  # relative to the pages' own address; the default is port 4200 always
     }
     variables.pop("PREFECT_API_URL", None)
     alive = os.open(HOME / "server.alive.lock", os.O_RDWR | os.O_CREAT, 0o644)
@@ -229,7 +229,7 @@ def _spawn(port: int) -> Server:
                 stderr=log,
                 env=variables,
                 pass_fds=(alive,),
-                start_new_session=True,  # neither Ctrl-C nor the end of this stage ends it
+                start_new_session=True,  # neither Ctrl-C nor the end of this stage stops it
             )
     finally:
         os.close(alive)

@@ -1,7 +1,7 @@
 """Files that the nodes of a cluster exchange through one place: a folder or bucket named by an fsspec URL.
 
-Everything there is stored under its sha256, so nothing is copied twice, a half-written copy is never taken for a whole
-one, and nodes need no common file system. Layout: URL/files/SHA256.
+Every file is stored under its sha256, so none is copied twice, an incomplete copy is never taken for a complete one,
+and nodes need no common file system. Layout: URL/files/SHA256.
 """
 
 import json
@@ -30,12 +30,12 @@ class SharedPlace:
             raise InputError(f"execution.shared: {url}: {error}") from error
 
     def put(self, path: Path) -> str:
-        """Store a file unless it is there already; its sha256."""
+        """Store a file unless it is stored already; return its sha256."""
         digest = sha256_file(path)
         target = self._target(digest)
         if not (self._files.exists(target) and self._files.size(target) == path.stat().st_size):
             self._files.makedirs(f"{self._root}/files", exist_ok=True)
-            # object stores show a file once it is whole; in a folder the rename does that
+            # object stores show a file only when it is complete; in a folder the rename ensures that
             temporary = f"{target}.{uuid.uuid4().hex}.part"
             self._files.put_file(str(path), temporary)
             self._files.mv(temporary, target)
@@ -57,14 +57,14 @@ class SharedPlace:
         return {"": self.put(path)}
 
     def get_tree(self, tree: dict[str, str], path: Path) -> None:
-        """Fetch what `put_tree` stored, to `path`; what is there with the right content stays."""
+        """Fetch a tree of `put_tree` to `path`; files that have the right content already stay."""
         for relative, digest in tree.items():
             target = path / relative if relative else path
             if not (target.is_file() and sha256_file(target) == digest):
                 self.get(digest, target)
 
     def write_record(self, tree: dict[str, str]) -> None:
-        """Name the tree that is the place's newest state; what reads it finds the old one or this one, whole."""
+        """Record the tree of the place's newest state. A reader finds the previous record or this one, complete."""
         target = f"{self._root}/record.json"
         temporary = f"{target}.{uuid.uuid4().hex}.part"
         self._files.makedirs(self._root, exist_ok=True)
@@ -72,7 +72,7 @@ class SharedPlace:
         self._files.mv(temporary, target)
 
     def read_record(self) -> dict[str, str] | None:
-        """The tree that `write_record` named last, or None."""
+        """Return the tree that was recorded last, or None."""
         self._files.invalidate_cache()
         try:
             return json.loads(self._files.cat_file(f"{self._root}/record.json"))
@@ -80,14 +80,14 @@ class SharedPlace:
             return None
 
     def keep(self, digests: Collection[str]) -> None:
-        """Remove all files but these. For a place with one writer: others may rely on what is removed."""
+        """Remove all other files. Only for a place with one writer: another may rely on the removed files."""
         self._files.invalidate_cache()
         for path in self._files.ls(f"{self._root}/files", detail=False):
             if path.rsplit("/", 1)[1] not in digests:
                 self._files.rm_file(path)
 
     def clear(self) -> None:
-        """Remove the place and all that is in it."""
+        """Remove the place and its contents."""
         self._files.invalidate_cache()
         if self._files.exists(self._root):
             self._files.rm(self._root, recursive=True)

@@ -13,11 +13,11 @@ from stages.files.artifacts import read_json
 
 TABLE_BYTES = 256 * 1024
 PICTURE_BYTES = 512 * 1024
-"""Artifacts lie in the server's database: a larger picture is made smaller, a larger JSON file is left out."""
+"""Artifacts are stored in the server's database: a larger picture is scaled down, a larger JSON file is left out."""
 
 
 def publish_params(title: str, params: dict[str, Any]) -> None:
-    """Show what a stage was run with."""
+    """Show a stage's parameters as a table."""
     create_table_artifact(key=_key(f"{title} params"), table=table(params), description="params.yaml")
 
 
@@ -29,7 +29,7 @@ def publish_outs(title: str, folder: Path) -> None:
         if path.suffix == ".json" and path.stat().st_size <= TABLE_BYTES:
             create_table_artifact(key=key, table=table(read_json(path)), description=f"{path}")
         elif path.suffix == ".png":
-            # not an image artifact: that prints the whole address below the picture, here all of its bytes
+            # an image artifact would print the picture's address below it, which holds all of its bytes here
             create_markdown_artifact(key=key, markdown=f"![{path}]({data_uri(path)})", description=f"{path}")
         elif path.suffix == ".html":
             create_link_artifact(key=key, link=path.absolute().as_uri(), link_text=f"{path.absolute()}")
@@ -40,7 +40,7 @@ def _key(text: str) -> str:
 
 
 def table(value: Any) -> list[dict[str, Any]]:
-    """JSON as rows of a table: a list of objects as it is, anything else as name and value."""
+    """Turn JSON into the rows of a table: a list of objects as it is, all else into names and values."""
     if isinstance(value, dict) and len(value) == 1:
         (only,) = value.values()
         if isinstance(only, list) and only and all(isinstance(row, dict) for row in only):
@@ -63,7 +63,7 @@ def _cell(value: Any) -> str | int | bool | None:
 
 
 def data_uri(path: Path) -> str:
-    """A PNG file as a data URI of at most about `PICTURE_BYTES`, halved in size until it fits."""
+    """A PNG file as a data URI of about `PICTURE_BYTES` at most; a larger picture is halved until it fits."""
     content = path.read_bytes()
     while len(content) > PICTURE_BYTES:
         from PIL import Image

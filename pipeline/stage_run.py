@@ -17,9 +17,9 @@ class StageRun:
         name: the stage.
         variant: the variant's name, or None.
         params: its validated Params.
-        execution: how to carry it out.
+        execution: how the work is carried out.
         shards: its plan, each shard placed in the cache.
-        address: of the Prefect UI, or None in ephemeral mode.
+        address: the address of the Prefect UI, or None in ephemeral mode.
     """
 
     name: str
@@ -31,7 +31,7 @@ class StageRun:
 
     @property
     def title(self) -> str:
-        """What a person reads: "sample closed-conditioning"."""
+        """The name that a person reads: "sample closed-conditioning"."""
         return title(self.name, self.variant)
 
     @property
@@ -55,11 +55,11 @@ def address_of(name: str, variant: str | None) -> str:
 
 
 def record_path(name: str, variant: str | None) -> Path:
-    """Where a stage's last finished run is on record: its shards, how many were computed, seconds."""
+    """The record of a stage's last finished run: its shards, how many of them were computed, seconds."""
     return CACHE / "records" / f"{address_of(name, variant)}.json"
 
 
 def say(text: str) -> None:
-    """A line for the person at the terminal, in one piece whatever other threads say."""
+    """Write a line for the person at the terminal, in one piece even if other threads write at the same time."""
     sys.stderr.write(f"{text}\n")
     sys.stderr.flush()

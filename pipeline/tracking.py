@@ -1,7 +1,7 @@
-"""Flow runs that the server knows the end of, however their process dies, and that show up below their parent.
+"""Flow runs that end on the server however their process dies, and that are shown below their parent.
 
-Every flow run holds a lock named after it; the kernel drops it with the process. A run on record whose lock is free was
-killed hard: it is marked crashed at the next start, instead of running for ever in the UI.
+Every flow run holds a lock named after it, which the kernel releases with the process. A recorded run whose lock is
+free was killed: the next start marks it as crashed; otherwise the UI would show it as running forever.
 """
 
 import os
@@ -26,7 +26,7 @@ from pipeline.locks import locked
 from pipeline.stage_run import say
 
 PARENT = "SCORESMOOTH_PARENT_TASK"
-"""Environment variable: the task run, in another process, that a flow run is part of."""
+"""Environment variable: the task run, in another process, that a flow run belongs to."""
 
 PARENT_WAIT = 20.0
 """Seconds to wait for the parent's task run: the server records task runs with a delay."""
@@ -34,9 +34,9 @@ PARENT_WAIT = 20.0
 
 @contextmanager
 def tracked(flow: Flow[..., Any], title: str, tags: Collection[str], lasting: bool = True) -> Iterator[FlowRun]:
-    """A new run of `flow`, below the parent that the environment names; its lock is held in the body.
+    """Create a run of `flow`, below the parent that the environment names, and hold its lock while the body runs.
 
-    lasting: whether the server outlives this process; only then is there anything to mark.
+    lasting: whether the server outlives this process; only then can it hold runs of killed processes.
     """
     folder = runs_folder()
     with ExitStack() as held:
@@ -51,7 +51,7 @@ def tracked(flow: Flow[..., Any], title: str, tags: Collection[str], lasting: bo
         try:
             yield run
         except BaseException:
-            # Prefect has told the server, unless it was the server that failed: then the next start will
+            # Prefect has told the server, unless the server itself failed: then the next start marks the run
             if not lasting or _is_final(run.id):
                 path.unlink(missing_ok=True)
             raise
@@ -59,18 +59,18 @@ def tracked(flow: Flow[..., Any], title: str, tags: Collection[str], lasting: bo
 
 
 def runs_folder() -> Path:
-    """Where the runs' locks lie."""
+    """The folder of the runs' locks."""
     return server.HOME / "runs"
 
 
 def sweep() -> int:
-    """`mark_lost` on the project's own server."""
+    """Call `mark_lost` on the project's own server."""
     with get_client(sync_client=True) as client, locked(runs_folder() / "guard.lock"):
         return mark_lost(client, runs_folder())
 
 
 def prune(days: float) -> int:
-    """Delete flow runs that ended more than `days` days ago; returns how many."""
+    """Delete flow runs that ended more than `days` days ago; return how many."""
     limit = datetime.now(UTC) - timedelta(days=days)
     old, count = FlowRunFilter(end_time={"before_": limit}), 0
     with get_client(sync_client=True) as client:
@@ -82,7 +82,10 @@ def prune(days: float) -> int:
 
 
 def mark_lost(client: SyncPrefectClient, folder: Path) -> int:
-    """Mark runs whose process is gone as crashed, and their unfinished tasks; returns how many. Holds guard.lock."""
+    """Mark runs whose process was killed, and their unfinished tasks, as crashed; return how many runs.
+
+    The caller holds guard.lock.
+    """
     marked = 0
     for path in sorted(folder.glob("*.run")):
         with suppress(BlockingIOError), locked(path, wait=False):
@@ -120,7 +123,7 @@ def _is_final(run: UUID) -> bool:
 
 
 def _parent(client: SyncPrefectClient) -> UUID | None:
-    """The parent's task run, once the server has it."""
+    """Return the parent's task run as soon as the server has it; None without a parent."""
     named = os.environ.get(PARENT)
     if not named:
         return None

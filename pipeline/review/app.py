@@ -1,4 +1,4 @@
-"""The review application: the page, the pictures, and the verdicts. It serves nothing by a file's name."""
+"""The review application: the page, the pictures and the verdicts. No request names a file."""
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +17,7 @@ Kind = Literal["sample", "train", "difference", "next-0", "next-1", "next-2", "n
 
 
 class Act(BaseModel):
-    """What every writing request says: a unique id, so that sending it again changes nothing, and who."""
+    """The fields of every writing request: the reviewer, and a unique id, so that sending it twice changes nothing."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -40,12 +40,12 @@ def make_app(session: Session) -> FastAPI:
     @app.exception_handler(OSError)
     @app.exception_handler(InputError)
     def not_written(request: Request, error: Exception) -> JSONResponse:
-        """The page keeps the verdict and sends it again."""
+        """Answer with an error: the page keeps the verdict and sends it again."""
         return JSONResponse({"detail": str(error)}, 507)
 
     def check(act: Act) -> None:
         if act.reviewer != session.reviewer:
-            raise HTTPException(409, f"this server now takes the verdicts of {session.reviewer}: reload the page")
+            raise HTTPException(409, f"this server records the verdicts of {session.reviewer}: reload the page")
 
     def static(path: str, name: str, kind: str) -> None:
         def serve() -> Response:
@@ -70,7 +70,7 @@ def make_app(session: Session) -> FastAPI:
     def picture(version: str, number: int, kind: Kind, gain: Annotated[int, Query(ge=1, le=64)] = 1) -> Response:
         content = session.picture(number, kind, gain) if version == session.version else None
         if content is None:
-            raise HTTPException(404, "there is no such picture: reload the page")
+            raise HTTPException(404, "unknown picture: reload the page")
         return Response(content, media_type="image/png", headers={"cache-control": FOREVER})
 
     @app.post("/api/decide")
@@ -78,7 +78,7 @@ def make_app(session: Session) -> FastAPI:
         check(decision)
         pair = (decision.sample_id, decision.train_id)
         if not session.knows(pair):
-            raise HTTPException(409, "the candidates were written anew and lack this pair: reload the page")
+            raise HTTPException(409, "the candidates have changed and no longer hold this pair: reload the page")
         return session.decide(decision.id, pair, decision.verdict)
 
     @app.post("/api/undo")

@@ -1,7 +1,7 @@
-"""Who may talk to the review server: only its own page, under its own name.
+"""Protects the review server: only its own page may use it, under its own name.
 
 A page elsewhere could make a browser send requests to a server on loopback, under a name of its own that it resolves
-to 127.0.0.1 (DNS rebinding) or from another origin. So every request must name this server in Host, and whatever
+to 127.0.0.1 (DNS rebinding) or from another origin. So every request must name this server in Host, and a request that
 changes something must come from this server's origin, as JSON.
 """
 
@@ -39,14 +39,14 @@ class Guard:
         hosts: the values of Host that name this server, in lower case, with the port.
         any_address: accept every IP address as Host (a server that listens on all of them; rebinding needs a name).
         port: the port, for `any_address`.
-        token: what a request must know, in the cookie or once as ?token=…; None on loopback.
+        token: the secret that a request must hold, in the cookie or once as ?token=…; None on loopback.
     """
 
     def __init__(self, app: App, hosts: set[str], any_address: bool, port: int, token: str | None) -> None:
         self.app, self.hosts, self.any_address, self.port, self.token = app, hosts, any_address, port, token
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """Refuse the request, or pass it on and add the headers that keep the page to itself."""
+        """Refuse the request, or pass it on and add the headers that isolate the page from other sites."""
         if scope["type"] != "http":
             raise RuntimeError(f"the review server speaks HTTP only, not {scope['type']}")
         headers: dict[str, list[str]] = {}

@@ -62,7 +62,7 @@ async function send() {
       const state = await answer.json();
       accept(state);
       if (item.path === "/api/undo") {
-        if (Number.isInteger(state.undone)) go(state.undone); else say("There is no verdict to take back.", true);
+        if (Number.isInteger(state.undone)) go(state.undone); else say("You have no verdict to take back.", true);
       }
     }
     if (!refused) settle();
@@ -101,7 +101,7 @@ async function poll() {
     if (state.revision !== verdicts.revision) accept(state);
     if (waiting().length && !refused) send(); else if (!refused) settle();
   } catch {
-    say("The server does not answer. Start scoresmooth review again; this page goes on by itself.");
+    say("The server does not answer. Start scoresmooth review again; this page continues by itself.");
   }
 }
 
@@ -195,7 +195,7 @@ async function picture() {
   if (!entry.done) {
     $("pair").setAttribute("aria-busy", "true");
     try { await entry.ready; } catch {
-      say("The pictures do not come: the server is gone or the candidates were written anew. Reload the page.");
+      say("The pictures do not load: the server has ended or the candidates have changed. Reload the page.");
       return;
     }
     if (wanted !== `${current} ${gain}`) return;
@@ -248,7 +248,7 @@ function element(tag, name, text) {
 function drawFacts() {
   const pair = overview.pairs[current], parts = [];
   if (pair.distance === 0) parts.push("no pixel differs");
-  if (pair.samples.length > 1) parts.push(`${pair.samples.length} samples with these very pixels`);
+  if (pair.samples.length > 1) parts.push(`${pair.samples.length} samples with exactly these pixels`);
   if (details) {
     parts.push(`sample ${pair.samples[0]}, training image ${pair.train_index}`, `ℓ ${pair.distance.toPrecision(3)}`, `r₁/r₂ ${pair.ratio.toFixed(3)}`);
     if (pair.spacing !== null) parts.push(`training image to its own nearest ${pair.spacing.toPrecision(3)}`);
@@ -324,7 +324,7 @@ function settle() {
   const taken = decidedNow(), values = Object.values(taken), total = overview.pairs.length;
   if (values.length < total) return said && say("");
   const counted = Object.keys(WORDS).map((name) => `${values.filter((value) => value === name).length} ${WORDS[name]}`);
-  say(`All ${total} pairs are decided: ${counted.join(", ")}. They are in ${overview.log}; you may close the page and end the server.`, true);
+  say(`All ${total} pairs are decided: ${counted.join(", ")}. They are in ${overview.log}; you may close the page and stop the server.`, true);
 }
 
 // ---------------------------------------------------------------- hands

@@ -1,4 +1,4 @@
-"""The review server: where it listens, where its verdicts are kept, and its end."""
+"""The review server: its address, the folder of its verdicts, and its shutdown."""
 
 import dataclasses
 import ipaddress
@@ -23,7 +23,7 @@ LONGEST_NAME = 40
 
 @dataclasses.dataclass(frozen=True)
 class Address:
-    """Where to listen. remote: other hosts than loopback are allowed, and a token is required."""
+    """Where to listen. remote: hosts other than loopback are allowed, and a token is required."""
 
     host: str
     port: int
@@ -36,7 +36,7 @@ class Address:
 
     @property
     def everywhere(self) -> bool:
-        """Whether it is every address of this machine."""
+        """Whether it stands for all addresses of this machine."""
         found = _address(self.host)
         return found is not None and found.is_unspecified
 
@@ -49,7 +49,7 @@ def _address(host: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def run(folder: Path, reviewer: str, verdicts: Path | None, address: Address | None) -> None:
-    """Serve the pairs of `folder` until interrupted, then write verdicts.parquet; without an address only write it.
+    """Serve the pairs of `folder` until interrupted, then write verdicts.parquet. Without an address only write it.
 
     Raises InputError for a wrong folder, name or address.
     """
@@ -74,9 +74,9 @@ def run(folder: Path, reviewer: str, verdicts: Path | None, address: Address | N
 
 
 def verdicts_folder(folder: Path) -> Path:
-    """Where the verdicts on a folder's pairs are kept: data/verdicts/VARIANT for data/filter/VARIANT, else in it.
+    """The folder of the verdicts on a folder's pairs: data/verdicts/VARIANT for data/filter/VARIANT, else the same.
 
-    DVC removes data/filter/VARIANT before it makes it anew; what a person decided must outlive that.
+    DVC removes data/filter/VARIANT before the stage runs again; people's verdicts must outlive that.
     """
     place = Path(os.path.abspath(folder))  # also for "." and "..", links kept: DVC may link its outs
     data = place.parent.parent
@@ -140,7 +140,7 @@ def _listen(address: Address) -> socket.socket:
 
 
 def _names(address: Address, port: int) -> set[str]:
-    """The Host values of this server; one on every address also goes by the machine's name."""
+    """The Host values that name this server; one that listens on all addresses also has the machine's names."""
     names = {"localhost", "127.0.0.1", "[::1]"} if address.loopback else {_bracketed(address.host).lower()}
     if address.everywhere:
         names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
@@ -158,9 +158,9 @@ def _announce(session: "Session", address: Address, port: int, token: str | None
     if suspected is not None and suspected > offered:
         say(f"only {offered} of {suspected} suspected samples are offered: raise filter.candidates for the rest")
     if session.stale:
-        say(f"{session.stale} earlier verdicts are on pairs that are not among these: they stay in the file")
+        say(f"{session.stale} earlier verdicts are on pairs that are no longer listed: they stay in the file")
     if token:
-        say("anybody who knows the token can write verdicts, and it crosses the network unencrypted")
+        say("anyone who knows the token can write verdicts, and the token crosses the network unencrypted")
     # the one line on stdout: what a script or a person opens
     print(f"http://{host}:{port}/" + (f"?token={token}" if token else ""), flush=True)
     say("Ctrl-C ends it")

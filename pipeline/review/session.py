@@ -1,4 +1,4 @@
-"""What one reviewer sees of a table of candidates and a log of verdicts."""
+"""A reviewer's view of a table of candidates and a log of verdicts."""
 
 import io
 import threading
@@ -19,11 +19,11 @@ class Session:
     """The pairs of one table and one reviewer's work on them.
 
     Attributes:
-        reviewer: whose verdicts are given.
-        log: where they are kept.
-        version: digest of the table; pictures are addressed under it.
-        pairs: the table's rows, those with the same two images taken together.
-        stale: how many standing verdicts are on no pair of the table.
+        reviewer: the person who gives the verdicts.
+        log: the log that they are written to.
+        version: digest of the table, which is part of the pictures' addresses.
+        pairs: the table's rows, where rows of the same two images form one pair.
+        stale: how many valid verdicts concern no pair of the table.
     """
 
     def __init__(self, folder: Path, log: VerdictLog, reviewer: str) -> None:
@@ -61,7 +61,7 @@ class Session:
             self.pairs.append(own)
 
     def overview(self) -> dict[str, Any]:
-        """What does not change while the server runs. Where verdicts are kept is said by name only."""
+        """Return what does not change while the server runs. Of the log it names the file, not the folder."""
         width, height = self._size
         return {
             "reviewer": self.reviewer,
@@ -76,13 +76,13 @@ class Session:
         }
 
     def current(self) -> dict[str, Any]:
-        """`verdicts`, with what other processes wrote meanwhile."""
+        """Return `verdicts`, including those that other processes have written meanwhile."""
         with self._lock:
             self.log.refresh()
             return self.verdicts()
 
     def verdicts(self) -> dict[str, Any]:
-        """What is decided. Other reviewers' verdicts are there only for pairs that this reviewer has decided."""
+        """Return all verdicts; those of other reviewers only on pairs that this reviewer has decided."""
         decisions = self.log.decisions
         mine = decisions.of(self.reviewer)
         others = [name for name in decisions.reviewers if name != self.reviewer]
@@ -106,20 +106,20 @@ class Session:
         return pair in self._number
 
     def decide(self, id: str, pair: Pair, verdict: str) -> dict[str, Any]:
-        """Write a verdict; the state after it."""
+        """Write a verdict; return the verdicts after it."""
         with self._lock:
             self.log.append(Act(id, now(), self.reviewer, pair, verdict))
             return self.verdicts()
 
     def undo(self, id: str) -> dict[str, Any]:
-        """Take the reviewer's latest standing decision back; the state after it, and `undone`, the pair's number."""
+        """Take back the reviewer's latest valid verdict; return the verdicts then, and `undone`, the pair's number."""
         with self._lock:
             act = self.log.undo(id, now(), self.reviewer)
             undone = None if act is None or act.pair is None else self._number.get(act.pair)
             return {**self.verdicts(), "undone": undone}
 
     def picture(self, number: int, kind: str, gain: int) -> bytes | None:
-        """A picture of a pair as PNG, None where there is none.
+        """Return a picture of a pair as PNG, or None if there is no such picture.
 
         kind: sample, train, next-0 … next-3, or difference: |sample − train| times `gain`.
         """

@@ -249,7 +249,7 @@ def test_one_stage_is_read_only_after_all_of_the_file_was_valid(tmp_path, monkey
 @pytest.mark.parametrize(
     ("name", "variant", "expected"),
     [
-        ("nope", None, "no stage nope"),
+        ("nope", None, "unknown stage nope"),
         ("sample", None, "--variant"),
         ("sample", "x", "variants.x"),
         ("ingest", "x", "drop"),

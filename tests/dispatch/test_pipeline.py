@@ -219,7 +219,7 @@ def test_a_stage_that_runs_already_is_waited_for_and_its_work_not_done_twice(pro
     first = project.start(*SAMPLE)
     until(lambda: logged(project, 1))
     second = project.start(*SAMPLE)
-    assert f"process {first.pid} still runs this stage" in second.stdout.readline()
+    assert f"process {first.pid} is still running this stage" in second.stdout.readline()
     project.release()
     for process in (first, second):
         process.communicate(timeout=60)
@@ -288,9 +288,9 @@ def test_a_killed_server_comes_back_on_its_port_with_its_history(project):
 def test_old_runs_are_forgotten_and_results_stay(project):
     project.run(*SAMPLE)
     runs = len(query(project, "flow_runs", {}))
-    assert "forgot 0 runs" in project.run("server", "prune", "--days", "1")
+    assert "deleted 0 runs" in project.run("server", "prune", "--days", "1")
     assert len(query(project, "flow_runs", {})) == runs
-    assert f"forgot {runs} runs" in project.run("server", "prune", "--days", "0")
+    assert f"deleted {runs} runs" in project.run("server", "prune", "--days", "0")
     assert query(project, "flow_runs", {}) == []
     assert "4 cached, 0 to compute" in project.run(*SAMPLE)
 
@@ -339,7 +339,7 @@ def test_kill_of_dvc_alone_then_dvc_repro_waits_for_the_stage_and_ends_identical
         again = subprocess.Popen(
             [*dvc, "repro", "sample@net"], cwd=project.folder, env=environment, stdout=log, stderr=log
         )
-    until(lambda: "still runs this stage" in (project.folder / "dvc.log").read_text())
+    until(lambda: "is still running this stage" in (project.folder / "dvc.log").read_text())
     project.release()
     assert again.wait(timeout=120) == 0
     assert project.log() == [f"sample net {n}/4" for n in range(1, 5)]

@@ -115,7 +115,7 @@ def test_a_training_goes_on_elsewhere_when_its_node_is_lost(project, environment
     del cluster.homes[lost]
     cluster.add()
     output = end(process)
-    assert "going on from the shared place" in output
+    assert "resuming from the shared place" in output
     assert ("a process was lost: all 2 start again" in output) == (processes == 2)
     assert shard.path.read_bytes() == expected
     assert load_tensors(shard.path)[1]["image_shape"] == [1, 8, 8]

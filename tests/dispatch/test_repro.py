@@ -162,7 +162,7 @@ def test_stages_that_outlive_a_killed_run_are_waited_for_and_not_run_twice(proje
     assert processes(project, "sample")
     again = project.start("repro", "--jobs", "2")
     lines = [again.stdout.readline() for _ in range(3)]
-    assert sum("of an earlier run still works on it: waiting" in line for line in lines) == 2, lines
+    assert sum("of an earlier run is still working on it: waiting" in line for line in lines) == 2, lines
     assert any("repro: an earlier run was killed; it is marked crashed" in line for line in lines), lines
     project.release()
     output, _ = again.communicate(timeout=120)

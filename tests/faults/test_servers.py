@@ -24,7 +24,7 @@ def test_the_server_is_killed_while_a_stage_runs(project):
     project.release()
     output, _ = process.communicate(timeout=400)  # Prefect tries for some two minutes
     assert process.returncode == 1
-    assert "the Prefect server has ended; what is finished stays cached: run again" in output
+    assert "the Prefect server has ended; finished shards stay cached: run again" in output
     first = project.log()
     project.run(*SAMPLE)
     assert sorted(first + project.log()) == [f"sample net {n}/4" for n in range(1, 5)]
