@@ -31,7 +31,7 @@ faults: $(VENV)/.installed-test
 lint: $(VENV)/.installed-test
 	ruff check .
 	ruff format --check .
-	lint-imports
+	lint-imports --no-logo --no-cache
 	scoresmooth dag
 
 bench: $(VENV)/.installed-test

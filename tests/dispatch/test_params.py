@@ -1,4 +1,4 @@
-"""params.yaml: whatever is wrong with it is one line that names the key, and exit code 2 before anything runs."""
+"""params.yaml: every mistake is reported in one line that names the key, with exit code 2, before anything runs."""
 
 import copy
 import importlib
@@ -150,7 +150,7 @@ def test_no_nan_infinity_or_yes_and_no_pseudo_key(path, value, tmp_path):
         ({"train.network.attention": [7]}, "no maps of side 7, only 8, 4"),
     ],
 )
-def test_what_cannot_go_together_is_found_before_anything_runs(changes, expected, tmp_path):
+def test_contradicting_values_are_found_before_anything_runs(changes, expected, tmp_path):
     tree = copy.deepcopy(TREE)
     for path, value in changes.items():
         node = tree

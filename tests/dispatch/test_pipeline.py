@@ -1,4 +1,4 @@
-"""The dispatch, end to end on tiny stages: what was computed is found again, whatever was killed or damaged."""
+"""The dispatch, end to end on tiny stages: finished work is found again after kills and damage."""
 
 import base64
 import io
@@ -54,7 +54,7 @@ def started(tmp_path_factory):
 
 @pytest.fixture
 def project(started):
-    """The project as it was, with nothing sampled."""
+    """The project in its first state, without samples."""
     project, _ = started
     project.reset()
     shutil.rmtree(project.folder / ".scoresmooth/shards/sample", ignore_errors=True)
@@ -83,7 +83,7 @@ def test_two_racing_processes_start_one_server(started):
         assert json.load(response)["api_url"] == "/api"  # the pages ask the server that they come from
 
 
-def test_the_ui_tells_the_story(project):
+def test_the_ui_shows_runs_tasks_and_artifacts(project):
     noise = np.random.default_rng(0).integers(0, 256, (600, 700, 3), dtype=np.uint8)
     Image.fromarray(noise).save(project.folder / "drawn.png")
     path = project.folder / "stages" / "sample.py"
@@ -116,7 +116,7 @@ def test_the_ui_tells_the_story(project):
 
 
 def test_a_training_shows_how_far_it_is(project):
-    """One shard that lasts: its steps are its progress. The names are those of the real training."""
+    """A single long shard: its steps are its progress. The names are those of the real training."""
     assert (progress.CURVE, train.LOSS_COLUMNS[0]) == (train.LOSS, "step")
     path = project.folder / "stages" / "train.py"
     text = path.read_text()
@@ -147,7 +147,7 @@ def test_damaged_shards_are_computed_again_and_only_they(project):
     content[3] ^= 1
     flipped.write_bytes(content)
     cut.write_bytes(cut.read_bytes()[:-1])
-    deleted.unlink()  # Prefect's own record still says that it is there
+    deleted.unlink()  # Prefect's own record still lists it
     output = project.run(*SAMPLE)
     assert output.count("the cached result is damaged") == 3
     assert len(project.log()) == 3
@@ -333,7 +333,7 @@ def test_kill_of_dvc_alone_then_dvc_repro_waits_for_the_stage_and_ends_identical
         [*dvc, "repro", "sample@net"], cwd=project.folder, env=environment, stdout=subprocess.DEVNULL
     )
     until(lambda: logged(project, 1))
-    killed.kill()  # dvc alone: its stage goes on
+    killed.kill()  # dvc alone: its stage keeps running
     killed.wait()
     with (project.folder / "dvc.log").open("w") as log:
         again = subprocess.Popen(

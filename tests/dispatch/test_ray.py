@@ -38,7 +38,7 @@ def trained(tmp_path_factory, cluster):
 
 @pytest.fixture
 def project(trained, cluster):
-    """The project with nothing sampled, its shards on Ray."""
+    """The project without samples, its shards on Ray."""
     trained.reset()
     trained.release()
     shutil.rmtree(trained.folder / ".scoresmooth/shards/sample", ignore_errors=True)
@@ -100,7 +100,7 @@ def test_a_shard_that_fits_into_no_node_is_one_line_and_not_waited_for(project):
 
 
 def answer(**changes):
-    """What a node says of itself (cluster.describe)."""
+    """The description of a node, as cluster.describe returns it."""
     here = {"python": "3.12.1", "packages": {"ray": "2", "torch": "2"}, "code": "c", "shared": True, "gpus": 0}
     return {**here, "token": True, "cpus": 4, **changes}
 
@@ -122,7 +122,7 @@ def answer(**changes):
         ),
     ],
 )
-def test_what_a_node_lacks_is_named(changes, gpus, missing):
+def test_everything_that_a_node_lacks_is_named(changes, gpus, missing):
     from pipeline import cluster
 
     execution = Execution(**{**PARAMS["execution"], "shared": "s3://b", "gpus_per_job": gpus, "cpus_per_job": 3})

@@ -1,4 +1,4 @@
-"""Ray's memory monitor kills every shard, whatever it needs: it is tried once more with half of it, then reported."""
+"""Ray's memory monitor kills every shard: each is tried once more with half the working memory, then reported."""
 
 import pytest
 from small_project import SmallProject

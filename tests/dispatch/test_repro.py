@@ -1,4 +1,4 @@
-"""scoresmooth repro: independent stages at once, one at a time on a GPU, nothing twice, whatever is killed."""
+"""scoresmooth repro: independent stages run at once, one at a time on a GPU, and none twice after a kill."""
 
 import json
 import os
@@ -22,7 +22,7 @@ from stages.protocol import load_tree
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory):
-    """A DVC project with everything but the samples up to date."""
+    """A DVC project where everything except the samples is up to date."""
     project = SmallProject(tmp_path_factory.mktemp("repro"))
     project.write_dvc()
     try:
@@ -264,7 +264,7 @@ while schedule._waiting or schedule._running:
 
 
 def test_nothing_runs_beside_a_stage_that_takes_all_processors(tmp_path):
-    """Whatever else may run does so two at a time. Stages end in the order in which they started."""
+    """Other stages run two at a time. Stages end in the order in which they started."""
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path), "DO_NOT_TRACK": "1"}
     command = [sys.executable, "-c", SCHEDULE]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)

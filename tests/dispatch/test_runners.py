@@ -1,4 +1,4 @@
-"""Processes that work on shards: kept for the next shard, named when they die, gone at the end."""
+"""Processes that work on shards: kept for the next shard, reported when they die, ended at the end."""
 
 import subprocess
 import sys

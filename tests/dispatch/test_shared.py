@@ -65,7 +65,7 @@ def test_damage_in_the_place_is_found_and_a_cut_copy_replaced(place, tmp_path):
     with pytest.raises(OSError, match=f"{digest} is damaged"):
         place.get(digest, tmp_path / "copy")
     assert not (tmp_path / "copy").exists()
-    kept.write_bytes(b"cont")  # another size: it is stored anew
+    kept.write_bytes(b"cont")  # another size: it is stored again
     place.put(file)
     place.get(digest, tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == b"content"
@@ -113,7 +113,7 @@ def contents(shard: Shard) -> dict[str, str]:
     return {path.name: path.read_text() for path in shard.scratch.iterdir()}
 
 
-def test_checkpoints_go_on_at_another_node_and_nothing_of_a_third_state_is_left(tmp_path):
+def test_another_node_resumes_from_the_checkpoints_and_nothing_of_a_third_state_is_left(tmp_path):
     first, there = scratch(tmp_path, "first")
     with pytest.raises(SystemExit), there.mirrored(writes=True):
         for step in (10, 20, 30):

@@ -21,7 +21,7 @@ def started(tmp_path_factory):
 
 @pytest.fixture
 def project(started):
-    """The project with its network trained and nothing sampled."""
+    """The project with its network trained, without samples."""
     started.release()
     started.reset()
     for folder in ("data/sample", ".scoresmooth/shards/sample"):
@@ -34,7 +34,7 @@ def project(started):
 
 @pytest.fixture
 def dispatched(tmp_path):
-    """Such a project with its network trained and nothing sampled."""
+    """A project that runs without Prefect, with its network trained, without samples."""
     project = Dispatched(tmp_path)
     project.stages("ingest", "train@net")
     project.log()

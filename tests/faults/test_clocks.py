@@ -42,7 +42,7 @@ time.time, time.time_ns = lambda: real() + ahead(), lambda: real_ns() + ahead() 
 
 
 def set_clock(project: SmallProject, seconds: int) -> None:
-    """From now on time.time() in the project's processes is so far ahead; 0: right again."""
+    """Set how many seconds time.time() is ahead in the project's processes."""
     (project.folder / "clock.new").write_text(str(seconds))
     (project.folder / "clock.new").rename(project.folder / "clock")
 

@@ -35,7 +35,7 @@ def test_a_killed_training_process_goes_on_from_its_checkpoint_in_another_one(di
 
 
 def grow(dispatched: Dispatched, stage: str, mark: str, code: str) -> None:
-    """Have the stage's work run `code` after the line `mark`; `share` is what it is to do with."""
+    """Have the stage's work run `code` after the line `mark`; there `share` is the share of its memory."""
     path, share = dispatched.folder / "stages" / f"{stage}.py", 'share = float(os.environ["SCORESMOOTH_MEMORY_SHARE"])'
     before = path.read_text()
     assert before.count(mark) == 1
@@ -43,7 +43,7 @@ def grow(dispatched: Dispatched, stage: str, mark: str, code: str) -> None:
 
 
 def test_a_shard_without_memory_is_tried_again_with_half_of_it(dispatched):
-    """Killed, as by the kernel, and refused, as by a limit: whatever the first attempt had, the second one has less."""
+    """Killed as by the kernel, and refused memory as by a limit: the second attempt may use half of the first one's."""
     kill = "share == 1 and first == 2 and os.kill(os.getpid(), signal.SIGKILL)"
     refuse = "share == 1 and first == 4 and bytearray(1 << 62)"
     dispatched.params["execution"]["processes"] = ["train", "sample"]
@@ -100,7 +100,7 @@ def test_a_shard_without_memory_twice_is_one_line(dispatched, stage, mark, remed
 
 @contextlib.contextmanager
 def memory_limit(bytes_: int) -> Iterator[Path]:
-    """A control group of its own with so much memory; yields the file that takes processes. Skips without the right."""
+    """Make a control group with a memory limit; yield the file that processes are added to. Skips without the right."""
     first = Path("/sys/fs/cgroup/memory") / oom._group("memory") if oom._group("memory") is not None else None
     group = (first or Path("/sys/fs/cgroup")) / f"scoresmooth-test-{os.getpid()}"
     name = "memory.limit_in_bytes" if first else "memory.max"
@@ -120,7 +120,7 @@ def memory_limit(bytes_: int) -> Iterator[Path]:
 
 
 def test_the_kernel_kills_a_shard_that_takes_too_much_and_half_fits(dispatched):
-    """A control group of 512 MiB, and a shard that wants 700."""
+    """A control group of 512 MiB, and a shard that takes 700 MiB."""
     dispatched.params["execution"]["processes"] = ["train", "sample"]
     dispatched.write_params()
     take = "block = bytearray(int(700 * share) << 20); block[::4096] = bytes(len(block[::4096]))"

@@ -23,7 +23,7 @@ for address in sys.argv[1:]:
 
 
 class Dispatched(SmallProject):
-    """A project whose stages run through cache and runner, but without Prefect: what is tested here needs none.
+    """A project whose stages run through cache and runner, but without Prefect.
 
     prelude: code that the stages' process runs first.
     """

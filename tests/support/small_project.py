@@ -1,7 +1,7 @@
 """A complete project with tiny stages in a folder of its own, to test the dispatch without the mathematics.
 
-Every piece of work appends a line to work.log, so that a test can count what was computed. While there is a file
-`hold` with a number in it, work pauses as soon as the log has that many lines.
+All work appends lines to work.log, so that a test can count what was computed. While a file `hold` holds a number,
+work pauses as soon as the log has that many lines.
 """
 
 import copy
@@ -294,12 +294,12 @@ class SmallProject:
         return done.stdout + done.stderr
 
     def hold(self, lines: int) -> None:
-        """Let work pause as soon as the log has so many lines."""
+        """Let work pause as soon as the log has this many lines."""
         (self.folder / "hold.new").write_text(str(lines))
         (self.folder / "hold.new").rename(self.folder / "hold")
 
     def release(self) -> None:
-        """Let work go on."""
+        """Let work continue."""
         (self.folder / "hold").unlink(missing_ok=True)
 
     def log(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What a test sees of a small project while its commands run: its log, its processes, its server's runs, its outs."""
+"""Observe a small project while its commands run: its log, its processes, its server's runs, its outs."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
     """Wait for a condition and return its value."""
     end = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < end, "waited in vain"
+        assert time.monotonic() < end, "the condition did not become true"
         time.sleep(0.02)
     return value
 
