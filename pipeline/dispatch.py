@@ -32,19 +32,19 @@ def run_stage(name: str, variant: str | None = None, path: Path | str = "params.
     """
     started = time.monotonic()
     params, execution = load_stage(name, variant, path)
-    label = title(name, variant)
+    label, address = title(name, variant), address_of(name, variant)
 
     def waiting(pid: str) -> None:
         say(f"{label}: process {pid} is still running this stage: waiting for it to end")
 
-    with locked(CACHE / "locks" / f"{address_of(name, variant)}.lock", waiting):
+    with locked(CACHE / "locks" / f"{address}.lock", waiting):
         shards, computed = stage_module(name).plan(params), 0
         if shards or variant is None:
             computed = _dispatch(name, variant, params, execution, shards)
         else:
             stage_module(name).gather(params, {})
         seconds = time.monotonic() - started
-        write_json(record_path(name, variant), {"shards": len(shards), "computed": computed, "seconds": seconds})
+        write_json(record_path(address), {"shards": len(shards), "computed": computed, "seconds": seconds})
     say(f"{label}: done in {seconds:.1f} s")
 
 
@@ -127,8 +127,7 @@ def _run_stages(graph: "StageGraph", stages: set[str], changed: set[str], jobs: 
     from pipeline import repro_flow  # imports prefect, as above
 
     def limit(name: str) -> int:
-        stage, _, variant = name.partition("@")
-        params = parameters.stages.get((stage, variant or None))
+        stage, params = _parameters_of(name, parameters)
         on_gpu = gpus.visible() and params is not None and may_use_gpu(stage, params)
         return max(1, len(gpus.visible()) // parameters.execution.gpus_per_job) if on_gpu else jobs
 
@@ -143,10 +142,15 @@ def _run_stages(graph: "StageGraph", stages: set[str], changed: set[str], jobs: 
     return True
 
 
+def _parameters_of(name: str, parameters: Parameters) -> tuple[str, StageParams | None]:
+    """The stage and its parameters by DVC's name ("sample@closed-kernel"); the stage `code` has no parameters."""
+    stage, _, variant = name.partition("@")
+    return stage, parameters.stages.get((stage, variant or None))
+
+
 def _runs_alone(name: str, parameters: Parameters) -> bool:
     """Whether nothing may run beside a stage, because its result depends on its number of threads."""
-    stage, _, variant = name.partition("@")
-    params = parameters.stages.get((stage, variant or None))
+    stage, params = _parameters_of(name, parameters)
     if stage not in SAME_THREADS or params is None or parameters.execution.runner != "local":
         return False
     on_gpu = bool(gpus.visible()) and may_use_gpu(stage, params)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from pipeline.locks import locked, name_holder
 from pipeline.processes import ending, reap
-from pipeline.stage_run import say
+from pipeline.stage_run import record_path, say
 from stages.files.artifacts import read_json
 from stages.files.paths import CACHE
 
@@ -129,7 +129,7 @@ class Reproducer:
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
         environment = {**os.environ, **thread_variables(name, self.jobs), "DVC_NO_ANALYTICS": "1", **variables}
         LOGS.mkdir(parents=True, exist_ok=True)
-        _record(name).unlink(missing_ok=True)  # written by the stage's command, which DVC may not need to run
+        record_path(name).unlink(missing_ok=True)  # written by the stage's command, which DVC may not need to run
         with self._guard, log_path(name).open("wb") as log:
             child = subprocess.Popen(
                 command,
@@ -175,14 +175,10 @@ def log_path(name: str) -> Path:
     return LOGS / f"{name}.log"
 
 
-def _record(name: str) -> Path:
-    return CACHE / "records" / f"{name}.json"  # stage_run.record_path, by DVC's name of the stage
-
-
 def _outcome(name: str, seconds: float, memory: float) -> Outcome:
-    if not _record(name).exists():
+    if not record_path(name).exists():
         return Outcome(name, "restored", seconds, memory)
-    found = read_json(_record(name))
+    found = read_json(record_path(name))
     return Outcome(name, "done", seconds, memory, int(found["shards"]), int(found["computed"]))
 
 

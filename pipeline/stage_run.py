@@ -54,9 +54,12 @@ def address_of(name: str, variant: str | None) -> str:
     return f"{name}@{variant}" if variant else name
 
 
-def record_path(name: str, variant: str | None) -> Path:
-    """The record of a stage's last finished run: its shards, how many of them were computed, seconds."""
-    return CACHE / "records" / f"{address_of(name, variant)}.json"
+def record_path(address: str) -> Path:
+    """The record of a stage's last finished run: its shards, how many of them were computed, seconds.
+
+    address: DVC's name of the stage (`address_of`).
+    """
+    return CACHE / "records" / f"{address}.json"
 
 
 def say(text: str) -> None:

@@ -66,6 +66,9 @@ LONGEST_FILE = 400
 MEDIAN_FUNCTION = 8
 """Lines of the median function of stages/ and pipeline/, at most."""
 
+FUNCTION_IMPORTS = 241
+"""Imports inside functions of stages/ and pipeline/, at most. Each delays a slow import that not every caller needs."""
+
 ENTRIES = ("audit",)
 """Commands of stages/ that dvc.yaml has no stage for."""
 
@@ -171,10 +174,20 @@ def test_no_file_is_long():
     assert {path: lines for path, lines in lengths.items() if lines > LONGEST_FILE} == {}
 
 
+def functions(*folders: str) -> list[ast.FunctionDef]:
+    """All functions and methods in these folders."""
+    trees = [ast.parse(path.read_text()) for path in python_files(*folders)]
+    return [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+
+
 def test_functions_are_short():
-    trees = [ast.parse(path.read_text()) for path in python_files("stages", "pipeline")]
-    functions = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-    assert statistics.median(node.end_lineno - node.lineno + 1 for node in functions) <= MEDIAN_FUNCTION
+    lengths = [node.end_lineno - node.lineno + 1 for node in functions("stages", "pipeline")]
+    assert statistics.median(lengths) <= MEDIAN_FUNCTION
+
+
+def test_imports_are_at_the_top():
+    nodes = {node for function in functions("stages", "pipeline") for node in ast.walk(function)}
+    assert sum(isinstance(node, ast.Import | ast.ImportFrom) for node in nodes) <= FUNCTION_IMPORTS
 
 
 def imported_names(tree: ast.AST) -> Iterator[str]:
