@@ -1,7 +1,6 @@
 """The report: what it says follows from the artifacts, it is one file, and the same artifacts give the same bytes."""
 
 import base64
-import contextlib
 import csv
 import io
 import json
@@ -14,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from report_project import COPIED, REPORT, VARIANTS, verified_counts, write_project
+from report_project import COPIED, IMAGES, REPORT, VARIANTS, write_project
 
 from stages.errors import InputError
 from stages.files.artifacts import write_tsv
@@ -24,34 +23,8 @@ from stages.protocol import run_plain
 from stages.reporting import figures, words
 from stages.reporting.checks import BrokenRule, Check, answer, checks
 from stages.reporting.inputs import read_inputs
-from stages.reporting.terminal import print_results, print_theory
 
-IMAGES = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 1), dtype=np.uint8)
 FOLDER = Path("data/report")
-
-
-@pytest.fixture(scope="module")
-def rendered(tmp_path_factory) -> Path:
-    """A project whose report is written; tests only read it."""
-    root = tmp_path_factory.mktemp("rendered")
-    with contextlib.chdir(root):
-        write_project(root, IMAGES)
-        run_plain("report")
-    return root
-
-
-@pytest.fixture
-def page(rendered, monkeypatch) -> str:
-    """The rendered page; the working directory is its project."""
-    monkeypatch.chdir(rendered)
-    return (FOLDER / "report.html").read_text(encoding="utf-8")
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch) -> Path:
-    """An empty project, and the working directory."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def judge(project: Path, **changes) -> tuple[dict[str, Check], str]:
@@ -315,78 +288,6 @@ def test_held_out_ratios_are_exact(project):
     (shard,) = stage.plan(stage.Params(**REPORT, variants=VARIANTS))
     part = stage.work(shard.at("part.parquet"))
     assert pq.read_table(part).equals(pa.table({"ratio": [0.0, 3 / 4]}))  # (0, 4) lies 3 from (3, 4), 4 from (0, 0)
-
-
-def test_the_terminal_prints_the_table(page, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "60")
-    print_results()
-    shown = capsys.readouterr().out
-    assert re.search(r"net-conditioning +150/200 +75\.0 \[68\.6, 80\.5\] +0\.25 +0\.0500 +0\.05 ", shown)
-    assert shown.index("closed form") < shown.index("closed-conditioning") < shown.index("network")
-    assert "pass  net-temperature copies less than net-conditioning" in shown
-    assert "4 of 4 variants draw sound samples" in shown
-    assert "75.0 % of its samples".replace(" %", words.THIN + "%") in shown.replace("\n", " ")
-
-
-def test_verified_pairs_stand_in_the_page_the_metrics_and_at_the_terminal(project, capsys):
-    write_project(project, IMAGES)
-    path = Path("data/filter/net-conditioning/filter.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"verified": verified_counts(200)}))
-    run_plain("report")
-    page = (FOLDER / "report.html").read_text(encoding="utf-8")
-    assert page.count("Verified by eye") == 1
-    assert f"<strong>9 of 200 (4.5{words.THIN}% [2.4, 8.3])</strong> are copies, of 3 training images" in page
-    assert f"within 0.02: <strong>4 of 200 (2.0{words.THIN}% [0.8, 5.0])</strong>" in page
-    assert "anna judged 17, bert judged 12; 5 not, 2 unsure, 1 disputed, 3 of 20 suspected pairs open" in page
-    assert "2 verdicts match no pair of this run and were not used" in page
-    assert "anna and bert agree on 11 of 12 (Cohen's κ 0.81)" in page
-    metrics = json.loads((FOLDER / "metrics.json").read_text())["variants"]
-    assert (metrics["net-conditioning"]["verified"], metrics["net-conditioning"]["verified_count"]) == (9, 200)
-    assert metrics["net-conditioning"]["verified_without_repeated"] == 4
-    assert "verified" not in metrics["closed-conditioning"]
-    print_results(FOLDER / "results.json")
-    printed = capsys.readouterr().out
-    assert printed.count("verified by eye") == 1
-    assert (
-        f"net-conditioning: 9 of 200 (4.5{words.THIN}% [2.4, 8.3]); without repeated training images 4 of 200"
-        in printed
-    )
-
-
-def test_the_terminal_prints_every_claim_of_the_theory(page, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "60")
-    print_results()
-    assert "fails: a claim that fails: 0.90000 instead of 0.99730 ± 1.00·10⁻⁴" in capsys.readouterr().out
-    print_theory()
-    shown = capsys.readouterr().out
-    assert re.search(r"holds +noise lies in the shell +0\.99730 +0\.99730 +1\.00·10⁻⁵ +0 ≤ 1\.00·10⁻⁴", shown)
-    assert re.search(r"FAILS +a claim that fails +0\.99730 +0\.90000 +0\.0973 > 1\.00·10⁻⁴", shown)
-    assert re.search(r"holds +At the highest noise level the trained score .* \(net-conditioning\) +1", shown)
-    claims = 2 + len(trained := [claim for block in json_results()["beside_verify"] for claim in block["claims"]])
-    assert len(trained) == 4
-    assert (
-        f"{1 + sum(claim['passed'] for claim in trained)} of {claims} claims hold; quick mode, images: digits" in shown
-    )
-
-
-def json_results():
-    return json.loads((FOLDER / "results.json").read_text())["theory"]
-
-
-def test_before_the_report_the_terminal_prints_what_verify_found(project, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "60")
-    with pytest.raises(InputError, match=r"verify\.json is missing"):
-        print_theory()
-    write_project(project, IMAGES)
-    print_theory()
-    shown = capsys.readouterr().out
-    assert "1 of 2 claims hold" in shown
-    assert "the claims on trained scores are missing: run scoresmooth repro report" in shown
-
-
-def test_no_report_yet_says_what_to_run(project):
-    with pytest.raises(InputError, match=r"results\.json is missing"):
-        print_results()
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from PIL import Image
 from stages.files.artifacts import write_json, write_parquet, write_tsv
 from stages.files.images import image_table, write_images
 
+IMAGES = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 1), dtype=np.uint8)
 VARIANTS = {
     "closed-conditioning": {"score": "closed-form", "form": "conditioning"},
     "closed-temperature": {"score": "closed-form", "form": "temperature", "temperature": 100.0},
