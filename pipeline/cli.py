@@ -135,28 +135,25 @@ def review(
     run(folder, reviewer, verdicts, None if compact else Address(host, port, remote))
 
 
-MARGIN = "allowed feature distance, as a multiple of the match's own nearest-neighbour feature distance"
-
-
 @app.command()
 def audit(
     train: Annotated[str, typer.Option(help="the training images: folder:PATH, zip:PATH, parquet:PATH, npz:PATH, ...")],
-    samples: Annotated[str, typer.Option(help="the generated images, from any such source")],
-    out: Annotated[str, typer.Option(help="the folder for the results")],
-    holdout: Annotated[str | None, typer.Option(help="real images that the model was not trained on")] = None,
-    encoder: Annotated[str, typer.Option(help="network for the features, or a timm model")] = "efficientnet-lite0",
-    weights: Annotated[str | None, typer.Option(help="a file with the encoder's weights")] = None,
+    samples: Annotated[str, typer.Option(help="the generated images, any such source")],
+    out: Annotated[str, typer.Option(help="the folder that the results are written to")],
+    holdout: Annotated[str | None, typer.Option(help="real images that the model has not seen")] = None,
+    encoder: Annotated[str, typer.Option(help="whose features; or any model of timm")] = "efficientnet-lite0",
+    weights: Annotated[str | None, typer.Option(help="a weights file of the encoder")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    memory_budget: Annotated[str, typer.Option(help="memory of the whole process")] = "4GiB",
-    fail_above: Annotated[float | None, typer.Option(help="exit with code 3 if the copy rate may exceed this")] = None,
-    percentile: Annotated[float, typer.Option(help="percent of unseen images that the pixel stage lets pass")] = 1.0,
-    margin: Annotated[float, typer.Option(help=MARGIN)] = 1.0,
-    resolution: Annotated[int | None, typer.Option(help="compare at this size; default: the smaller set's")] = None,
-    near: Annotated[float | None, typer.Option(help="pixel distance below which images are near duplicates")] = None,
-    features: Annotated[int, typer.Option(help="how many images of each set get features")] = 2000,
-    seed: Annotated[int, typer.Option(help="seed of all random draws")] = 0,
+    memory_budget: Annotated[str, typer.Option(help="of the whole process")] = "4GiB",
+    fail_above: Annotated[float | None, typer.Option(help="exit code 3 if the rate of copies may be higher")] = None,
+    percentile: Annotated[float, typer.Option(help="percent of the unseen images that are looked at twice")] = 1.0,
+    margin: Annotated[float, typer.Option(help="features agree within so many of the training image's own")] = 1.0,
+    resolution: Annotated[int | None, typer.Option(help="audit at this size, not at the smaller one")] = None,
+    near: Annotated[float | None, typer.Option(help="pixel distance of near duplicates")] = None,
+    features: Annotated[int, typer.Option(help="images of each set that are embedded")] = 2000,
+    seed: Annotated[int, typer.Option(help="of every draw")] = 0,
 ) -> None:
-    """Measure how many samples of any model copy its training images, with an interval, and show the copies."""
+    """Tell how many samples of any model copy its training images, how sure that is, and show them."""
     options = dict(locals())
     from stages.audit import INTERRUPTED, RESUME, audit_params, run
 
