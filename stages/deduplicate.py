@@ -17,6 +17,7 @@ from pydantic import Field
 from stages.errors import InputError
 from stages.features.weights import EncoderParams, pinned
 from stages.files.artifacts import write_json, write_parquet
+from stages.files.distance import pixel_distance, squared_radius
 from stages.files.images import read_images, write_selection
 from stages.files.paths import DATA, SPLITS, images_of, ingested
 from stages.images.duplicates import (
@@ -26,8 +27,6 @@ from stages.images.duplicates import (
     connected_groups,
     feature_pairs,
     near_pairs,
-    pixel_distance,
-    squared_radius,
 )
 from stages.protocol import Parts, Section, Shard, StageParams, main, spans
 

@@ -368,7 +368,7 @@ def _offer(out: Path, params: Params, measured: "Measured", pairs: Any, train: I
 
 def _verified(params: Params, measured: "Measured", pairs: Any, offered: "Offered") -> dict[str, Any] | None:
     """What people decided about the pairs; None where params.yaml names no verdicts for this variant."""
-    from stages.images.duplicates import squared_radius
+    from stages.files.distance import squared_radius
     from stages.memorization.verified import verified_summary
 
     if params.variant not in params.verdicts:

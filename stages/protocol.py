@@ -1,10 +1,10 @@
-"""The protocol of a stage: Params, plan, work, gather; and running one without Prefect or DVC.
+"""The protocol of a stage: Params, plan, work, gather; and how a stage runs without Prefect and DVC.
 
 Every module `stages/NAME.py` of the DAG offers the same four names:
 
-    Params                   a StageParams: the typed section of params.yaml that the stage reads
+    Params                          a StageParams: the typed section of params.yaml that the stage reads
     plan(params)   -> list[Shard]   the independent pieces of work (may be empty)
-    work(shard)    -> Path          one piece: deterministic, idempotent, writes `shard.out` atomically
+    work(shard)    -> Path          does one piece: deterministic, idempotent, writes `shard.out` atomically
     gather(params, parts)           assembles the stage's outs under data/NAME from {task: results in the plan's order}
 
 Paths are relative to the project's root, which is the working directory.
@@ -19,6 +19,7 @@ import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar, get_args
 
 import yaml
@@ -29,21 +30,21 @@ from stages.files.artifacts import sha256_file, sha256_json
 from stages.files.paths import CACHE
 
 Parts = dict[str, list[Path]]
-"""Results of a plan's shards by task, in the plan's order; a task without shards is absent."""
+"""Task -> results of its shards in the plan's order; a task without shards has no entry."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One independent piece of a stage's work. JSON all through, so that any runner can carry it.
+    """One independent piece of a stage's work. Every field is JSON, so that any runner can send it.
 
     Attributes:
         stage: module name under `stages` ("sample").
-        task: which kind of work of the stage it is ("samples"); `work` and `gather` tell shards apart by it.
-        name: what a person reads in logs and in the UI ("closed-conditioning 3/8").
+        task: the kind of work ("samples"), by which `work` and `gather` distinguish the stage's shards.
+        name: the shard's name in logs and in the UI ("closed-conditioning 3/8").
         settings: everything besides `inputs` that determines the result; JSON values only.
         inputs: files whose bytes determine the result, relative to the project's root.
         suffix: the result's file extension.
-        out: where `work` writes; set by the runner. Scratch files (checkpoints) live in `scratch`.
+        out: where `work` writes its result; set by the runner.
     """
 
     stage: str
@@ -55,19 +56,19 @@ class Shard:
     out: str | None = None
 
     def at(self, path: Path | str) -> "Shard":
-        """This shard with its result's path."""
+        """A copy of this shard that writes its result to `path`."""
         return dataclasses.replace(self, out=str(path))
 
     @property
     def path(self) -> Path:
         """Where `work` writes its result."""
         if self.out is None:
-            raise ValueError(f"shard {self.stage} {self.name} has no path yet: a runner sets it with Shard.at")
+            raise ValueError(f"shard {self.stage} {self.name} has no path: the runner sets it with Shard.at")
         return Path(self.out)
 
     @property
     def scratch(self) -> Path:
-        """A folder beside the result for state that survives an interruption (checkpoints)."""
+        """A folder beside the result for files that an interrupted shard resumes from (checkpoints)."""
         return self.path.with_suffix(".scratch")
 
     def to_json(self) -> str:
@@ -82,7 +83,7 @@ class Shard:
 
 
 class Section(BaseModel):
-    """A typed piece of params.yaml: immutable; an unknown key, NaN, infinity and true for a number are errors."""
+    """A typed section of params.yaml, immutable. Unknown keys, NaN, infinity and true for a number are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -91,12 +92,12 @@ class Section(BaseModel):
     def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """pydantic reads true as 1, and YAML reads `yes` and `on` as true."""
         if isinstance(value, bool) and not _takes_boolean(cls.model_fields[info.field_name].annotation):
-            raise ValueError("this is no yes-or-no key")
+            raise ValueError("expected a number or text, got true/false")
         return value
 
 
 def _takes_boolean(annotation: Any) -> bool:
-    """Is bool, or Any, among the types of a field?"""
+    """Whether a field's annotation contains bool or Any."""
     return annotation in (bool, Any) or any(map(_takes_boolean, get_args(annotation)))
 
 
@@ -105,7 +106,7 @@ class StageParams(Section):
 
     SECTION: the stage's own section of params.yaml.
     SHARED: field -> dotted key elsewhere in params.yaml; "{variant}" stands for the variant's name.
-    PER_VARIANT: True for stages that run once per variant; they have a field `variant` (its name).
+    PER_VARIANT: whether the stage runs once per variant; its Params then have a field `variant`, the name.
     """
 
     SECTION: ClassVar[str]
@@ -151,11 +152,11 @@ def _lookup(tree: dict[str, Any], dotted: str) -> Any:
 def explain(
     error: ValidationError, section: str, places: dict[str, str], values: dict[str, Any], file: str = "params.yaml"
 ) -> str:
-    """One line for the first of pydantic's errors, with the dotted key as it stands in `file`.
+    """Describe the first of pydantic's errors in one line that names the dotted key in `file`.
 
-    section: where the validated fields stand; "" for the whole file.
-    places: field -> dotted key, for the fields that stand elsewhere than in `section`.
-    values: what was validated.
+    section: the section that holds the validated fields; "" for the whole file.
+    places: field -> dotted key, for the fields that are kept outside `section`.
+    values: the validated values.
     """
     first = error.errors()[0]
     location = _keys_only(first["loc"], values, first["type"] == "missing")
@@ -165,15 +166,15 @@ def explain(
         return f"{file}: unknown key {key}: remove it or correct its spelling"
     if first["type"] == "missing":
         return f"{file}: missing key {key}: add it"
-    # a whole section is not repeated: the message says what in it is wrong
+    # a section's values would fill the line, and the message already names what is wrong in it
     got = "" if isinstance(first["input"], dict) else f" (got {first['input']!r})"
     return f"{file}: {key}: {first['msg'].removeprefix('Value error, ')}{got}"
 
 
 def _keys_only(location: tuple[int | str, ...], values: Any, missing: bool) -> list[str]:
-    """The part of pydantic's location that stands in the file: it goes on with the types of a union that were tried.
+    """The parts of pydantic's location that are keys of the file; the types of a union that it tried follow them.
 
-    missing: the last part is a key that does not stand there, and belongs to it.
+    missing: the last part is a key that the file lacks; it is kept.
     """
     keys = []
     for part in location:
@@ -186,7 +187,7 @@ def _keys_only(location: tuple[int | str, ...], values: Any, missing: bool) -> l
 
 
 def load_tree(path: Path | str = "params.yaml") -> dict[str, Any]:
-    """A YAML file of parameters as plain values. A missing or malformed file or a repeated key raises InputError."""
+    """Read a YAML file of parameters. A missing or malformed file or a repeated key raises InputError."""
     try:
         loader = _YamlLoader(Path(path).read_text(encoding="utf-8"))
         root = loader.get_single_node()
@@ -205,11 +206,11 @@ def load_tree(path: Path | str = "params.yaml") -> dict[str, Any]:
     return tree
 
 
-_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's parser, six times as fast, where there is one
+_YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's parser is six times as fast
 
 
 def _reject_repeated_keys(path: Path | str, node: yaml.Node | None, prefix: str = "") -> None:
-    """YAML's parser keeps the last of two equal keys without a word; an ablation would change the wrong one."""
+    """Raise InputError for a repeated key: YAML's parser silently keeps the last, and an edit may change the first."""
     if isinstance(node, yaml.SequenceNode):
         for item in node.value:
             _reject_repeated_keys(path, item, prefix)
@@ -218,31 +219,35 @@ def _reject_repeated_keys(path: Path | str, node: yaml.Node | None, prefix: str 
         for key, value in node.value:
             dotted = f"{prefix}{key.value}"
             if dotted in seen:
-                raise InputError(f"{path}: key {dotted} stands twice (line {key.start_mark.line + 1}): remove one")
+                raise InputError(f"{path}: key {dotted} is repeated (line {key.start_mark.line + 1}): remove one")
             seen.add(dotted)
             _reject_repeated_keys(path, value, f"{dotted}.")
 
 
 def run_plain(name: str, variant: str | None = None, params_path: str = "params.yaml") -> None:
-    """Run stage `name` in this process, shard after shard, without Prefect, DVC or a shard cache.
-
-    Scratch state (training checkpoints) is kept under .scoresmooth/plain until the stage is done,
-    so an interrupted training goes on where it stopped.
-    """
+    """Run stage `name` on params.yaml in this process, without Prefect, DVC or a shard cache."""
     stage = importlib.import_module(f"stages.{name}")
-    params = stage.Params.from_tree(load_tree(params_path), variant)
+    run_stage(stage, stage.Params.from_tree(load_tree(params_path), variant))
+
+
+def run_stage(stage: ModuleType, params: StageParams) -> None:
+    """Plan, work on one shard after the other, and gather.
+
+    Results and checkpoints lie under .scoresmooth/plain until the stage is finished: an interrupted training resumes
+    from them. In a process group of torchrun only the first process gathers.
+    """
     shards = stage.plan(params)
     key = sha256_json([[shard.to_json(), [_digest(path) for path in shard.inputs]] for shard in shards])
-    folder = CACHE / "plain" / f"{name}-{variant or 'all'}-{key[:16]}"
-    parts = [stage.work(shard.at(folder / f"{i:05d}{shard.suffix}")) for i, shard in enumerate(shards)]
+    folder = CACHE / "plain" / f"{params.SECTION}-{getattr(params, 'variant', 'all')}-{key[:16]}"
+    results = [stage.work(shard.at(folder / f"{i:05d}{shard.suffix}")) for i, shard in enumerate(shards)]
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ["RANK"] != "0":
-        return  # one of torchrun's processes: the first one gathers
-    stage.gather(params, by_task(shards, parts))
+        return
+    stage.gather(params, by_task(shards, results))
     shutil.rmtree(folder, ignore_errors=True)
 
 
 def by_task(shards: Sequence[Shard], results: Sequence[Path]) -> Parts:
-    """The results of a plan's shards as `gather` takes them."""
+    """Group the results of a plan's shards by task, as `gather` expects them."""
     parts: Parts = {}
     for shard, result in zip(shards, results, strict=True):
         parts.setdefault(shard.task, []).append(result)
@@ -257,12 +262,14 @@ def _digest(path: str) -> str:
 
 
 def main(name: str) -> None:
-    """The command line of `python -m stages.NAME [--variant V] [--params FILE]`, and of one shard
-    (`--shard FILE`), which is how a runner starts work in a process of its own."""
+    """The command line of `python -m stages.NAME [--variant V] [--params FILE]`.
+
+    `--shard FILE` works on one shard only: a runner starts a separate process with it.
+    """
     parser = argparse.ArgumentParser(prog=f"python -m stages.{name}", description=f"Run stage {name}.")
-    parser.add_argument("--variant", help="which variant of params.yaml")
+    parser.add_argument("--variant", help="a variant's name in params.yaml")
     parser.add_argument("--params", default="params.yaml", help="the parameter file (params.yaml)")
-    parser.add_argument("--shard", help="work on the one shard described in this JSON file, then stop")
+    parser.add_argument("--shard", help="work only on the shard that this JSON file describes")
     arguments = parser.parse_args()
     try:
         if arguments.shard:
@@ -274,8 +281,29 @@ def main(name: str) -> None:
         sys.exit(2)
 
 
-def spans(count: int, shards: int) -> list[tuple[int, int]]:
-    """[0, count) cut into at most `shards` contiguous, nearly equal, non-empty ranges (start, stop)."""
-    shards = max(1, min(shards, count))
-    edges = [count * i // shards for i in range(shards + 1)]
+def spans(count: int, pieces: int, multiple: int = 1) -> list[tuple[int, int]]:
+    """Cut [0, count) into at most `pieces` contiguous, nearly equal, non-empty ranges (start, stop).
+
+    multiple: every start is a multiple of it, so that no batch of this size is divided.
+    """
+    units = -(-count // multiple)
+    pieces = max(1, min(pieces, units))
+    edges = [min(units * i // pieces * multiple, count) for i in range(pieces + 1)]
     return [(a, b) for a, b in zip(edges, edges[1:]) if b > a]
+
+
+def span_shards(
+    stage: str,
+    task: str,
+    title: str,
+    cuts: Sequence[tuple[int, int]],
+    settings: dict[str, Any],
+    inputs: Sequence[Path | str],
+    suffix: str = ".arrow",
+) -> list[Shard]:
+    """One shard per range of `cuts`, named "TITLE 1/n", with the range as `start` and `stop` in its settings."""
+    paths = tuple(map(str, inputs))
+    return [
+        Shard(stage, task, f"{title} {n}/{len(cuts)}", {**settings, "start": a, "stop": b}, paths, suffix)
+        for n, (a, b) in enumerate(cuts, 1)
+    ]

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 
 from stages.errors import InputError
-from stages.files.artifacts import atomic_path, read_metadata, with_metadata
+from stages.files.arrow import column_array, fixed_lists, open_table, write_table
+from stages.files.artifacts import read_metadata
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,31 +45,15 @@ def write_features(path: Path | str, table: FeatureTable) -> Path:
         broken = np.flatnonzero(~np.isfinite(features[start : start + 4096]).all(axis=1))
         if len(broken):
             raise InputError(f"the feature of image {table.ids[start + broken[0]]} is not finite: check the weights")
-    storage = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
-    arrow = pa.table({"id": pa.array(table.ids, pa.string()), "feature": storage})
-    arrow = with_metadata(arrow, table.metadata)
-    with atomic_path(path) as temporary, pa.ipc.new_file(str(temporary), arrow.schema) as writer:
-        writer.write_table(arrow)
-    return Path(path)
+    columns = {"id": pa.array(table.ids, pa.string()), "feature": fixed_lists(features)}
+    return write_table(path, columns, table.metadata)
 
 
 def read_features(path: Path | str) -> FeatureTable:
     """Memory-map a feature table; a missing, truncated or foreign file raises InputError."""
-    try:
-        arrow = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: run the stage that writes it (dvc repro)") from error
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{path} is not an Arrow feature table ({error}): delete it and rerun its stage") from error
-    if arrow.column_names != ["id", "feature"]:
-        raise InputError(f"{path} has columns {arrow.column_names}, not id, feature: it is no feature table")
-    flat = [chunk.flatten().to_numpy(zero_copy_only=True) for chunk in arrow.column("feature").chunks]
-    values = flat[0] if len(flat) == 1 else np.concatenate([np.zeros(0, np.float32), *flat])
-    return FeatureTable(
-        features=values.reshape(arrow.num_rows, arrow.schema.field("feature").type.list_size),
-        ids=arrow.column("id").to_pylist(),
-        metadata=read_metadata(arrow.schema),
-    )
+    arrow = open_table(path, "feature table", ("id", "feature"))
+    ids = arrow.column("id").to_pylist()
+    return FeatureTable(column_array(arrow, "feature"), ids, read_metadata(arrow.schema))
 
 
 def concatenate(parts: list[Path], source: str) -> FeatureTable:

@@ -18,7 +18,8 @@ import numpy as np
 import pyarrow as pa
 
 from stages.errors import InputError
-from stages.files.artifacts import atomic_path, read_metadata, with_metadata
+from stages.files.arrow import column_array, fixed_lists, open_table, write_table
+from stages.files.artifacts import read_metadata
 
 
 def image_id(image: np.ndarray) -> str:
@@ -55,7 +56,7 @@ class ImageTable:
     @property
     def flat(self) -> np.ndarray:
         """The pixels as uint8 (N, d)."""
-        return self.images.reshape(len(self), -1)
+        return self.images.reshape(len(self), self.dimension)
 
     def take(self, rows: np.ndarray) -> "ImageTable":
         """The table of these rows, in this order."""
@@ -77,22 +78,13 @@ def image_table(
 
 def write_images(path: Path | str, table: ImageTable) -> Path:
     """Write an image table atomically. `table.images` may be a memory map larger than memory."""
-    images = np.ascontiguousarray(table.images)
-    storage = pa.FixedSizeListArray.from_arrays(pa.array(images.reshape(-1)), table.dimension)
-    kind = pa.fixed_shape_tensor(pa.uint8(), images.shape[1:])
+    kind = pa.fixed_shape_tensor(pa.uint8(), table.images.shape[1:])
     columns = {
         "id": pa.array(table.ids, pa.string()),
         "label": pa.array(table.labels, pa.int64()),
-        "image": pa.ExtensionArray.from_storage(kind, storage),
+        "image": pa.ExtensionArray.from_storage(kind, fixed_lists(table.flat)),
     }
-    arrow = with_metadata(pa.table(columns), table.metadata)
-    with (
-        atomic_path(path) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, arrow.schema) as writer,
-    ):
-        writer.write_table(arrow)
-    return Path(path)
+    return write_table(path, columns, table.metadata)
 
 
 @contextmanager
@@ -138,20 +130,9 @@ def write_selection(
 
 def read_images(path: Path | str) -> ImageTable:
     """Memory-map an image table; a missing, truncated or foreign file raises InputError."""
-    try:
-        arrow = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: run the stage that writes it (dvc repro)") from error
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{path} is not an Arrow image table ({error}): delete it and rerun its stage") from error
-    if arrow.column_names != ["id", "label", "image"]:
-        raise InputError(f"{path} has columns {arrow.column_names}, not id, label, image: it is no image table")
-    kind = arrow.schema.field("image").type
-    chunks = arrow.column("image").chunks
-    flat = [chunk.storage.flatten().to_numpy(zero_copy_only=True) for chunk in chunks]
-    pixels = flat[0] if len(flat) == 1 else np.concatenate(flat) if flat else np.zeros(0, np.uint8)
+    arrow = open_table(path, "image table", ("id", "label", "image"))
     return ImageTable(
-        images=pixels.reshape(arrow.num_rows, *kind.shape),
+        images=column_array(arrow, "image"),
         ids=arrow.column("id").to_pylist(),
         labels=arrow.column("label").to_numpy(),
         metadata=read_metadata(arrow.schema),

@@ -6,7 +6,6 @@ Pixel distance is l = ||a - b|| / sqrt(d) with pixels in [0,1] (METHODS §6). Fe
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
-from fractions import Fraction
 
 import numpy as np
 from scipy.sparse import coo_array
@@ -14,6 +13,7 @@ from scipy.sparse.csgraph import connected_components
 
 from stages.engine.products import affordable
 from stages.errors import InputError
+from stages.files.distance import pixel_distance
 from stages.files.images import ImageTable
 from stages.search.range_search import pairs_within
 
@@ -103,16 +103,6 @@ class Images:
         """For every row the lowest row with equal pixels (equal id), int64."""
         first: dict[str, int] = {}
         return np.array([first.setdefault(name, row) for row, name in enumerate(self.ids)], np.int64)
-
-
-def squared_radius(distance: float, dimension: int) -> int:
-    """The largest integer ||a - b||² on the 0..255 scale with l <= distance, taken as the decimal it prints as."""
-    return math.floor((Fraction(repr(distance)) * 255) ** 2 * dimension)
-
-
-def pixel_distance(squared: np.ndarray, dimension: int) -> np.ndarray:
-    """l in [0,1] units from ||a - b||² on the 0..255 scale, float64."""
-    return np.sqrt(np.asarray(squared, np.float64) / dimension) / 255.0
 
 
 def near_pairs(

@@ -212,7 +212,7 @@ def test_absolute_paths_lie_below_the_allowed_folders_where_there_are_any(tmp_pa
 
 def test_a_key_that_stands_twice_is_an_error(tmp_path):
     text = yaml.safe_dump(TREE, sort_keys=False).replace("  jobs: 1\n", "  jobs: 1\n  jobs: 2\n")
-    assert "execution.jobs stands twice" in message(text, tmp_path)
+    assert "execution.jobs is repeated" in message(text, tmp_path)
 
 
 def test_the_blocks_of_verify_are_part_of_what_is_found_valid(tmp_path, monkeypatch):
@@ -227,7 +227,7 @@ def test_the_blocks_of_verify_are_part_of_what_is_found_valid(tmp_path, monkeypa
     with pytest.raises(InputError, match=r"blocks\.yaml: jacobian\.noise"):
         load_stage("report", None, path)
     blocks.write_text("jacobian: {}\njacobian: {}\n")
-    with pytest.raises(InputError, match=r"blocks\.yaml: key jacobian stands twice"):
+    with pytest.raises(InputError, match=r"blocks\.yaml: key jacobian is repeated"):
         load_stage("report", None, path)
 
 

@@ -328,7 +328,7 @@ def test_broken_tables_are_refused(tmp_path):
     with pytest.raises(InputError, match=r"f\.arrow is not an Arrow feature table"):
         read_features(path)
     write_images(path, image_table(pictures(2)))
-    with pytest.raises(InputError, match="it is no feature table"):
+    with pytest.raises(InputError, match="it is not an Arrow feature table"):
         read_features(path)
 
 

@@ -17,10 +17,11 @@ from PIL import Image
 
 from stages.errors import InputError
 from stages.files.artifacts import read_json
+from stages.files.distance import squared_radius
 from stages.files.images import ImageTable, image_table, read_images, write_images
 from stages.images import duplicates
 from stages.images.decode import to_pixels
-from stages.images.duplicates import Images, Pairs, connected_groups, feature_pairs, near_pairs, squared_radius
+from stages.images.duplicates import Images, Pairs, connected_groups, feature_pairs, near_pairs
 from stages.images.sources import open_source
 from stages.protocol import run_plain
 
