@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from stages.auditing.planting import plant
 from stages.images.decode import to_pixels
-from stages.images.sources import open_source
+from stages.images.sources.open import open_source
 from stages.search.nearest import nearest
 
 ROOT = Path(__file__).parent.parent

@@ -54,7 +54,7 @@ def images(path: str | None, count: int) -> np.ndarray:
     """uint8 (count, 3072): the first images of a parquet file, or random fields."""
     if path is None:
         return fields(count, 32)
-    from stages.images.sources import open_source
+    from stages.images.sources.open import open_source
 
     source = open_source(f"parquet:{path}")
     rows = [np.asarray(image.image, np.uint8).reshape(-1) for image in source.read(range(min(count, len(source))))]

@@ -1,9 +1,9 @@
-"""Stage deduplicate: groups of equal and nearly equal images, of which one each is kept.
+"""Stage deduplicate: finds groups of equal and nearly equal images and keeps one image of each.
 
-Three relations, each of which can be switched off: equal pixels (`exact`), a pixel distance of at most `near` (which
-includes equal pixels), a cosine distance of at most `feature.threshold` between an encoder's features. Groups are the
-connected components of all of them together, over all splits: a test or held-out image that duplicates a training
-image would be a leak. The first image of a group stays, in the order train, test, holdout and then by row.
+Two images are duplicates if their pixels are equal (`exact`), if their pixel distance is at most `near`, or if the
+cosine distance of their features is at most `feature.threshold`; each relation can be switched off. Groups are the
+connected components of all relations together, over all splits: a test or held-out image that duplicates a training
+image would be a leak. The first image of a group is kept, in the order train, test, holdout and then by row.
 """
 
 from pathlib import Path
@@ -18,17 +18,17 @@ from stages.errors import InputError
 from stages.features.weights import EncoderParams, pinned
 from stages.files.artifacts import write_json, write_parquet
 from stages.files.distance import pixel_distance, squared_radius
-from stages.files.images import read_images, write_selection
+from stages.files.images import JoinedTables, read_images, write_selection
 from stages.files.paths import DATA, SPLITS, images_of, ingested
 from stages.images.duplicates import (
     Groups,
-    Images,
     Pairs,
     connected_groups,
     feature_pairs,
+    first_rows,
     near_pairs,
 )
-from stages.protocol import Parts, Section, Shard, StageParams, main, spans
+from stages.protocol import Parts, Section, Shard, StageParams, main, span_shards, spans
 
 OUT = DATA / "deduplicate"
 INPUTS = tuple(str(ingested(split)) for split in SPLITS)
@@ -38,7 +38,7 @@ class FeatureParams(Section):
     """Duplicates in an encoder's feature space."""
 
     threshold: float = Field(ge=0, lt=1, description="largest cosine distance, 1 - cos, of duplicates")
-    encoder: EncoderParams = Field(description="whose features; the keys of embed.encoder")
+    encoder: EncoderParams = Field(description="the encoder of the features; the keys of embed.encoder")
 
 
 class Params(StageParams):
@@ -49,7 +49,7 @@ class Params(StageParams):
     exact: bool = Field(description="group images with equal pixels")
     near: float | None = Field(ge=0, lt=1, description="largest pixel distance l of duplicates, or null")
     feature: FeatureParams | None = Field(description="duplicates in feature space, or null")
-    shards: int = Field(gt=0, le=4096, description="pieces that the range search is cut into")
+    shards: int = Field(gt=0, le=4096, description="pieces of the range search; changes no result")
 
 
 def plan(params: Params) -> list[Shard]:
@@ -58,10 +58,8 @@ def plan(params: Params) -> list[Shard]:
     if params.near is not None:
         images = _images()
         radius = squared_radius(params.near, images.dimension)
-        cuts = spans(len(images), params.shards)
-        for number, span in enumerate(cuts, 1):
-            settings = {"squared_radius": radius, "span": list(span)}
-            shards.append(Shard("deduplicate", "near", f"near {number}/{len(cuts)}", settings, INPUTS, ".parquet"))
+        cuts, settings = spans(len(images), params.shards), {"squared_radius": radius}
+        shards += span_shards("deduplicate", "near", "near", cuts, settings, INPUTS, ".parquet")
     if params.feature is not None:
         encoder = pinned(params.feature.encoder)  # found before any work starts
         settings = {"threshold": params.feature.threshold, "encoder": encoder.model_dump()}
@@ -71,13 +69,12 @@ def plan(params: Params) -> list[Shard]:
 
 def work(shard: Shard) -> Path:
     """Pairs of different images that one search finds: columns i, j (rows over all splits) and distance."""
-    images = Images([read_images(path) for path in shard.inputs])
-    rows = np.unique(images.first_rows())
-    settings = shard.settings
+    images, settings = JoinedTables([read_images(path) for path in shard.inputs]), shard.settings
+    rows = np.unique(first_rows(images.ids))
     if shard.task == "near":
-        pairs = near_pairs(images, rows, settings["squared_radius"], *settings["span"])
+        pairs = near_pairs(images, rows, settings["squared_radius"], settings["start"], settings["stop"])
     else:
-        from stages.features.encoders import load_encoder  # imports torch, which only this search needs
+        from stages.features.encoders import load_encoder
 
         pairs = feature_pairs(images, rows, settings["threshold"], load_encoder(EncoderParams(**settings["encoder"])))
     return write_parquet(shard.path, pa.table({"i": pairs.i, "j": pairs.j, "distance": pairs.distance}))
@@ -87,7 +84,7 @@ def gather(params: Params, parts: Parts) -> None:
     """Write the kept images, groups.parquet and deduplicate.json."""
     images = _images()
     pairs = {task: Pairs.union([_read_pairs(part) for part in parts.get(task, ())]) for task in ("near", "feature")}
-    first = images.first_rows()
+    first = first_rows(images.ids)
     groups = connected_groups(len(images), _layers(params, first, pairs))
     kept = np.ones(len(images), bool)
     kept[groups.row[groups.row != groups.representative]] = False
@@ -107,8 +104,9 @@ def gather(params: Params, parts: Parts) -> None:
     write_json(OUT / "deduplicate.json", summary)
 
 
-def _images() -> Images:
-    return Images([read_images(path) for path in INPUTS])
+def _images() -> JoinedTables:
+    """The images of all splits."""
+    return JoinedTables([read_images(path) for path in INPUTS])
 
 
 def _read_pairs(part: Path) -> Pairs:
@@ -123,7 +121,7 @@ def _enabled(params: Params) -> list[str]:
 
 
 def _layers(params: Params, first: np.ndarray, pairs: dict[str, Pairs]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Edges by reason. Equal images are duplicates by the strictest relation in use."""
+    """Reason -> edges (i, j). Equal images are duplicates by the strictest relation in use."""
     again = np.flatnonzero(first != np.arange(len(first)))
     layers = {}
     for position, name in enumerate(_enabled(params)):
@@ -135,7 +133,7 @@ def _layers(params: Params, first: np.ndarray, pairs: dict[str, Pairs]) -> dict[
 
 
 def _count_pairs(params: Params, first: np.ndarray, pairs: dict[str, Pairs]) -> dict[str, int]:
-    """How many pairs of images each relation holds for, each pair under the strictest one in use."""
+    """Relation -> number of pairs of images, each pair counted under the strictest relation that it satisfies."""
     copies = np.bincount(first, minlength=len(first)).astype(np.int64)
     keys = {name: found.i * len(first) + found.j for name, found in pairs.items()}
     new = ~np.isin(keys["feature"], keys["near"])
@@ -149,7 +147,7 @@ def _count_pairs(params: Params, first: np.ndarray, pairs: dict[str, Pairs]) -> 
     return counts
 
 
-def _distance_to_representative(images: Images, groups: Groups) -> np.ndarray:
+def _distance_to_representative(images: JoinedTables, groups: Groups) -> np.ndarray:
     """l of every grouped image to its representative, float64 (R,), from integer squares."""
     distances = [np.zeros(0)]
     for start in range(0, len(groups.row), 1024):
@@ -160,7 +158,7 @@ def _distance_to_representative(images: Images, groups: Groups) -> np.ndarray:
     return np.concatenate(distances)
 
 
-def _write_kept(images: Images, kept: np.ndarray) -> dict[str, dict[str, int]]:
+def _write_kept(images: JoinedTables, kept: np.ndarray) -> dict[str, dict[str, int]]:
     counts = {}
     for number, (split, table) in enumerate(zip(SPLITS, images.tables)):
         rows = np.flatnonzero(kept[images.edges[number] : images.edges[number + 1]])
@@ -169,13 +167,12 @@ def _write_kept(images: Images, kept: np.ndarray) -> dict[str, dict[str, int]]:
                 f"deduplicate: no {split} image is left of {len(table)}, all duplicate others: "
                 "lower deduplicate.near or deduplicate.feature.threshold, or give another source"
             )
-        picks = np.stack([np.zeros(len(rows), np.int64), rows], axis=1)
-        write_selection(images_of(split), [table], picks, metadata=table.metadata)
+        write_selection(images_of(split), JoinedTables([table]), rows, metadata=table.metadata)
         counts[split] = {"before": len(table), "after": len(rows)}
     return counts
 
 
-def _write_groups(images: Images, groups: Groups, distance: np.ndarray, params: Params) -> None:
+def _write_groups(images: JoinedTables, groups: Groups, distance: np.ndarray, params: Params) -> None:
     table, row = images.locate(groups.row)
     columns = {
         "group": pa.array(groups.group, pa.int32()),

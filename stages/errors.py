@@ -7,3 +7,9 @@ class InputError(ValueError):
     The message is one line that names the file, key or value and the remedy. The command line
     prints it without a traceback and exits with code 2.
     """
+
+
+def one_line(error: Exception) -> str:
+    """An exception's message on one line of at most 200 characters, or its type where it has no message."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 200 else text[:200] + "..."

@@ -1,17 +1,16 @@
 """Stage ingest: images of a source, cropped and resized, in three disjoint splits.
 
-Which images: the source's rows (those of `classes`) in a seeded order; the first `test` readable ones are the test
-split, the next `holdout` the held-out split, the next `train` the training set. So test and held-out images stay the
-same when `train` changes, and a smaller training set is the beginning of a larger one. With `holdout_source`, test and
-held-out images come from there and the training set starts at the first row of `source`.
+The source's rows (those of `classes`) are put in a seeded order. The first `test` readable images are the test split,
+the next `holdout` the held-out split, the next `train` the training set. So test and held-out images stay the same
+when `train` changes, and a smaller training set is the beginning of a larger one. With `holdout_source`, test and
+held-out images come from there, and the training set starts at the first row of `source`.
 
-How many are decoded: about needed / (1 - max_unreadable), so that the splits are full whenever the share of
-unreadable images is allowed. Every one that could not be read is listed in rejected.parquet.
+About needed / (1 - max_unreadable) images are decoded, so that the splits are full as long as the share of unreadable
+images is allowed. rejected.parquet lists every image that could not be read.
 """
 
 import dataclasses
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -21,13 +20,21 @@ from pydantic import Field
 
 from stages.errors import InputError
 from stages.files.artifacts import sha256_json, write_json, write_parquet
-from stages.files.images import ImageTable, image_id, read_images, scratch_pixels, write_images, write_selection
-from stages.files.paths import DATA
+from stages.files.images import (
+    ImageTable,
+    JoinedTables,
+    image_id,
+    read_images,
+    scratch_pixels,
+    write_images,
+    write_selection,
+)
+from stages.files.paths import DATA, ingested
 from stages.images.decode import UnreadableImage, to_pixels
-from stages.images.sources import Source, SourceImage, open_source
+from stages.images.sources.base import Source
+from stages.images.sources.open import open_source
 from stages.protocol import Parts, Shard, StageParams, main, spans
 
-SPLITS = ("train", "test", "holdout")
 OUT = DATA / "ingest"
 
 
@@ -36,30 +43,30 @@ class Params(StageParams):
 
     SECTION: ClassVar[str] = "ingest"
 
-    source: str = Field(min_length=1, description="where images come from (stages/images/sources.py)")
+    source: str = Field(min_length=1, description="where images come from (stages/images/sources/open.py)")
     holdout_source: str | None = Field(min_length=1, description="where test and held-out images come from, or null")
     classes: list[str | int] | None = Field(min_length=1, description="names of the classes to use; null for all")
     resolution: int = Field(ge=1, le=4096, description="side of the square images, in pixels")
     channels: Literal[1, 3] = Field(description="1 grey, 3 RGB")
     interpolation: Literal["lanczos", "bicubic", "bilinear", "box"] = Field(description="antialiased resizing filter")
-    train: int | None = Field(gt=0, description="training images; null for all that are left")
+    train: int | None = Field(gt=0, description="training images; null for all remaining ones")
     test: int = Field(ge=2, description="images that the Fréchet distance compares with")
     holdout: int = Field(ge=2, description="held-out images, the control of every copy rate")
-    seed: int = Field(ge=0, lt=2**63, description="of the order in which images are drawn")
+    seed: int = Field(ge=0, lt=2**63, description="seed of the order in which images are drawn")
     max_unreadable: float = Field(ge=0, lt=1, description="share of unreadable images above which the stage fails")
-    shards: int = Field(gt=0, le=4096, description="pieces that the decoding is cut into")
+    shards: int = Field(gt=0, le=4096, description="pieces of the decoding; changes no result")
 
 
 @dataclasses.dataclass(frozen=True)
 class Draw:
-    """What is drawn from one source.
+    """The images drawn from one source.
 
     Attributes:
         source: the opened source.
         rows: int64 (m,): the rows to decode, in the order in which they are used.
-        counts: how many images each split takes, in the order of taking; None for all that are left.
-        settings: what fixes `rows`, given the source.
-        key: of params.yaml that names the source; the task of its shards.
+        counts: split -> its number of images, in the order in which they are taken; None for all remaining ones.
+        settings: the values that determine `rows`, given the source.
+        key: the key of params.yaml that names the source; the task of its shards.
     """
 
     source: Source
@@ -103,12 +110,11 @@ def work(shard: Shard) -> Path:
         ids, rejected = [], []
         for item in source.read(rows):
             try:
-                image = _pixels(item, settings)
+                pixels[len(ids)] = to_pixels(item.picture(), *shape[2:], settings["interpolation"])
             except UnreadableImage as error:
                 rejected.append([item.row, item.where, str(error)])
                 continue
-            pixels[len(ids)] = image
-            ids.append(image_id(image))
+            ids.append(image_id(pixels[len(ids)]))
         table = ImageTable(pixels[: len(ids)], ids, np.full(len(ids), -1, np.int64), {"rejected": rejected})
         return write_images(shard.path, table)
 
@@ -122,9 +128,9 @@ def gather(params: Params, parts: Parts) -> None:
         own = [read_images(part) for part in parts[draw.key]]
         lost = [entry for table in own for entry in table.metadata["rejected"]]
         rejected += lost
-        _write_rejected(rejected)  # first of all, so that a failing stage leaves the whole list
+        _write_rejected(rejected)  # before any check, so that a failing stage leaves the whole list
         _check_unreadable(draw, lost, params.max_unreadable)
-        counts |= _write_splits(draw, own, {row for row, _, _ in lost})
+        counts |= _write_splits(draw, own, [row for row, _, _ in lost])
     summary = {
         "source": params.source,
         "holdout_source": params.holdout_source,
@@ -152,9 +158,7 @@ def _draw(params: Params, key: str, counts: dict[str, int | None]) -> Draw:
     spec = getattr(params, key)
     source = open_source(spec)
     order = _order(source, params.classes, params.seed)
-    needed = sum(count or 1 for count in counts.values())  # "all that are left" must be one at least
-    if needed > len(order):
-        raise InputError(_too_few(spec, counts, len(order), "has"))
+    needed = _require_enough(spec, counts, len(order), "has")
     decoded = len(order)
     if None not in counts.values():
         decoded = min(decoded, _with_spares(needed, params.max_unreadable))
@@ -171,15 +175,15 @@ def _with_spares(needed: int, unreadable: float) -> int:
 
 
 def _order(source: Source, classes: list[str | int] | None, seed: int) -> np.ndarray:
-    """The rows of `classes` in seeded order, int64. Raw bits of PCG64, which every NumPy version gives alike."""
-    rows = (
-        np.arange(len(source)) if classes is None else np.flatnonzero(np.isin(source.labels, _labels(source, classes)))
-    )
+    """The rows of `classes` in seeded order, int64, by PCG64's raw bits, which are the same in every NumPy version."""
+    rows = np.arange(len(source))
+    if classes is not None:
+        rows = rows[np.isin(source.labels, _labels(source, classes))]
     return rows[np.argsort(np.random.PCG64(seed).random_raw(len(rows)), kind="stable")]
 
 
 def _labels(source: Source, classes: list[str | int]) -> list[int]:
-    """The labels of these classes, by name; where a source has no names, a label's name is its number."""
+    """The labels of these class names; in a source without class names, a label's name is its number."""
     labels = range(len(source.classes)) if source.classes else np.unique(source.labels[source.labels >= 0]).tolist()
     names = source.classes or [str(label) for label in labels]
     unknown = [name for name in classes if str(name) not in names]
@@ -191,12 +195,6 @@ def _labels(source: Source, classes: list[str | int]) -> list[int]:
 
 def _names_digest(source: Source, rows: np.ndarray) -> str:
     return sha256_json([source.where(row) for row in rows])
-
-
-def _pixels(item: SourceImage, settings: dict[str, Any]) -> np.ndarray:
-    if item.image is None:
-        raise UnreadableImage(item.error)
-    return to_pixels(item.image, settings["resolution"], settings["channels"], settings["interpolation"])
 
 
 def _write_rejected(rejected: list[list[Any]]) -> None:
@@ -216,37 +214,31 @@ def _check_unreadable(draw: Draw, lost: list[list[Any]], allowed: float) -> None
     )
 
 
-def _write_splits(draw: Draw, tables: list[ImageTable], lost: set[int]) -> dict[str, int]:
-    """Write this draw's splits and return their sizes."""
-    stored = [row for row in np.sort(draw.rows).tolist() if row not in lost]
-    places = [(part, row) for part, table in enumerate(tables) for row in range(len(table))]
-    place = dict(zip(stored, places, strict=True))
-    readable = [row for row in draw.rows.tolist() if row not in lost]
-    sizes = {}
-    for split, rows in _split(draw, readable):
+def _write_splits(draw: Draw, tables: list[ImageTable], lost: list[int]) -> dict[str, int]:
+    """Write this draw's splits and return their sizes. tables: the readable images, in the order of their rows."""
+    readable = draw.rows[~np.isin(draw.rows, lost)]
+    _require_enough(draw.source.spec, draw.counts, len(readable), "has, without the unreadable ones,")
+    images, stored, sizes = JoinedTables(tables), np.sort(readable), {}
+    for split, count in draw.counts.items():
+        count = len(readable) if count is None else count
+        rows, readable = readable[:count], readable[count:]
         metadata = {"source": draw.source.spec, "split": split, "classes": draw.source.classes}
-        picks = np.array([place[row] for row in rows])
-        write_selection(OUT / f"{split}.arrow", tables, picks, draw.source.labels[rows], metadata)
+        picks = np.searchsorted(stored, rows)
+        write_selection(ingested(split), images, picks, draw.source.labels[rows], metadata)
         sizes[split] = len(rows)
     return sizes
 
 
-def _split(draw: Draw, readable: list[int]) -> Iterator[tuple[str, list[int]]]:
-    if len(readable) < sum(count or 1 for count in draw.counts.values()):
-        raise InputError(_too_few(draw.source.spec, draw.counts, len(readable), "has, without the unreadable ones,"))
-    start = 0
-    for split, count in draw.counts.items():
-        stop = len(readable) if count is None else start + count
-        yield split, readable[start:stop]
-        start = stop
-
-
-def _too_few(spec: str, counts: dict[str, int | None], available: int, verb: str) -> str:
-    wanted = " + ".join(f"{count or 'the rest for'} {split}" for split, count in sorted(counts.items()))
-    return (
-        f"{spec} {verb} {available} images, too few for {wanted}: lower ingest.{', ingest.'.join(sorted(counts))} "
-        "or give a larger source"
-    )
+def _require_enough(spec: str, counts: dict[str, int | None], available: int, verb: str) -> int:
+    """The number of images that `counts` needs, None counting as one; InputError where fewer are available."""
+    needed = sum(count or 1 for count in counts.values())
+    if needed > available:
+        wanted = " + ".join(f"{count or 'the rest for'} {split}" for split, count in sorted(counts.items()))
+        raise InputError(
+            f"{spec} {verb} {available} images, too few for {wanted}: lower ingest.{', ingest.'.join(sorted(counts))} "
+            "or give a larger source"
+        )
+    return needed
 
 
 def _check_classes(draws: list[Draw]) -> None:

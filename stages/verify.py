@@ -24,7 +24,7 @@ from stages.files.artifacts import atomic_path, read_json, write_json, write_tsv
 from stages.files.images import read_images
 from stages.files.paths import DATA, images_of
 from stages.files.png import png_bytes
-from stages.images.sources import open_source
+from stages.images.sources.open import open_source
 from stages.images.subset import read_subset, subset_rows
 from stages.protocol import Parts, Section, Shard, StageParams, explain, load_tree, main
 from stages.theory.bias_variance_claims import BiasVariance

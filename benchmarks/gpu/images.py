@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.gpu.setup import Scale
-from stages.images.sources import open_source
+from stages.images.sources.open import open_source
 
 
 def load(path: Path) -> tuple[np.ndarray, np.ndarray]:

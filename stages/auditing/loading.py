@@ -12,7 +12,8 @@ from stages.errors import InputError
 from stages.files.artifacts import sha256_file, sha256_json
 from stages.files.images import ImageTable, image_id, scratch_pixels, write_images
 from stages.images.decode import UnreadableImage, to_pixels
-from stages.images.sources import Source, open_source
+from stages.images.sources.base import Source
+from stages.images.sources.open import open_source
 
 PROBED = 1_000  # images of a set, evenly spaced, whose sizes say at which resolution it is audited
 GREY = ("1", "L", "LA", "La", "I", "F", "I;16", "I;16B", "I;16L", "I;16N")

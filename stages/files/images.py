@@ -8,6 +8,7 @@ Layout (Arrow IPC, one record batch, so that reading is zero-copy):
 
 import dataclasses
 import hashlib
+import math
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ import pyarrow as pa
 from stages.errors import InputError
 from stages.files.arrow import column_array, fixed_lists, open_table, write_table
 from stages.files.artifacts import read_metadata
+
+BLOCK_ROWS = 1024  # rows that are copied together
 
 
 def image_id(image: np.ndarray) -> str:
@@ -102,30 +105,56 @@ def scratch_pixels(folder: Path | str, shape: tuple[int, ...]) -> Iterator[np.nd
         yield np.memmap(file, np.uint8, "r+", shape=shape)
 
 
+class JoinedTables:
+    """Several image tables of one shape as one sequence of rows, table after table.
+
+    Attributes: tables; ids (N strings); labels int64 (N,); shape (H, W, C); edges int64 (tables + 1,): first rows.
+    """
+
+    def __init__(self, tables: Sequence[ImageTable]):
+        shapes = {table.images.shape[1:] for table in tables}
+        if len(shapes) != 1:
+            raise InputError(f"image tables have different shapes {sorted(shapes)}: run ingest again")
+        self.tables, (self.shape,) = list(tables), shapes
+        self.edges = np.concatenate([[0], np.cumsum([len(table) for table in tables])])
+        self.ids = [name for table in tables for name in table.ids]
+        self.labels = np.concatenate([table.labels for table in tables])
+        self.dimension = math.prod(self.shape)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def locate(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The number of the table that holds each row, and the row's number within it."""
+        table = np.searchsorted(self.edges, rows, side="right") - 1
+        return table, rows - self.edges[table]
+
+    def pixels(self, rows: np.ndarray) -> np.ndarray:
+        """A copy of these rows' images, uint8 (len(rows), H, W, C)."""
+        pixels = np.empty((len(rows), *self.shape), np.uint8)
+        table, row = self.locate(rows)
+        for number, source in enumerate(self.tables):
+            pixels[table == number] = source.images[row[table == number]]
+        return pixels
+
+
 def write_selection(
     path: Path | str,
-    tables: Sequence[ImageTable],
-    picks: np.ndarray,
+    images: JoinedTables,
+    rows: np.ndarray,
     labels: np.ndarray | None = None,
     metadata: dict[str, Any] | None = None,
 ) -> Path:
-    """Write rows of several image tables as one table, without holding their pixels in memory.
+    """Write these rows, int64 (N,), as one image table, without holding their pixels in memory.
 
-    Args:
-        path: the new table's file.
-        tables: image tables of one image shape.
-        picks: int64 (N, 2): for each new row, which table and which of its rows.
-        labels: int64 (N,); the tables' own labels where None.
-        metadata: JSON values for the file's schema.
+    labels: int64 (N,); the images' own where None. metadata: JSON values for the file's schema.
     """
-    picks = np.asarray(picks, dtype=np.int64).reshape(-1, 2)
-    ids = [tables[table].ids[row] for table, row in picks]
-    if labels is None:
-        labels = np.array([tables[table].labels[row] for table, row in picks], np.int64)
-    with scratch_pixels(Path(path).parent, (len(picks), *tables[0].images.shape[1:])) as pixels:
-        for new, (table, row) in enumerate(picks):
-            pixels[new] = tables[table].images[row]
-        return write_images(path, ImageTable(pixels, ids, labels, metadata or {}))
+    labels = images.labels[rows] if labels is None else labels
+    with scratch_pixels(Path(path).parent, (len(rows), *images.shape)) as pixels:
+        for start in range(0, len(rows), BLOCK_ROWS):
+            block = slice(start, start + BLOCK_ROWS)
+            pixels[block] = images.pixels(rows[block])
+        return write_images(path, ImageTable(pixels, [images.ids[row] for row in rows], labels, metadata or {}))
 
 
 def read_images(path: Path | str) -> ImageTable:

@@ -1,6 +1,6 @@
-"""One image: from bytes as they come to uint8 pixels (resolution, resolution, channels).
+"""One image: from encoded bytes to uint8 pixels (resolution, resolution, channels).
 
-Every picture that cannot be used raises `UnreadableImage` with its reason, so that a reader can list it and go on.
+An image that cannot be used raises `UnreadableImage` with the reason, so that the caller can list it and continue.
 """
 
 import io
@@ -8,15 +8,17 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageMode, UnidentifiedImageError
 
-# Raster formats whose decoders are part of Pillow; notably without EPS and PDF, which run other programs.
+from stages.errors import one_line
+
+# Raster formats that Pillow itself decodes. EPS and PDF are excluded: Pillow runs other programs for them.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2"}
 )
-MAX_BYTES = 1 << 28  # of one encoded image: 256 MiB
-MAX_PIXELS = 89_478_485  # of one decoded image; from here on Pillow itself warns of decompression bombs
+MAX_BYTES = 1 << 28  # of one encoded image
+MAX_PIXELS = 89_478_485  # of one decoded image: above it Pillow warns of decompression bombs
 
 INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
@@ -39,7 +41,7 @@ DAMAGE = (
     Image.DecompressionBombError,
 )
 
-# EXIF orientation (tag 0x0112) -> what turns the stored picture upright.
+# EXIF orientation -> the operation that turns the stored picture upright.
 _ORIENTATION = 0x0112
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -57,16 +59,15 @@ class UnreadableImage(Exception):
 
     @classmethod
     def because(cls, error: Exception) -> "UnreadableImage":
-        """From a decoder's exception."""
-        text = " ".join(str(error).split()) or type(error).__name__
-        return cls(text[:200])
+        """With the message of a decoder's exception."""
+        return cls(one_line(error))
 
 
 def decode(raw: bytes | np.ndarray | Image.Image) -> Image.Image:
     """A loaded, upright Pillow image from encoded bytes, from pixels or from an opened Pillow image.
 
-    Pixels are uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). EXIF orientation is applied. Of an animation the first
-    frame is taken. Damaged or truncated data, unknown formats and more than MAX_PIXELS raise UnreadableImage.
+    Pixels are uint8 (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). EXIF orientation is applied; an animation gives its
+    first frame. Damaged or truncated data, unknown formats and more than MAX_PIXELS raise UnreadableImage.
     """
     try:
         image = _opened(raw)
@@ -74,7 +75,7 @@ def decode(raw: bytes | np.ndarray | Image.Image) -> Image.Image:
             raise UnreadableImage(f"{image.width} x {image.height} pixels are more than {MAX_PIXELS}")
         image.load()
         return _upright(image)
-    except UnidentifiedImageError as error:  # its own message has a memory address in it
+    except UnidentifiedImageError as error:  # its own message contains a memory address
         raise UnreadableImage(f"not an image, or cut off in its header ({', '.join(FORMATS)} are read)") from error
     except DAMAGE as error:
         raise UnreadableImage.because(error) from error
@@ -97,12 +98,18 @@ def _upright(image: Image.Image) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def to_pixels(image: Image.Image, resolution: int, channels: int, interpolation: str = "lanczos") -> np.ndarray:
-    """uint8 (resolution, resolution, channels): the largest centred square, resized with antialiasing.
+def is_grey(image: Image.Image) -> bool:
+    """Whether the image has one channel of brightness, besides transparency. A palette counts as colour."""
+    return ImageMode.getmode(image.mode).basemode == "L"
 
-    This is "shorter side to `resolution`, then centre crop" without rounding the longer side; the filter also sees the
-    pixels beyond the crop. channels 1 is ITU-R 601 luma, 3 is RGB (grey is repeated). Transparency is laid over white;
-    16-bit grey is scaled to 8 bits; a palette is resolved before resizing. UnreadableImage where pixels have no range.
+
+def to_pixels(image: Image.Image, resolution: int, channels: int, interpolation: str = "lanczos") -> np.ndarray:
+    """Crop the largest centred square and resize it with antialiasing: uint8 (resolution, resolution, channels).
+
+    This equals "shorter side to `resolution`, then centre crop" without rounding the longer side; the filter also reads
+    the pixels beyond the crop. channels 1 is ITU-R 601 luma, 3 is RGB (grey is repeated). Transparent pixels are
+    composited over white; 16-bit grey is scaled to 8 bits; a palette is resolved before resizing. Pixels without a
+    defined range raise UnreadableImage.
     """
     try:
         image = _eight_bit(image).convert("L" if channels == 1 else "RGB")

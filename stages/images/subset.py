@@ -3,8 +3,8 @@
 import numpy as np
 
 from stages.errors import InputError
-from stages.images.decode import UnreadableImage, to_pixels
-from stages.images.sources import Source
+from stages.images.decode import UnreadableImage, is_grey, to_pixels
+from stages.images.sources.base import Source
 
 
 def subset_rows(size: int, count: int, seed: int) -> np.ndarray:
@@ -18,25 +18,20 @@ def subset_rows(size: int, count: int, seed: int) -> np.ndarray:
 def read_subset(source: Source, rows: np.ndarray, resolution: int | None) -> np.ndarray:
     """The images of `rows` (ascending) as uint8 (M, H, H, C); C is 1 where the first image is grey, else 3.
 
-    resolution: side after resizing and centre crop; None: the images' own, which must be square and all alike.
+    resolution: H, after resizing and centre crop; None where the images are square and of one size: H is their own.
     Raises InputError naming the first image that cannot be read or does not fit.
     """
     pixels: np.ndarray | None = None
-    side, channels = 0, 0
     for place, item in enumerate(source.read(rows)):
-        if item.image is None:
-            raise InputError(f"{item.where} of {source.spec} is unreadable ({item.error}): repair or remove it")
-        if pixels is None:
-            side = resolution or item.image.width
-            channels = 1 if item.image.mode in ("1", "L", "LA", "I", "I;16", "F") else 3
-            pixels = np.empty((len(rows), side, side, channels), np.uint8)
-        if resolution is None and item.image.size != (side, side):
-            width, height = item.image.size
-            raise InputError(
-                f"{item.where} of {source.spec} is {width} × {height}, not {side} × {side}: set a resolution"
-            )
         try:
-            pixels[place] = to_pixels(item.image, side, channels)
+            picture = item.picture()
+            if pixels is None:
+                side = resolution or picture.width
+                pixels = np.empty((len(rows), side, side, 1 if is_grey(picture) else 3), np.uint8)
+            if resolution is None and picture.size != (side, side):
+                size = f"{picture.width} × {picture.height}, not {side} × {side}"
+                raise InputError(f"{item.where} of {source.spec} is {size}: set a resolution")
+            pixels[place] = to_pixels(picture, *pixels.shape[2:])
         except UnreadableImage as error:
             raise InputError(f"{item.where} of {source.spec} is unreadable ({error}): repair or remove it") from error
     if pixels is None:

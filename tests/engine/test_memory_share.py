@@ -10,8 +10,8 @@ import torch
 from stages.diffusion.scores import make_centres
 from stages.engine.products import MEMORY_SHARE, affordable
 from stages.features.feature_search import nearest_features
-from stages.files.images import image_table
-from stages.images.duplicates import Images, feature_pairs
+from stages.files.images import JoinedTables, image_table
+from stages.images.duplicates import feature_pairs, first_rows
 from stages.search import nearest as nearest_module
 from stages.search import range_search
 from stages.search.nearest import nearest
@@ -26,8 +26,8 @@ POINTS = torch.from_numpy(RNG.random((20, 48), dtype=np.float32))
 
 
 def _feature_pairs() -> list[np.ndarray]:
-    images = Images([image_table(PIXELS.reshape(-1, 4, 4, 3))])
-    rows = np.unique(images.first_rows())
+    images = JoinedTables([image_table(PIXELS.reshape(-1, 4, 4, 3))])
+    rows = np.unique(first_rows(images.ids))
     found = feature_pairs(images, rows, 0.02, lambda x: x.reshape(len(x), -1).astype(np.float32))
     return [found.i, found.j, found.distance]
 

@@ -18,11 +18,11 @@ from PIL import Image
 from stages.errors import InputError
 from stages.files.artifacts import read_json
 from stages.files.distance import squared_radius
-from stages.files.images import ImageTable, image_table, read_images, write_images
+from stages.files.images import ImageTable, JoinedTables, image_table, read_images, write_images
 from stages.images import duplicates
 from stages.images.decode import to_pixels
-from stages.images.duplicates import Images, Pairs, connected_groups, feature_pairs, near_pairs
-from stages.images.sources import open_source
+from stages.images.duplicates import Pairs, connected_groups, feature_pairs, first_rows, near_pairs
+from stages.images.sources.open import open_source
 from stages.protocol import run_plain
 
 SPLITS = ("train", "test", "holdout")
@@ -99,8 +99,8 @@ def test_the_threshold_itself_counts() -> None:
 def test_near_pairs_are_brute_forces(seed: int, count: int, spread: int, share: float, shards: int) -> None:
     rng = np.random.default_rng(seed)
     pixels = (rng.integers(0, spread + 1, (count, 3, 3, 1)) + rng.integers(0, 256 - spread)).astype(np.uint8)
-    images = Images([image_table(pixels[: count // 2]), image_table(pixels[count // 2 :])])
-    rows = np.unique(images.first_rows())
+    images = JoinedTables([image_table(pixels[: count // 2]), image_table(pixels[count // 2 :])])
+    rows = np.unique(first_rows(images.ids))
     squared = distances(pixels[rows])
     radius = int(np.quantile(squared, share))
     cuts = np.linspace(0, count, shards + 1).astype(int)
@@ -117,8 +117,8 @@ def test_feature_pairs_are_brute_forces(seed: int, threshold: float) -> None:
     rng = np.random.default_rng(seed)
     pixels = rng.integers(0, 256, (30, 2, 2, 1), dtype=np.uint8)
     pixels[7] = 0  # a feature of length zero is like nothing
-    images, flat = Images([image_table(pixels)]), pixels.reshape(30, -1).astype(np.float64)
-    rows = np.unique(images.first_rows())
+    images, flat = JoinedTables([image_table(pixels)]), pixels.reshape(30, -1).astype(np.float64)
+    rows = np.unique(first_rows(images.ids))
     flat = flat[rows]
     lengths = np.maximum(np.linalg.norm(flat, axis=1), 1e-300)
     cosine = 1 - flat @ flat.T / lengths / lengths[:, None]
@@ -132,8 +132,8 @@ def test_feature_pairs_across_blocks() -> None:
     """More images than one block of the product, one duplicate far away from its original."""
     pixels = np.random.default_rng(0).integers(0, 256, (2500, 4, 4, 1), dtype=np.uint8)
     pixels[2400] = pixels[3] // 2  # half as bright: the same direction
-    images = Images([image_table(pixels)])
-    rows = np.unique(images.first_rows())
+    images = JoinedTables([image_table(pixels)])
+    rows = np.unique(first_rows(images.ids))
     found = feature_pairs(images, rows, 1e-3, lambda x: x.reshape(len(x), -1).astype(np.float32))
     assert list(zip(found.i.tolist(), found.j.tolist())) == [(3, 2400)]
 

@@ -18,7 +18,7 @@ from stages import ingest
 from stages.errors import InputError
 from stages.files.artifacts import read_json
 from stages.files.images import ImageTable, image_id, image_table, read_images, write_images
-from stages.images.sources import open_source
+from stages.images.sources.open import open_source
 from stages.protocol import run_plain
 
 CIFAR = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "cifar10-jpeg"

@@ -24,7 +24,7 @@ from stages.auditing.scores import calibrate, scores
 from stages.auditing.store import Progress, Store
 from stages.errors import InputError
 from stages.images.decode import to_pixels
-from stages.images.sources import open_source
+from stages.images.sources.open import open_source
 from stages.memorization.candidates import read_candidates
 from stages.memorization.metrics import compare
 from stages.memorization.statistics import wilson

@@ -15,7 +15,7 @@ from stages.diffusion import scores as empirical_score
 from stages.errors import InputError
 from stages.files.artifacts import read_json
 from stages.files.images import image_table, write_images
-from stages.images.sources import open_source
+from stages.images.sources.open import open_source
 from stages.images.subset import read_subset, subset_rows
 from stages.theory import collapse, jacobian, weights
 

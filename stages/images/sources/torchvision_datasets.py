@@ -1,4 +1,4 @@
-"""The data sets of torchvision.datasets as image sources. Apart from the other sources because it imports torch."""
+"""torchvision:NAME: a data set of torchvision.datasets; options root= and split=. Importing this imports torch."""
 
 import inspect
 import os
@@ -10,29 +10,32 @@ import numpy as np
 import torchvision.datasets
 from PIL import Image
 
-from stages.errors import InputError
+from stages.errors import InputError, one_line
 from stages.images.decode import DAMAGE, UnreadableImage
-from stages.images.sources import Raw, Source
+from stages.images.sources.base import Raw, Source, unlabelled
 
 DEFAULT_ROOT = ".scoresmooth/datasets"  # in the project's own cache folder
 
 
 class TorchvisionSource(Source):
-    """One data set of torchvision.datasets, downloaded where it is missing and torchvision knows how.
+    """A data set of torchvision.datasets, downloaded where it is missing and torchvision can download it.
 
     Args:
         name: a class of torchvision.datasets that yields (picture, target): "CIFAR10", "CelebA", "ImageFolder".
         root: torchvision's `root`: the folder in which it looks for the data and puts downloads.
-        split: the data set's own split ("train", "test", "valid"…); its default where empty, which is mostly train.
+        split: the data set's own split ("train", "test", "valid"...); empty for its default, mostly train.
 
-    Targets that are not one integer per image (CelebA's attributes) are no labels.
+    Targets that are not one integer per image (CelebA's attributes) are not used as labels.
     """
 
     def __init__(self, name: str, root: str = "", split: str = ""):
+        if name not in torchvision.datasets.__all__:
+            known = ", ".join(sorted(torchvision.datasets.__all__))
+            raise InputError(f"torchvision.datasets has no {name!r}: it has {known}")
         self.name, self.root = name, Path(root or DEFAULT_ROOT).expanduser()
-        kind = _data_set_class(name)
+        kind = getattr(torchvision.datasets, name)
         self.folder = _data_folder(kind, self.root)
-        self.data = _open(kind, self.root, _split_arguments(kind, split), self.folder)
+        self.data = _open(kind, self.root, split, self.folder)
         self.paths = _image_paths(self.data, self.folder)
         self.labels = _labels(self.data)
         classes = getattr(self.data, "classes", None)
@@ -65,41 +68,22 @@ class TorchvisionSource(Source):
         return picture
 
 
-def _data_set_class(name: str) -> type:
-    if name not in torchvision.datasets.__all__:
-        known = ", ".join(sorted(torchvision.datasets.__all__))
-        raise InputError(f"torchvision.datasets has no {name!r}: it has {known}")
-    return getattr(torchvision.datasets, name)
-
-
 def _data_folder(kind: type, root: Path) -> Path:
-    """Where torchvision expects this data set's files."""
+    """The folder in which torchvision expects this data set's files."""
     if issubclass(kind, torchvision.datasets.MNIST):
         return root / kind.__name__ / "raw"
     base = getattr(kind, "base_folder", None)
     return root / base if isinstance(base, str) else root
 
 
-def _split_arguments(kind: type, split: str) -> dict[str, Any]:
+def _open(kind: type, root: Path, split: str, folder: Path) -> Any:
     parameters = inspect.signature(kind).parameters
-    if not split:
-        return {}
-    if "split" in parameters:
-        return {"split": split}
-    if "train" in parameters and split in ("train", "test"):
-        return {"train": split == "train"}
-    allowed = "split=train or split=test" if "train" in parameters else "no split"
-    raise InputError(f"torchvision:{kind.__name__}?split={split}: this data set takes {allowed}")
-
-
-def _open(kind: type, root: Path, arguments: dict[str, Any], folder: Path) -> Any:
-    parameters = inspect.signature(kind).parameters
-    if "root" in parameters:
-        arguments = {"root": str(root), **arguments}
+    arguments = {"root": str(root)} if "root" in parameters else {}
+    arguments |= _split_arguments(kind.__name__, parameters, split)
     try:
         return kind(**arguments)
-    except (ValueError, TypeError) as error:  # a split it does not have, or an argument that has no default
-        raise InputError(f"torchvision:{kind.__name__}: {_line(error)}") from error
+    except (ValueError, TypeError) as error:  # a split it does not have, or an argument without a default
+        raise InputError(f"torchvision:{kind.__name__}: {one_line(error)}") from error
     except (RuntimeError, OSError) as error:
         reason = error
     if "download" in parameters or issubclass(kind, torchvision.datasets.MNIST):
@@ -109,35 +93,37 @@ def _open(kind: type, root: Path, arguments: dict[str, Any], folder: Path) -> An
         except (RuntimeError, OSError, ImportError) as error:
             reason = error
     raise InputError(
-        f"torchvision:{kind.__name__} is not under {root} and could not be downloaded ({_line(reason)}): "
+        f"torchvision:{kind.__name__} is not under {root} and could not be downloaded ({one_line(reason)}): "
         f"put its files into {os.path.abspath(folder)}, or name another place with ?root=PATH"
     ) from reason
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def _split_arguments(name: str, parameters: Any, split: str) -> dict[str, Any]:
+    if not split:
+        return {}
+    if "split" in parameters:
+        return {"split": split}
+    if "train" in parameters and split in ("train", "test"):
+        return {"train": split == "train"}
+    allowed = "split=train or split=test" if "train" in parameters else "no split"
+    raise InputError(f"torchvision:{name}?split={split}: this data set takes {allowed}")
 
 
 def _image_paths(data: Any, folder: Path) -> list[str] | None:
-    """One file per image, where the data set is kept so; None where it packs them."""
+    """The path of each image's file; None where the data set packs its images."""
     if isinstance(data, torchvision.datasets.CelebA):
         return [str(folder / "img_align_celeba" / name) for name in data.filename]
-    for name in ("samples", "_samples"):
-        if isinstance(getattr(data, name, None), list):
-            return [str(sample[0]) for sample in getattr(data, name)]
-    for name in ("_image_files", "_images"):
-        if isinstance(getattr(data, name, None), list):
-            return [str(path) for path in getattr(data, name)]
+    for name in ("samples", "_samples", "_image_files", "_images"):
+        found = getattr(data, name, None)
+        if isinstance(found, list):
+            return [str(entry[0] if isinstance(entry, tuple | list) else entry) for entry in found]
     return None
 
 
 def _labels(data: Any) -> np.ndarray:
     """int64 (N,): one integer target per image, or -1. Read from the data set's table: no image is decoded."""
     for name in ("targets", "labels", "_labels"):
-        values = getattr(data, name, None)
-        if values is None:
-            continue
-        labels = np.asarray(values)
+        labels = np.asarray(getattr(data, name, ()))
         if labels.shape == (len(data),) and labels.dtype.kind in "iu":
             return labels.astype(np.int64)
-    return np.full(len(data), -1, np.int64)
+    return unlabelled(len(data))

@@ -1,0 +1,135 @@
+"""What every image source offers: a lazily read sequence of images with labels."""
+
+import dataclasses
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from stages.errors import InputError
+from stages.images.decode import UnreadableImage, decode
+
+Raw = bytes | np.ndarray | Image.Image | UnreadableImage
+"""An image before decoding: its encoded bytes, its pixels, an opened picture, or the reason why it cannot be read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceImage:
+    """One image as a source holds it.
+
+    Attributes:
+        row: its row in the source.
+        where: the name by which a person finds it again ("cats/7.png", "train.parquet#12").
+        label: class index; -1 without a label.
+        image: the decoded, upright picture; None where it is unreadable.
+        error: the reason why it is unreadable, or None.
+    """
+
+    row: int
+    where: str
+    label: int
+    image: Image.Image | None
+    error: str | None
+
+    def picture(self) -> Image.Image:
+        """The decoded picture; UnreadableImage with the reason where it is unreadable."""
+        if self.image is None:
+            raise UnreadableImage(self.error)
+        return self.image
+
+
+class Source(ABC):
+    """A sequence of images with labels. Opening reads no pixels; iterating decodes one image at a time.
+
+    Attributes:
+        spec: the specification it was opened with.
+        labels: int64 (N,), known without decoding; -1 without a label.
+        classes: the classes' names, indexed by label, or None.
+    """
+
+    spec: str
+    labels: np.ndarray
+    classes: list[str] | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __iter__(self) -> Iterator[SourceImage]:
+        return self.read(range(len(self)))
+
+    def read(self, rows: Sequence[int] | np.ndarray) -> Iterator[SourceImage]:
+        """Decode the images of `rows`, which must ascend, one by one."""
+        rows = [int(row) for row in rows]
+        if any(b <= a for a, b in zip(rows, rows[1:])) or (rows and not 0 <= rows[0] <= rows[-1] < len(self)):
+            raise ValueError(f"rows must ascend within 0..{len(self) - 1}")
+        for row, raw in zip(rows, self._raw(rows), strict=True):
+            image, error = _decoded(raw)
+            yield SourceImage(row, self.where(row), int(self.labels[row]), image, error)
+
+    @abstractmethod
+    def where(self, row: int) -> str:
+        """The name of this row's image for a person. Together with the bytes of `files` it determines the image."""
+
+    @abstractmethod
+    def files(self, rows: Sequence[int] | np.ndarray) -> tuple[str, ...]:
+        """The files whose bytes determine the images of `rows`, each once, in order."""
+
+    @abstractmethod
+    def _raw(self, rows: list[int]) -> Iterator[Raw]:
+        """The stored form of each of `rows`, in order."""
+
+
+def _decoded(raw: Raw) -> tuple[Image.Image | None, str | None]:
+    try:
+        if isinstance(raw, UnreadableImage):
+            raise raw
+        return decode(raw), None
+    except UnreadableImage as error:
+        return None, str(error)
+
+
+class ArraySource(Source):
+    """Images as one uint8 array (N, H, W) or (N, H, W, C), in memory or memory-mapped.
+
+    path: the file that holds the array. name: what `where` calls it.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        images: np.ndarray,
+        labels: np.ndarray | None = None,
+        classes: list[str] | None = None,
+        name: str = "",
+    ):
+        self.path, self.images, self.name, self.classes = path, images, name or path, classes
+        self.labels = unlabelled(len(images)) if labels is None else labels
+
+    def where(self, row: int) -> str:
+        return f"{self.name}#{row}"
+
+    def files(self, rows: Sequence[int] | np.ndarray) -> tuple[str, ...]:
+        return (self.path,)
+
+    def _raw(self, rows: list[int]) -> Iterator[Raw]:
+        yield from (np.asarray(self.images[row]) for row in rows)
+
+
+def unlabelled(count: int) -> np.ndarray:
+    """The labels of `count` images without labels: int64 (count,), all -1."""
+    return np.full(count, -1, np.int64)
+
+
+def existing(path: str) -> Path:
+    """`path`, or InputError where nothing has this name."""
+    if not Path(path).exists():
+        raise InputError(f"image source: {path} does not exist (looked from {Path.cwd()})")
+    return Path(path)
+
+
+def printable(path: str) -> str:
+    """A path as valid Unicode: file names can be any bytes."""
+    return os.fsencode(path).decode("utf-8", "replace")

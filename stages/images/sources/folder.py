@@ -1,0 +1,62 @@
+"""folder:PATH: image files; sub-folders are classes."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from stages.errors import InputError
+from stages.images.decode import MAX_BYTES, UnreadableImage
+from stages.images.sources.base import Raw, Source, existing, printable
+from stages.images.sources.image_names import classes_of, is_image
+
+_KINDS = {".zip": "zip", ".parquet": "parquet", ".npz": "npz", ".npy": "npz", ".arrow": "arrow"}
+
+
+class FolderSource(Source):
+    """Image files below a folder, sorted by path. Links to folders are followed, each folder once."""
+
+    def __init__(self, path: str):
+        self.root = existing(path)
+        if not self.root.is_dir():
+            kind = _KINDS.get(self.root.suffix.lower())
+            remedy = f"use {kind}:{path}" if kind else "name the folder that holds the image files"
+            raise InputError(f"image source folder:{path} is not a folder: {remedy}")
+        self.names = sorted(_image_files(self.root))
+        self.classes, self.labels = classes_of(f"folder:{path}", self.names)
+
+    def where(self, row: int) -> str:
+        return printable(str(self.root / self.names[row]))
+
+    def files(self, rows: Sequence[int] | np.ndarray) -> tuple[str, ...]:
+        # a file that cannot be opened has no bytes to depend on; once it can be, it is a further file
+        paths = (self.root / self.names[row] for row in rows)
+        return tuple(str(path) for path in paths if path.is_file() and os.access(path, os.R_OK))
+
+    def _raw(self, rows: list[int]) -> Iterator[Raw]:
+        yield from (_contents(self.root / self.names[row]) for row in rows)
+
+
+def _contents(path: Path) -> Raw:
+    if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
+        return UnreadableImage("not a regular file")
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_BYTES + 1)
+    except OSError as error:
+        return UnreadableImage(error.strerror or str(error))
+
+
+def _image_files(root: Path) -> Iterator[str]:
+    """Paths relative to `root`, with slashes, in no particular order."""
+    seen = set()
+    for folder, below, files in os.walk(root, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # a link back up would never end
+            below.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        below.sort()
+        relative = Path(folder).relative_to(root)
+        yield from (name for name in ((relative / file).as_posix() for file in files) if is_image(name))

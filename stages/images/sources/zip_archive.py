@@ -1,0 +1,53 @@
+"""zip:PATH: image files in an archive, read in place; folders are classes."""
+
+import lzma
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from stages.errors import InputError
+from stages.images.decode import MAX_BYTES, UnreadableImage
+from stages.images.sources.base import Raw, Source, existing, printable
+from stages.images.sources.image_names import classes_of, is_image
+
+# RuntimeError: the entry is encrypted, or (NotImplementedError) its compression is unknown.
+DAMAGE = (zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
+
+
+class ZipSource(Source):
+    """Image files in a zip archive, sorted by name. Nothing is extracted to disk.
+
+    Entries of more than MAX_BYTES, encrypted entries and those with a wrong checksum are unreadable images.
+    """
+
+    def __init__(self, path: str):
+        self.path = str(existing(path))
+        try:
+            with zipfile.ZipFile(self.path) as archive:
+                entries = [entry for entry in archive.infolist() if not entry.is_dir() and is_image(entry.filename)]
+        except (zipfile.BadZipFile, OSError) as error:
+            raise InputError(f"image source zip:{path} is not a readable zip archive ({error})") from error
+        self.entries = sorted(entries, key=lambda entry: (entry.filename, entry.header_offset))
+        self.classes, self.labels = classes_of(f"zip:{path}", [entry.filename for entry in self.entries])
+
+    def where(self, row: int) -> str:
+        return printable(f"{self.path}!{self.entries[row].filename}")
+
+    def files(self, rows: Sequence[int] | np.ndarray) -> tuple[str, ...]:
+        return (self.path,)
+
+    def _raw(self, rows: list[int]) -> Iterator[Raw]:
+        with zipfile.ZipFile(self.path) as archive:
+            yield from (_contents(archive, self.entries[row]) for row in rows)
+
+
+def _contents(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Raw:
+    if entry.file_size > MAX_BYTES:  # the declared size; reading stops there, however long the stream is
+        return UnreadableImage(f"{entry.file_size} bytes are more than {MAX_BYTES}")
+    try:
+        with archive.open(entry) as file:
+            return file.read()
+    except DAMAGE as error:
+        return UnreadableImage.because(error)
