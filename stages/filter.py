@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from stages.errors import InputError
-from stages.features.encoders import EncoderParams, load_encoder, pinned
+from stages.features.weights import EncoderParams, pinned
 from stages.files.artifacts import read_metadata, write_json, write_parquet, write_tsv
 from stages.files.images import ImageTable, read_images
 from stages.files.paths import DATA, VERDICTS, curve_of, features_of, images_of, neighbors_of, samples_of
@@ -175,6 +175,7 @@ def work(shard: Shard) -> Path:
     import numpy as np
     import pyarrow as pa
 
+    from stages.features.encoders import load_encoder
     from stages.memorization.ratios import lowest, nn_ratio, rho
     from stages.search.nearest import nearest
 

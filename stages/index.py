@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from stages.errors import InputError
-from stages.features.faiss_index import HnswParams, IvfParams, Kind
+from stages.features.index_params import HnswParams, IvfParams, Kind
 from stages.files.artifacts import atomic_path, write_json
 from stages.files.features import FeatureTable, read_features
 from stages.files.images import ImageTable, read_images

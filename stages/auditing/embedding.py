@@ -5,8 +5,8 @@ from pydantic import ValidationError
 
 from stages.auditing.store import Store
 from stages.errors import InputError
-from stages.features.encoders import EncoderParams, load_encoder
-from stages.features.weights import ENCODERS, TIMM
+from stages.features.encoders import load_encoder
+from stages.features.weights import ENCODERS, TIMM, EncoderParams
 from stages.files.artifacts import sha256_json
 
 BLOCK = 256

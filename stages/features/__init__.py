@@ -1,1 +1,1 @@
-"""Feature encoders, feature tables, FAISS indices and the Frechet distance."""
+"""Features: encoders and their weights, exact nearest neighbours, FAISS indices, distances between sets."""

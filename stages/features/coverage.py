@@ -1,7 +1,7 @@
 """Precision, recall, density and coverage of generated images in feature space.
 
-Kynkäänniemi et al. 2019 (precision, recall) and Naeem et al. 2020 (density, coverage): every image carries the ball
-that reaches to its k-th nearest neighbour in its own set.
+Kynkäänniemi et al. 2019 (precision, recall) and Naeem et al. 2020 (density, coverage): every image is the centre of a
+ball whose radius is the distance to the k-th nearest neighbour in the image's own set.
 """
 
 import numpy as np
@@ -14,19 +14,19 @@ SLACK = 1e-9  # of the radius
 
 
 def precision_recall_density_coverage(real: np.ndarray, generated: np.ndarray, k: int) -> dict[str, float]:
-    """The four numbers, by their definitions over all pairs.
+    """The four metrics, by their definitions over all pairs.
 
         precision = share of generated images inside some real image's ball
         recall    = share of real images inside some generated image's ball
-        density   = mean over generated images of (number of real balls that hold it) / k
-        coverage  = share of real images whose ball holds a generated image
+        density   = mean over generated images of (number of real balls that contain it) / k
+        coverage  = share of real images whose ball contains a generated image
 
-    A ball is open (distance < radius), as in Naeem et al.'s code; what lies within SLACK of its rim counts as outside,
+    A ball is open (distance < radius), as in Naeem et al.'s code; images within SLACK of its surface count as outside,
     so that rounding decides nothing.
 
     Args:
         real, generated: features (N, D) and (M, D).
-        k: which neighbour a ball reaches to, the image itself not counted.
+        k: the neighbour whose distance is the radius, the image itself not counted.
 
     Raises InputError when a set has no k-th neighbour.
     """
@@ -34,22 +34,19 @@ def precision_recall_density_coverage(real: np.ndarray, generated: np.ndarray, k
         raise InputError(f"precision and recall with k = {k} need more than {k} images on each side")
     real, generated = np.asarray(real, np.float64), np.asarray(generated, np.float64)
     around_real, around_generated = ((1 - SLACK) * _radii(features, k) for features in (real, generated))
-    inside, recalled, nearest = (
-        np.zeros(len(generated), np.int64),
-        np.zeros(len(real), bool),
-        np.full(len(real), np.inf),
-    )
+    inside = np.zeros(len(generated), np.int64)
+    recalled, covered = np.zeros(len(real), bool), np.zeros(len(real), bool)
     for start in range(0, len(generated), BLOCK):
         block = slice(start, start + BLOCK)
         distance = _distances(generated[block], real)
         inside[block] = (distance < around_real).sum(1)
         recalled |= (distance < around_generated[block, None]).any(0)
-        nearest = np.minimum(nearest, distance.min(0))
+        covered |= (distance < around_real).any(0)
     return {
         "precision": float((inside > 0).mean()),
         "recall": float(recalled.mean()),
         "density": float(inside.mean() / k),
-        "coverage": float((nearest < around_real).mean()),
+        "coverage": float(covered.mean()),
     }
 
 
@@ -59,6 +56,6 @@ def _radii(features: np.ndarray, k: int) -> np.ndarray:
 
 
 def _distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """‖a_i − b_j‖ by products, float64: off by about 1e-15 of ‖a‖² + ‖b‖² before the root."""
+    """‖a_i − b_j‖ by products in float64: the error is about 1e-15 of ‖a‖² + ‖b‖² before the root."""
     squared = np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * a @ b.T
     return np.sqrt(np.maximum(squared, 0))

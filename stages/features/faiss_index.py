@@ -1,44 +1,24 @@
-"""FAISS indices over features, and their recall measured against the exact search. Works with and without a GPU."""
+"""FAISS indices over features, with or without a GPU, and their recall against the exact search."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+import faiss
 import numpy as np
-from pydantic import Field
 
 from stages.errors import InputError
 from stages.features.feature_search import nearest_features
+from stages.features.index_params import HnswParams, IvfParams, Kind
 from stages.files.artifacts import atomic_path
-from stages.protocol import Section
 
-Kind = Literal["flat", "ivf", "hnsw"]
-TRAINING_ROWS_PER_LIST = 39  # FAISS's own minimum for a k-means that is worth its name
-
-
-class IvfParams(Section):
-    """Inverted lists: k-means cells, of which a query looks into the nearest few."""
-
-    lists: int | None = Field(ge=1, description="number of cells; null: about the square root of the image count")
-    probes: int = Field(ge=1, description="cells that a query looks into")
-
-
-class HnswParams(Section):
-    """A navigable small-world graph."""
-
-    links: int = Field(ge=2, le=128, description="neighbours per node (M)")
-    ef_construction: int = Field(ge=1, description="candidates while building")
-    ef_search: int = Field(ge=1, description="candidates while searching")
+TRAINING_ROWS_PER_LIST = 39  # below this FAISS warns that the cells are poor
 
 
 def build_index(features: np.ndarray, kind: Kind, ivf: IvfParams | None, hnsw: HnswParams | None) -> Any:
     """A trained and filled faiss index over float32 (N, D) rows, squared L2. Deterministic on one kind of machine.
 
-    ivf and hnsw are read for their own kind only.
-
-    Raises InputError when there are too few rows for the cells of an IVF index.
+    ivf and hnsw are read for their own kind only. Too few rows for the cells of an IVF index raise InputError.
     """
-    import faiss
-
     rows = np.ascontiguousarray(features, dtype=np.float32)
     count, dimension = rows.shape
     if kind == "flat":
@@ -49,7 +29,7 @@ def build_index(features: np.ndarray, kind: Kind, ivf: IvfParams | None, hnsw: H
     else:
         index = _ivf(dimension, count, ivf)
     threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1)  # with more, the order of insertion into the graph is a race
+    faiss.omp_set_num_threads(1)  # with more threads the order of insertion into the graph varies
     try:
         index.train(rows)
         index.add(rows)
@@ -59,33 +39,27 @@ def build_index(features: np.ndarray, kind: Kind, ivf: IvfParams | None, hnsw: H
 
 
 def _ivf(dimension: int, count: int, ivf: IvfParams) -> Any:
-    import faiss
-
     lists = ivf.lists or max(1, min(round(count**0.5), count // TRAINING_ROWS_PER_LIST))
     if count < lists:
         raise InputError(f"index.ivf.lists: {lists} cells cannot be made of {count} images: lower it or set it to null")
     if ivf.probes > lists:
-        raise InputError(f"index.ivf.probes: {ivf.probes} cells cannot be looked into, there are {lists}: lower it")
+        raise InputError(f"index.ivf.probes: {ivf.probes} cells cannot be searched, there are {lists}: lower it")
     index = faiss.IndexIVFFlat(faiss.IndexFlatL2(dimension), dimension, lists)
     index.nprobe = ivf.probes
-    index.cp.min_points_per_centroid = 1  # the user's choice of cells stands; FAISS would warn on stderr
+    index.cp.min_points_per_centroid = 1  # FAISS would warn on stderr about the user's choice
     if faiss.get_num_gpus() > 0:
         index.clustering_index = faiss.index_cpu_to_all_gpus(faiss.IndexFlatL2(dimension))
     return index
 
 
 def accelerated(index: Any) -> Any:
-    """The index on the GPUs where there are any and FAISS has it there (flat, IVF), else as it is."""
-    import faiss
-
+    """The index on all GPUs if there are any and FAISS supports its kind there (flat, IVF), else the index itself."""
     on_gpu = isinstance(faiss.downcast_index(index), faiss.IndexFlat | faiss.IndexIVFFlat)
     return faiss.index_cpu_to_all_gpus(index) if on_gpu and faiss.get_num_gpus() > 0 else index
 
 
 def write_index(path: Path | str, index: Any) -> Path:
     """Write a faiss index atomically."""
-    import faiss
-
     with atomic_path(path) as temporary:
         faiss.write_index(index, str(temporary))
     return Path(path)
@@ -93,8 +67,6 @@ def write_index(path: Path | str, index: Any) -> Path:
 
 def read_index(path: Path | str) -> Any:
     """Read a faiss index; a missing or damaged file raises InputError naming it."""
-    import faiss
-
     if not Path(path).is_file():
         raise InputError(f"{path} is missing: run the stage that writes it (dvc repro)")
     try:
@@ -105,11 +77,10 @@ def read_index(path: Path | str) -> Any:
 
 
 def recall_at_k(index: Any, features: np.ndarray, k: int, queries: int) -> dict[str, Any]:
-    """Share of the exact k nearest other rows that the index finds, over `queries` rows spread evenly.
+    """The share of the exact k nearest other rows that the index finds, for `queries` evenly spaced rows, at most N.
 
-    features: the float64 or float32 (N, D) rows that the index holds, in its order. A row that is as near as the
-    k-th exact neighbour counts as found, whichever of several ties it is. At most N rows can be queries; `queries`
-    in the result says how many were.
+    features: the float64 or float32 (N, D) rows of the index, in its order. Every row that is as near as the k-th
+    exact neighbour counts as found. Returns k, the number of queries and the recall.
     """
     rows = np.unique(np.linspace(0, len(features) - 1, min(queries, len(features))).astype(np.int64))
     _, exact = nearest_features(features[rows], features, k, exclude=rows)

@@ -1,16 +1,19 @@
 """Exact nearest neighbours among feature vectors: candidates by a float64 product, distances by direct differences.
 
-The product only proposes: a proposal is accepted when its rounding error, bounded here, cannot have hidden a nearer
-row, and the distances and their order come from direct differences (METHODS §1, Numerics). So the result does not
-depend on the BLAS library, on the number of threads or on the device.
+Candidates are accepted when the product's rounding error, bounded here, cannot have hidden a nearer row; distances and
+their order come from direct differences (METHODS §1, Numerics). So the result does not depend on the BLAS library, on
+the number of threads or on the device.
 """
 
+from collections.abc import Callable
+
 import numpy as np
+import torch
 
 from stages.engine.products import affordable
 from stages.errors import InputError
 
-SPARE = 8  # candidates beyond k, so that near ties seldom need the slow path
+SPARE = 8  # candidates beyond k, so that near ties seldom need a search of all rows
 
 
 def normalized(features: np.ndarray, ids: list[str]) -> np.ndarray:
@@ -70,14 +73,16 @@ def nearest_features(
     return index, distance
 
 
-def _proposer(reference: np.ndarray, width: int, device: str):
-    """propose(block (B, D), exclude (B,)) -> candidates int64 (B, width), and per row the squared distance below
-    which no row outside the candidates can lie."""
-    import torch
+def _proposer(
+    reference: np.ndarray, width: int, device: str
+) -> Callable[[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """A function propose(block (B, D), exclude (B,)) -> candidates int64 (B, width) and bounds float64 (B,).
 
+    No row outside the candidates has a squared distance below the bound.
+    """
     there = torch.from_numpy(reference).to(device)
     norms = there.square().sum(1)
-    # |fl(|a|²+|b|²−2ab) − |a−b|²| ≤ 2(D+3)u(|a|+|b|)² with u = 2⁻⁵³; twice that for good measure
+    # |fl(|a|²+|b|²−2ab) − |a−b|²| ≤ 2(D+3)u(|a|+|b|)² with u = 2⁻⁵³; doubled for safety
     unit = 4 * (reference.shape[1] + 3) * 2.0**-53
     largest = float(norms.max().sqrt())
     everything = width == len(reference)
@@ -105,8 +110,10 @@ def _rescore(block: np.ndarray, reference: np.ndarray, candidates: np.ndarray, k
     return np.take_along_axis(candidates, order, 1), np.take_along_axis(squared, order, 1)
 
 
-def _search_all(query: np.ndarray, reference: np.ndarray, left_out: int, k: int, budget: int):
-    """One query against every row by direct differences: for ties that the product cannot tell apart."""
+def _search_all(
+    query: np.ndarray, reference: np.ndarray, left_out: int, k: int, budget: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k nearest rows of one query and their squared distances by direct differences, for ties within rounding."""
     rows = max(1, budget // (8 * reference.shape[1]))
     squared = np.concatenate(
         [np.square(query - reference[i : i + rows]).sum(axis=1) for i in range(0, len(reference), rows)]

@@ -1,10 +1,10 @@
 """The Fréchet distance between two sets of features, in float64 (METHODS §6).
 
 d² = |μ1 − μ2|² + tr C1 + tr C2 − 2 tr (C1^½ C2 C1^½)^½.  With factors C1 = F1 F1ᵀ and C2 = F2 F2ᵀ, the eigenvalues
-of C1^½ C2 C1^½ are the squared singular values of F1ᵀ F2, so the last trace is the nuclear norm of F1ᵀ F2. Taking
-singular values, and not roots of eigenvalues, keeps all digits where a covariance is singular (fewer images than
-dimensions): the root of an eigenvalue that should be zero, 1e-16, would be 1e-8, a thousand times over. And with
-N < D the centred features themselves are the factor: an N×M problem in place of D×D.
+of C1^½ C2 C1^½ are the squared singular values of F1ᵀ F2, so the last trace is the nuclear norm of F1ᵀ F2. Singular
+values keep all digits where a covariance is singular (fewer images than dimensions); the square root of an eigenvalue
+that should be zero, 1e-16, would be an error of 1e-8 in each such dimension. With N < D the centred features
+themselves are the factor: an N×M problem in place of D×D.
 """
 
 import numpy as np
@@ -25,7 +25,7 @@ def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
-    """The Fréchet distance d² of two Gaussians N(mean (D,), cov (D, D)): what FID reports, without a square root.
+    """The Fréchet distance d² of two Gaussians N(mean (D,), cov (D, D)). It is squared, as FID is.
 
     Raises ValueError when a covariance is not symmetric positive semi-definite within rounding.
     """
@@ -39,7 +39,7 @@ def frechet_from_features(a: np.ndarray, b: np.ndarray) -> float:
     """
     if a.shape[1] != b.shape[1]:
         raise InputError(
-            f"features of {a.shape[1]} and {b.shape[1]} dimensions have no Fréchet distance: one encoder, please"
+            f"features of {a.shape[1]} and {b.shape[1]} dimensions have no Fréchet distance: use one encoder for both"
         )
     return _distance(*_mean_and_factor(a), *_mean_and_factor(b))
 
@@ -61,7 +61,7 @@ def _mean_and_factor(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _factor(covariance: np.ndarray) -> np.ndarray:
-    """F (D, r) with F Fᵀ = covariance, without the directions whose variance is rounding error."""
+    """F (D, r) with F Fᵀ = covariance, without directions whose variance is only rounding error."""
     covariance = np.asarray(covariance, dtype=np.float64)
     scale = float(np.abs(covariance).max())
     if not np.isfinite(scale) or not np.allclose(covariance, covariance.T, rtol=0, atol=1e-8 * scale):

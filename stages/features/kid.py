@@ -11,7 +11,7 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     """The unbiased estimate of MMD² under the kernel k(x, y) = (x·y/D + 1)³, over all features of both sets.
 
     mean_{i≠j} k(a_i, a_j) + mean_{i≠j} k(b_i, b_j) − 2 mean_{i,j} k(a_i, b_j), in float64; it can be negative.
-    No subsets are drawn: the mean over subsets that KID is often given as estimates the same number with more variance.
+    No subsets are drawn: the mean over subsets, as KID is often reported, estimates the same number with more variance.
 
     Args:
         a, b: features (N, D) and (M, D).
@@ -23,10 +23,13 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     if min(len(a), len(b)) < 2:
         raise InputError(f"a kernel distance needs at least 2 images on each side, got {min(len(a), len(b))}")
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    own = [
-        (_kernel_sum(x, x) - _kernel(np.square(x).sum(1), x.shape[1]).sum()) / (len(x) * (len(x) - 1)) for x in (a, b)
-    ]
-    return float(own[0] + own[1] - 2 * _kernel_sum(a, b) / (len(a) * len(b)))
+    return float(_own_mean(a) + _own_mean(b) - 2 * _kernel_sum(a, b) / (len(a) * len(b)))
+
+
+def _own_mean(a: np.ndarray) -> float:
+    """mean_{i≠j} k(a_i, a_j)"""
+    diagonal = _kernel(np.square(a).sum(1), a.shape[1]).sum()
+    return (_kernel_sum(a, a) - diagonal) / (len(a) * (len(a) - 1))
 
 
 def _kernel(products: np.ndarray, dimension: int) -> np.ndarray:

@@ -11,18 +11,17 @@ from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from stages.errors import InputError
+from stages.errors import InputError, one_line
 
 
 def _state(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of a .safetensors or .pth file; code in a .pth is never run (weights_only)."""
     if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
         try:
             return load_file(path)
         except SafetensorError as error:
@@ -30,33 +29,29 @@ def _state(path: Path) -> dict[str, torch.Tensor]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, UnpicklingError, EOFError, ValueError, LookupError, TypeError, struct.error) as error:
-        # what the restricted unpickler raises on bytes that are no pickle, or not one of tensors
-        raise InputError(f"{path} is not a weights file ({_line(error)}): fetch it again") from error
-
-
-def _line(error: Exception) -> str:
-    """An exception's message on one line, cut where it becomes a list of hundreds of keys."""
-    text = " ".join(str(error).split())
-    return text if len(text) <= 200 else text[:200] + "..."
+        # the restricted unpickler raises these on bytes that are not a pickle, or not a pickle of tensors
+        raise InputError(f"{path} is not a weights file ({one_line(error)}): fetch it again") from error
 
 
 def _load(network: nn.Module, path: Path, name: str, unused: frozenset[str] = frozenset()) -> None:
-    """Load all weights, strictly; `unused` names tensors that the file may hold besides."""
+    """Load all weights, strictly; `unused` names tensors that the file may hold in addition."""
     try:
         network.load_state_dict({key: value for key, value in _state(path).items() if key not in unused})
     except (RuntimeError, TypeError, AttributeError) as error:
-        raise InputError(f"{path} does not hold the weights of {name} ({_line(error)}): name the right file") from error
+        raise InputError(
+            f"{path} does not hold the weights of {name} ({one_line(error)}): name the right file"
+        ) from error
     network.eval().requires_grad_(False)
 
 
 def _fold(owner: nn.Module, convolution: str, norm: str) -> None:
-    """Replace the pair of a convolution and the batch norm behind it by one convolution with a bias."""
+    """Replace a convolution and the batch norm behind it by one convolution with a bias."""
     setattr(owner, convolution, fuse_conv_bn_eval(getattr(owner, convolution), getattr(owner, norm)))
     setattr(owner, norm, nn.Identity())
 
 
 class _Pooled(nn.Module):
-    """EfficientNet's last feature maps, averaged over the picture."""
+    """EfficientNet's last feature maps, averaged over the image."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -87,7 +82,7 @@ def efficientnet_lite0(path: Path, size: int) -> nn.Module:
 
 
 def _pad_inside(module: nn.Module) -> None:
-    """Let a convolution pad by itself where its padding is the same on all sides: saves a copy of the maps."""
+    """Let a convolution pad by itself where its padding is equal on all sides, which saves a copy of the maps."""
     padding = getattr(getattr(module, "static_padding", None), "padding", None)
     if padding is not None and len(set(padding)) == 1:
         module.padding = (padding[0], padding[0])
@@ -112,7 +107,7 @@ def resnet18(path: Path) -> nn.Module:
 
 
 class _Inception(nn.Module):
-    """clean-fid's Inception. The JIT's profiling is off: it would compute the first batches otherwise than the rest."""
+    """clean-fid's Inception. The JIT's profiling is off, because it would compute the first batches differently."""
 
     def __init__(self, network: nn.Module):
         super().__init__()
@@ -130,20 +125,20 @@ def inception_v3(path: Path) -> nn.Module:
     """
     from cleanfid.inception_torchscript import InceptionV3W
 
-    with tempfile.TemporaryDirectory() as folder:  # clean-fid reads this name in a folder of our choice
+    with tempfile.TemporaryDirectory() as folder:  # clean-fid reads this name in any folder
         Path(folder, "inception-2015-12-05.pt").symlink_to(path.resolve())
         try:
             network: Any = InceptionV3W(folder, download=False, resize_inside=False)
         except (RuntimeError, AttributeError, ValueError) as error:
             raise InputError(
-                f"{path} is not InceptionV3 in TorchScript ({_line(error)}): fetch inception-2015-12-05.pt again"
+                f"{path} is not InceptionV3 in TorchScript ({one_line(error)}): fetch inception-2015-12-05.pt again"
             ) from error
     return _Inception(network.eval().requires_grad_(False))
 
 
 @dataclasses.dataclass(frozen=True)
 class TimmConfig:
-    """What a model of timm expects and gives: input side, mean and deviation of the pixels in [0, 1], D."""
+    """A model of timm's input side, mean and deviation of the pixels in [0, 1], and D of its features."""
 
     size: int
     mean: tuple[float, ...]
@@ -166,7 +161,7 @@ def timm_model(name: str, path: Path | None) -> tuple[nn.Module, TimmConfig]:
         network = timm.create_model(name, pretrained=path is None, num_classes=0)
     except (OSError, RuntimeError, ValueError) as error:  # no network, no weights of that tag
         raise InputError(
-            f"encoder timm:{name}: its weights could not be fetched ({_line(error)}): name a file of them as weights"
+            f"encoder timm:{name}: its weights could not be fetched ({one_line(error)}): name a file of them as weights"
         ) from error
     if path is None:
         network.eval().requires_grad_(False)

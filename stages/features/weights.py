@@ -1,4 +1,4 @@
-"""Which encoder, and where its weights are: found, downloaded or asked for, and always checked. Without torch."""
+"""An encoder's parameters and its weights file: found or downloaded, and its sha256 checked. Does not import torch."""
 
 import os
 import re
@@ -7,15 +7,16 @@ import urllib.request
 from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
+from tqdm import tqdm
 
 from stages.errors import InputError
 from stages.files.artifacts import atomic_path, sha256_file
 from stages.protocol import Section
 
 ENCODERS = ("efficientnet-lite0", "resnet18", "inception_v3", "pixels")
-TIMM = "timm:"  # in front of the name of a model of the package timm, "timm:vit_small_patch14_dinov2.lvd142m"
+TIMM = "timm:"  # prefix of a model of the package timm, "timm:vit_small_patch14_dinov2.lvd142m"
 
-# What each downloadable encoder reads: (url, what its sha256 begins with; "" where the publisher states none).
+# Encoder -> the URL of its weights and the first digits of their sha256, "" where the publisher states none.
 DOWNLOADS = {
     "resnet18": ("https://download.pytorch.org/models/resnet18-f37072fd.pth", "f37072fd"),
     "inception_v3": (
@@ -25,18 +26,16 @@ DOWNLOADS = {
 }
 PACKAGED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
 TIMEOUT_SECONDS = 30
-CLEAN_FID_SIZE = 299  # clean-fid resizes to 299×299, and Inception's weights are for nothing else
+CLEAN_FID_SIZE = 299  # clean-fid resizes to 299×299, the only size that Inception's weights are for
 
 
 class EncoderParams(Section):
-    """Which network turns an image into a feature vector, on which weights."""
+    """The network that turns an image into a feature vector, and its weights."""
 
     name: str = Field(description="efficientnet-lite0 | resnet18 | inception_v3 | pixels | timm:NAME")
     weights: str | None = Field(description="a weights file; null: the packaged or downloaded ones")
     sha256: str | None = Field(pattern="^[0-9a-f]{64}$", description="the weights file's expected sha256; null: any")
-    resize: int | None = Field(
-        ge=32, le=1024, description="the side that images are resized to; null: the encoder's own"
-    )
+    resize: int | None = Field(ge=32, le=1024, description="side of the network's input; null: the encoder's own")
 
     @field_validator("name")
     @classmethod
@@ -55,10 +54,10 @@ class EncoderParams(Section):
 
 
 def weights_file(params: EncoderParams) -> Path | None:
-    """The weights file, downloaded where need be, its sha256 checked; None for `pixels`, and for a model of timm
-    without a file of its own: timm fetches and keeps those weights.
+    """The weights file with its sha256 checked, downloaded if it is missing.
 
-    Raises InputError, naming the exact path where to put the file, when there is none, and when the sha256 differs.
+    None for `pixels`, and for a model of timm without `weights`: timm downloads and keeps those itself.
+    Raises InputError when the sha256 differs, and when the file cannot be had; it then names the path to put it at.
     """
     if params.name == "pixels" or (params.name.startswith(TIMM) and params.weights is None):
         return None
@@ -77,7 +76,7 @@ def weights_file(params: EncoderParams) -> Path | None:
 def pinned(params: EncoderParams) -> EncoderParams:
     """`params` with the sha256 of the weights that will be used.
 
-    This is what a shard's settings must hold, so that other weights under the same name never pass for these.
+    A shard's settings must contain it, so that other weights of the same name give another cache key.
     """
     path = weights_file(params)
     return params if path is None else params.model_copy(update={"sha256": sha256_file(path)})
@@ -106,8 +105,6 @@ def _downloaded_weights(name: str) -> Path:
 
 def _download(url: str, path: Path, published: str) -> None:
     """Fetch `url` to `path` atomically: an interrupted or wrong download leaves nothing behind."""
-    from tqdm import tqdm
-
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, atomic_path(path) as temporary:
         total = int(response.headers.get("Content-Length") or 0) or None
         bar = tqdm(total=total, unit="B", unit_scale=True, desc=path.name, disable=None)
@@ -117,7 +114,7 @@ def _download(url: str, path: Path, published: str) -> None:
                 bar.update(len(block))
         if total is not None and temporary.stat().st_size != total:
             raise urllib.error.ContentTooShortError(f"{temporary.stat().st_size} of {total} bytes arrived", b"")
-        _check(temporary, published, f"what {url} sent")
+        _check(temporary, published, f"the file from {url}")
 
 
 def _check(path: Path, expected: str, called: str | None = None) -> None:
@@ -130,6 +127,6 @@ def _check(path: Path, expected: str, called: str | None = None) -> None:
 
 
 def hub_folder() -> Path:
-    """Where torch keeps downloaded weights ($TORCH_HOME/hub/checkpoints)."""
+    """The folder in which torch keeps downloaded weights ($TORCH_HOME/hub/checkpoints)."""
     cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
     return Path(os.environ.get("TORCH_HOME", f"{cache}/torch")).expanduser() / "hub" / "checkpoints"

@@ -35,6 +35,10 @@ class FeatureTable:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def take(self, rows: np.ndarray) -> "FeatureTable":
+        """The table of these rows, int64 (N,), in this order."""
+        return FeatureTable(self.features[rows], [self.ids[row] for row in rows], self.metadata)
+
 
 def write_features(path: Path | str, table: FeatureTable) -> Path:
     """Write a feature table atomically; NaN and infinity raise InputError naming the image."""

@@ -166,3 +166,20 @@ def read_images(path: Path | str) -> ImageTable:
         labels=arrow.column("label").to_numpy(),
         metadata=read_metadata(arrow.schema),
     )
+
+
+def require_rows(ids: list[str], path: Path | str, images: ImageTable, images_path: Path | str, stage: str) -> None:
+    """Raise InputError unless the table at `path`, with these ids, has the images' rows; `stage` writes that table."""
+    if ids != images.ids:
+        raise InputError(f"{path} does not hold the rows of {images_path}: rerun stage {stage}")
+
+
+def class_sizes(labels: np.ndarray, key: str, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The classes, ascending, and the number of images in each, int64. labels: int64 (N,) of a split's images.
+
+    Unlabelled images raise InputError that names `key`, the parameter that needs labels.
+    """
+    unlabelled = int((labels < 0).sum())
+    if unlabelled:
+        raise InputError(f"{key}: {unlabelled} of {len(labels)} {split} images have no label: set it to false")
+    return np.unique(labels, return_counts=True)

@@ -13,7 +13,8 @@ from test_train_sample import outs, project, small_params, write_params
 from stages import train
 from stages.diffusion.sampling import draw_samples, load_model
 from stages.errors import InputError
-from stages.features.encoders import EncoderParams, load_encoder
+from stages.features.encoders import load_encoder
+from stages.features.weights import EncoderParams
 from stages.files.artifacts import read_json
 from stages.files.features import FeatureTable, write_features
 from stages.files.images import image_table, read_images, write_images

@@ -19,8 +19,9 @@ from stages.diffusion.scores import shell_power
 from stages.diffusion.training import Trainer
 from stages.diffusion.training_set import MappedTrainingSet, TrainingSet, open_training_set
 from stages.diffusion.variants import network_score, temperature_rule
-from stages.features.encoders import EncoderParams, load_encoder
+from stages.features.encoders import load_encoder
 from stages.features.feature_search import nearest_features
+from stages.features.weights import EncoderParams
 from stages.search.nearest import nearest
 from stages.search.nearest_float import min_distance, prepare
 

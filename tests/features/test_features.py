@@ -13,11 +13,13 @@ from pydantic import ValidationError
 from stages import embed
 from stages.errors import InputError
 from stages.features import weights as weights_module
-from stages.features.encoders import CPU_BATCH, EncoderParams, load_encoder, pinned
+from stages.features.encoders import CPU_BATCH, IMAGENET_MEAN, IMAGENET_STD, _normalized_input, load_encoder
+from stages.features.weights import EncoderParams, pinned
 from stages.files.artifacts import sha256_file
 from stages.files.features import FeatureTable, concatenate, read_features, write_features
-from stages.files.images import image_table, write_images
-from stages.protocol import by_task
+from stages.files.images import image_table, read_images, write_images
+from stages.files.paths import SPLITS, features_of, images_of
+from stages.protocol import run_stage
 
 MEAN, DEVIATION = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
 OUTSIDE = {"weights": None, "sha256": None, "resize": None}
@@ -129,11 +131,9 @@ def test_inception_is_given_what_clean_fid_gives_it(inception_file):
 
 
 def test_downsizing_is_antialiased():
-    from stages.features.encoders import _imagenet_input
-
     stripes = torch.zeros(1, 128, 128, 3, dtype=torch.uint8)
     stripes[:, ::2] = 255
-    shrunk = _imagenet_input(stripes, 32) * DEVIATION + MEAN
+    shrunk = _normalized_input(stripes, 32, IMAGENET_MEAN, IMAGENET_STD) * DEVIATION + MEAN
     assert (shrunk[:, :, 2:-2] - 0.5).abs().max() < 0.02  # grey, not some of the stripes
 
 
@@ -348,16 +348,14 @@ def test_features_made_differently_are_not_joined(tmp_path):
 def project(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for seed, (split, count) in enumerate((("train", 21), ("test", 5), ("holdout", 1))):
-        write_images(embed.images_of(split), image_table(pictures(count, channels=1, seed=seed)))
+        write_images(images_of(split), image_table(pictures(count, channels=1, seed=seed)))
     return tmp_path
 
 
 def run(folder, shards):
     encoder = parameters("efficientnet-lite0", resize=32)
     params = embed.Params(encoder=encoder, device="cpu", shards=shards)
-    plan = embed.plan(params)
-    results = [embed.work(shard.at(folder / f"{i}.arrow")) for i, shard in enumerate(plan)]
-    embed.gather(params, by_task(plan, results))
+    run_stage(embed, params)
     return {path.name: path.read_bytes() for path in sorted((folder / "data/embed").iterdir())}
 
 
@@ -365,11 +363,9 @@ def test_stage_embeds_every_split_the_same_for_any_number_of_shards(project):
     one, three = run(project, 1), run(project, 3)
     assert one == three
     assert sorted(one) == ["holdout.arrow", "test.arrow", "train.arrow"]
-    from stages.files.images import read_images
-
     encoder = load_encoder(parameters("efficientnet-lite0", resize=32), "cpu")
-    for split in embed.SPLITS:
-        images, table = read_images(embed.images_of(split)), read_features(embed.features_of(split))
+    for split in SPLITS:
+        images, table = read_images(images_of(split)), read_features(features_of(split))
         assert table.ids == images.ids
         assert table.metadata == encoder.metadata
         np.testing.assert_array_equal(table.features, encoder(images.images))
@@ -381,7 +377,7 @@ def test_plan_knows_the_weights_and_refuses_an_empty_split(project):
     assert {shard.settings["encoder"]["sha256"] for shard in shards} == {weights_module.PACKAGED_SHA256}
     assert [shard.name for shard in shards] == ["train 1/2", "train 2/2", "test 1/2", "test 2/2", "holdout 1/1"]
     assert not any("shards" in shard.settings for shard in shards)
-    write_images(embed.images_of("test"), image_table(pictures(0)))
+    write_images(images_of("test"), image_table(pictures(0)))
     with pytest.raises(InputError, match=r"test\.arrow holds no images: raise ingest\.test"):
         embed.plan(params)
 

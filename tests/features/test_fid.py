@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages import fid
-from stages.embed import features_of, images_of
 from stages.errors import InputError
-from stages.features.encoders import EncoderParams, load_encoder
+from stages.features.encoders import load_encoder
 from stages.features.frechet import frechet_distance, frechet_from_features, moments
+from stages.features.weights import EncoderParams
 from stages.files.features import FeatureTable, write_features
 from stages.files.images import image_table, write_images
-from stages.protocol import by_task, spans
+from stages.files.paths import features_of, images_of, samples_of
+from stages.protocol import run_stage, spans
 
 PIXELS = {"name": "pixels", "weights": None, "sha256": None, "resize": None}
 
@@ -130,16 +131,14 @@ def project(tmp_path, monkeypatch):
         write_images(images_of(split), table)
         write_features(features_of(split), FeatureTable(encoder(table.images), table.ids, encoder.metadata))
     samples = image_table(rng.integers(0, 256, size=(25, 3, 2, 1), dtype=np.uint8))
-    write_images(fid.samples_of("v"), samples)
+    write_images(samples_of("v"), samples)
     return tmp_path
 
 
 def run(folder, **changes):
     params = fid.Params(variant="v", encoder=EncoderParams(**PIXELS), device="cpu",
                         **{"reference_count": None, "per_class": False, "seed": 0, "shards": 1} | changes)  # fmt: skip
-    shards = fid.plan(params)
-    results = [fid.work(shard.at(folder / f"{i}.arrow")) for i, shard in enumerate(shards)]
-    fid.gather(params, by_task(shards, results))
+    run_stage(fid, params)
     return json.loads((folder / "data/fid/v/fid.json").read_text())
 
 
@@ -151,7 +150,7 @@ def pixels(path):
 
 def test_stage_reports_the_formula_and_its_counts(project):
     result = run(project)
-    samples, test = pixels(fid.samples_of("v")), pixels(images_of("test"))
+    samples, test = pixels(samples_of("v")), pixels(images_of("test"))
     assert result["name"] == "FD-pixels"  # never FID without Inception
     assert result["samples"] == 25
     assert [result[key]["count"] for key in ("train", "test", "floor")] == [30, 40, 12]
@@ -200,7 +199,7 @@ def test_features_of_another_encoder_are_refused(project):
 
 
 def test_one_sample_is_refused_before_any_work(project):
-    write_images(fid.samples_of("v"), image_table(np.zeros((1, 3, 2, 1), np.uint8)))
+    write_images(samples_of("v"), image_table(np.zeros((1, 3, 2, 1), np.uint8)))
     with pytest.raises(InputError, match="at least 2 samples, got 1"):
         run(project)
 

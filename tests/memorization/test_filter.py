@@ -10,7 +10,8 @@ import yaml
 
 from stages import filter as stage
 from stages.errors import InputError
-from stages.features.encoders import EncoderParams, load_encoder
+from stages.features.encoders import load_encoder
+from stages.features.weights import EncoderParams
 from stages.files.artifacts import read_metadata
 from stages.files.features import FeatureTable, write_features
 from stages.files.images import image_table, read_images, write_images

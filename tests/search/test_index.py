@@ -144,7 +144,7 @@ def test_the_file_is_the_same_twice_and_reads_back(tmp_path, rows, kind):
 def test_wrong_indices_are_refused(tmp_path, rows):
     with pytest.raises(InputError, match="2000 cells cannot be made of 1000 images"):
         built(rows, "ivf", {"lists": 2000, "probes": 1})
-    with pytest.raises(InputError, match="9 cells cannot be looked into, there are 8"):
+    with pytest.raises(InputError, match="9 cells cannot be searched, there are 8"):
         built(rows, "ivf", {"lists": 8, "probes": 9})
     with pytest.raises(InputError, match="is missing"):
         read_index(tmp_path / "no.faiss")
