@@ -9,6 +9,11 @@ class InputError(ValueError):
     """
 
 
+def missing(path: object) -> InputError:
+    """The error for a file that a stage writes and that is not there."""
+    return InputError(f"{path} is missing: run the stage that writes it (dvc repro)")
+
+
 def one_line(error: Exception) -> str:
     """An exception's message on one line of at most 200 characters, or its type where it has no message."""
     text = " ".join(str(error).split()) or type(error).__name__

@@ -20,17 +20,9 @@ from pydantic import Field
 
 from stages.errors import InputError
 from stages.files.artifacts import sha256_json, write_json, write_parquet
-from stages.files.images import (
-    ImageTable,
-    JoinedTables,
-    image_id,
-    read_images,
-    scratch_pixels,
-    write_images,
-    write_selection,
-)
+from stages.files.images import JoinedTables, read_images, write_selection
 from stages.files.paths import DATA, ingested
-from stages.images.decode import UnreadableImage, to_pixels
+from stages.images.decoded import write_decoded
 from stages.images.sources.base import Source
 from stages.images.sources.open import open_source
 from stages.protocol import Parts, Shard, StageParams, main, spans
@@ -65,7 +57,7 @@ class Draw:
         source: the opened source.
         rows: int64 (m,): the rows to decode, in the order in which they are used.
         counts: split -> its number of images, in the order in which they are taken; None for all remaining ones.
-        settings: the values that determine `rows`, given the source.
+        settings: the values that determine `rows` and their pixels, given the source.
         key: the key of params.yaml that names the source; the task of its shards.
     """
 
@@ -83,40 +75,22 @@ def plan(params: Params) -> list[Shard]:
         rows = np.sort(draw.rows)
         cuts = spans(len(rows), params.shards)
         for number, (start, stop) in enumerate(cuts, 1):
-            own = rows[start:stop]
-            settings = {
-                **draw.settings,
-                "span": [start, stop],
-                "images_sha256": _names_digest(draw.source, own),
-                "resolution": params.resolution,
-                "channels": params.channels,
-                "interpolation": params.interpolation,
-            }
-            name = f"{draw.source.spec} {number}/{len(cuts)}"
-            shards.append(Shard("ingest", draw.key, name, settings, inputs=draw.source.files(own)))
+            own, name = rows[start:stop], f"{draw.source.spec} {number}/{len(cuts)}"
+            settings = {**draw.settings, "start": start, "stop": stop, "names_sha256": _names_digest(draw.source, own)}
+            shards.append(Shard("ingest", draw.key, name, settings, draw.source.files(own)))
     return shards
 
 
 def work(shard: Shard) -> Path:
-    """Decode one span of rows into an image table; metadata `rejected` lists [row, where, reason]."""
+    """Decode one span of rows into an image table; its metadata lists the unreadable images."""
     settings = shard.settings
     source = open_source(settings["source"])
-    start, stop = settings["span"]
-    rows = np.sort(_order(source, settings["classes"], settings["seed"])[: settings["decoded"]])[start:stop]
-    if _names_digest(source, rows) != settings["images_sha256"]:
+    drawn = _order(source, settings["classes"], settings["seed"])[: settings["decoded"]]
+    rows = np.sort(drawn)[settings["start"] : settings["stop"]]
+    if _names_digest(source, rows) != settings["names_sha256"]:
         raise InputError(f"image source {source.spec} changed while it was being read: run ingest again")
-    shape = (len(rows), settings["resolution"], settings["resolution"], settings["channels"])
-    with scratch_pixels(shard.path.parent, shape) as pixels:
-        ids, rejected = [], []
-        for item in source.read(rows):
-            try:
-                pixels[len(ids)] = to_pixels(item.picture(), *shape[2:], settings["interpolation"])
-            except UnreadableImage as error:
-                rejected.append([item.row, item.where, str(error)])
-                continue
-            ids.append(image_id(pixels[len(ids)]))
-        table = ImageTable(pixels[: len(ids)], ids, np.full(len(ids), -1, np.int64), {"rejected": rejected})
-        return write_images(shard.path, table)
+    size = settings["resolution"], settings["channels"], settings["interpolation"]
+    return write_decoded(shard.path, source, rows, *size)
 
 
 def gather(params: Params, parts: Parts) -> None:
@@ -125,12 +99,12 @@ def gather(params: Params, parts: Parts) -> None:
     rejected: list[list[Any]] = []
     draws = _draws(params)
     for draw in draws:
-        own = [read_images(part) for part in parts[draw.key]]
-        lost = [entry for table in own for entry in table.metadata["rejected"]]
+        images = JoinedTables([read_images(part) for part in parts[draw.key]])
+        lost = [entry for table in images.tables for entry in table.metadata["rejected"]]
         rejected += lost
         _write_rejected(rejected)  # before any check, so that a failing stage leaves the whole list
         _check_unreadable(draw, lost, params.max_unreadable)
-        counts |= _write_splits(draw, own, [row for row, _, _ in lost])
+        counts |= _write_splits(draw, images, [row for row, _, _ in lost])
     summary = {
         "source": params.source,
         "holdout_source": params.holdout_source,
@@ -162,7 +136,8 @@ def _draw(params: Params, key: str, counts: dict[str, int | None]) -> Draw:
     decoded = len(order)
     if None not in counts.values():
         decoded = min(decoded, _with_spares(needed, params.max_unreadable))
-    settings = {"source": spec, "classes": params.classes, "seed": params.seed, "decoded": decoded}
+    own = params.model_dump(include={"classes", "seed", "resolution", "channels", "interpolation"})
+    settings = {**own, "source": spec, "decoded": decoded}
     return Draw(source, order[:decoded], counts, settings, key)
 
 
@@ -214,11 +189,11 @@ def _check_unreadable(draw: Draw, lost: list[list[Any]], allowed: float) -> None
     )
 
 
-def _write_splits(draw: Draw, tables: list[ImageTable], lost: list[int]) -> dict[str, int]:
-    """Write this draw's splits and return their sizes. tables: the readable images, in the order of their rows."""
+def _write_splits(draw: Draw, images: JoinedTables, lost: list[int]) -> dict[str, int]:
+    """Write this draw's splits and return their sizes. images: the readable ones, in the order of the source's rows."""
     readable = draw.rows[~np.isin(draw.rows, lost)]
     _require_enough(draw.source.spec, draw.counts, len(readable), "has, without the unreadable ones,")
-    images, stored, sizes = JoinedTables(tables), np.sort(readable), {}
+    stored, sizes = np.sort(readable), {}
     for split, count in draw.counts.items():
         count = len(readable) if count is None else count
         rows, readable = readable[:count], readable[count:]

@@ -25,7 +25,7 @@ from typing import Any, ClassVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from stages.errors import InputError
+from stages.errors import InputError, missing
 from stages.files.artifacts import sha256_file, sha256_json
 from stages.files.paths import CACHE
 
@@ -258,7 +258,7 @@ def _digest(path: str) -> str:
     try:
         return sha256_file(path)
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: run the stage that writes it (dvc repro)") from error
+        raise missing(path) from error
 
 
 def main(name: str) -> None:

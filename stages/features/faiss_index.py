@@ -6,7 +6,7 @@ from typing import Any
 import faiss
 import numpy as np
 
-from stages.errors import InputError
+from stages.errors import InputError, missing
 from stages.features.feature_search import nearest_features
 from stages.features.index_params import HnswParams, IvfParams, Kind
 from stages.files.artifacts import atomic_path
@@ -68,7 +68,7 @@ def write_index(path: Path | str, index: Any) -> Path:
 def read_index(path: Path | str) -> Any:
     """Read a faiss index; a missing or damaged file raises InputError naming it."""
     if not Path(path).is_file():
-        raise InputError(f"{path} is missing: run the stage that writes it (dvc repro)")
+        raise missing(path)
     try:
         return faiss.read_index(str(path))
     except RuntimeError as error:

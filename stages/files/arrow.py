@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stages.errors import InputError
+from stages.errors import InputError, missing
 from stages.files.artifacts import atomic_path, with_metadata
 
 
@@ -27,7 +27,7 @@ def open_table(path: Path | str, what: str, columns: Sequence[str], optional: Se
     try:
         table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: run the stage that writes it (dvc repro)") from error
+        raise missing(path) from error
     except (pa.ArrowInvalid, OSError) as error:
         raise InputError(f"{path} is not an Arrow {what} ({error}): delete it and rerun its stage") from error
     names = table.column_names

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stages.errors import InputError
+from stages.errors import InputError, missing
 
 
 @contextmanager
@@ -64,7 +64,7 @@ def read_json(path: Path | str) -> Any:
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: run the stage that writes it (dvc repro)") from error
+        raise missing(path) from error
     except json.JSONDecodeError as error:
         raise InputError(f"{path} is not valid JSON ({error}): delete it and rerun its stage") from error
 

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from stages.errors import InputError
+from stages.errors import InputError, missing
 from stages.files.artifacts import atomic_path
 
 
@@ -27,7 +27,7 @@ def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
             metadata = _metadata(file.metadata())
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a mapping)
     except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: run the stage that writes it (dvc repro)") from error
+        raise missing(path) from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error}): it must be a file that this user may read") from error
     except SafetensorError as error:
