@@ -17,7 +17,6 @@ from pydantic import Field
 from stages.errors import InputError
 from stages.features.weights import EncoderParams, pinned
 from stages.files.artifacts import write_json, write_parquet
-from stages.files.distance import pixel_distance, squared_radius
 from stages.files.images import JoinedTables, read_images, write_selection
 from stages.files.paths import DATA, SPLITS, images_of, ingested
 from stages.images.duplicates import (
@@ -29,6 +28,7 @@ from stages.images.duplicates import (
     near_pairs,
 )
 from stages.protocol import Parts, Section, Shard, StageParams, main, span_shards, spans
+from stages.search.pixel_distance import pixel_distance, squared_radius
 
 OUT = DATA / "deduplicate"
 INPUTS = tuple(str(ingested(split)) for split in SPLITS)

@@ -369,8 +369,8 @@ def _offer(out: Path, params: Params, measured: "Measured", pairs: Any, train: I
 
 def _verified(params: Params, measured: "Measured", pairs: Any, offered: "Offered") -> dict[str, Any] | None:
     """What people decided about the pairs; None where params.yaml names no verdicts for this variant."""
-    from stages.files.distance import squared_radius
     from stages.memorization.verified import verified_summary
+    from stages.search.pixel_distance import squared_radius
 
     if params.variant not in params.verdicts:
         return None

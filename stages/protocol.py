@@ -11,9 +11,7 @@ Paths are relative to the project's root, which is the working directory.
 """
 
 import argparse
-import dataclasses
 import importlib
-import json
 import os
 import shutil
 import sys
@@ -28,58 +26,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, fie
 from stages.errors import InputError, missing
 from stages.files.artifacts import sha256_file, sha256_json
 from stages.files.paths import CACHE
+from stages.files.shard import Shard
 
 Parts = dict[str, list[Path]]
 """Task -> results of its shards in the plan's order; a task without shards has no entry."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """One independent piece of a stage's work. Every field is JSON, so that any runner can send it.
-
-    Attributes:
-        stage: module name under `stages` ("sample").
-        task: the kind of work ("samples"), by which `work` and `gather` distinguish the stage's shards.
-        name: the shard's name in logs and in the UI ("closed-conditioning 3/8").
-        settings: everything besides `inputs` that determines the result; JSON values only.
-        inputs: files whose bytes determine the result, relative to the project's root.
-        suffix: the result's file extension.
-        out: where `work` writes its result; set by the runner.
-    """
-
-    stage: str
-    task: str
-    name: str
-    settings: dict[str, Any]
-    inputs: tuple[str, ...] = ()
-    suffix: str = ".arrow"
-    out: str | None = None
-
-    def at(self, path: Path | str) -> "Shard":
-        """A copy of this shard that writes its result to `path`."""
-        return dataclasses.replace(self, out=str(path))
-
-    @property
-    def path(self) -> Path:
-        """Where `work` writes its result."""
-        if self.out is None:
-            raise ValueError(f"shard {self.stage} {self.name} has no path: the runner sets it with Shard.at")
-        return Path(self.out)
-
-    @property
-    def scratch(self) -> Path:
-        """A folder beside the result for files that an interrupted shard resumes from (checkpoints)."""
-        return self.path.with_suffix(".scratch")
-
-    def to_json(self) -> str:
-        """The shard as JSON."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True)
-
-    @classmethod
-    def from_json(cls, text: str) -> "Shard":
-        """The inverse of `to_json`."""
-        fields = json.loads(text)
-        return cls(**{**fields, "inputs": tuple(fields["inputs"])})
 
 
 class Section(BaseModel):

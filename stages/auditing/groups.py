@@ -10,10 +10,10 @@ import dataclasses
 import numpy as np
 
 from stages.auditing.store import Arrays, Store
-from stages.files.distance import pixel_distance
 from stages.files.images import ImageTable
 from stages.images.duplicates import connected_groups
 from stages.search.nearest import nearest
+from stages.search.pixel_distance import pixel_distance
 
 NEIGHBORS = 50  # of every image; what is usual is the mean distance to them
 RELATIVE = 0.4

@@ -1,6 +1,6 @@
 """Duplicate images: pairs within a pixel or a feature distance, and the groups that they form.
 
-The pixel distance is l (stages/files/distance.py), the feature distance 1 − cosine.
+The pixel distance is l (stages/search/pixel_distance.py), the feature distance 1 − cosine.
 """
 
 import dataclasses
@@ -13,8 +13,8 @@ from scipy.sparse.csgraph import connected_components
 
 from stages.engine.products import affordable
 from stages.errors import InputError
-from stages.files.distance import pixel_distance
 from stages.files.images import JoinedTables
+from stages.search.pixel_distance import pixel_distance
 from stages.search.range_search import pairs_within
 
 MAX_PAIRS = 20_000_000  # a threshold that gives more joins most of the data set, which is a mistake

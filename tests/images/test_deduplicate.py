@@ -17,13 +17,13 @@ from PIL import Image
 
 from stages.errors import InputError
 from stages.files.artifacts import read_json
-from stages.files.distance import squared_radius
 from stages.files.images import ImageTable, JoinedTables, image_table, read_images, write_images
 from stages.images import duplicates
 from stages.images.decode import to_pixels
 from stages.images.duplicates import Pairs, connected_groups, feature_pairs, first_rows, near_pairs
 from stages.images.sources.open import open_source
 from stages.protocol import run_plain
+from stages.search.pixel_distance import squared_radius
 
 SPLITS = ("train", "test", "holdout")
 PIXELS = {"name": "pixels", "weights": None, "sha256": None, "resize": None}
