@@ -25,13 +25,10 @@ from stages.images.sources.open import open_source
 from stages.protocol import run_plain
 from stages.search.pixel_distance import squared_radius
 
+pytestmark = pytest.mark.usefixtures("project")
+
 SPLITS = ("train", "test", "holdout")
 PIXELS = {"name": "pixels", "weights": None, "sha256": None, "resize": None}
-
-
-@pytest.fixture(autouse=True)
-def _in_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def distances(pixels: np.ndarray) -> np.ndarray:

@@ -21,6 +21,8 @@ from stages.files.images import ImageTable, image_id, image_table, read_images, 
 from stages.images.sources.open import open_source
 from stages.protocol import run_plain
 
+pytestmark = pytest.mark.usefixtures("project")
+
 CIFAR = Path(__file__).resolve().parents[2].parent / "shared" / "data" / "cifar10-jpeg"
 DEFAULTS = {
     "source": "folder:images",
@@ -37,11 +39,6 @@ DEFAULTS = {
     "shards": 2,
 }
 SPLITS = {"train": 20, "test": 10, "holdout": 5}
-
-
-@pytest.fixture(autouse=True)
-def _in_a_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
 
 
 def png(value: int) -> bytes:
