@@ -1,1 +1,1 @@
-"""What lies on disk: image tables, features, neighbour lists, tensors, and where each of them is."""
+"""The files on disk: image tables, features, neighbour lists, tensors, and the paths of all of them."""

@@ -1,4 +1,4 @@
-"""Files as the pipeline writes and reads them: atomically, with digests, never half-written."""
+"""Atomic writing of files (text, JSON, TSV, Parquet), metadata of tables, and digests."""
 
 import csv
 import hashlib
@@ -20,7 +20,7 @@ from stages.errors import InputError, missing
 def atomic_path(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path in the target's folder; on success fsync it and rename it to `path`.
 
-    When the body raises, the temporary file is removed and `path` keeps what it held before.
+    When the body raises, the temporary file is removed and `path` stays as it was.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -39,10 +39,10 @@ def atomic_path(path: Path | str) -> Iterator[Path]:
 
 
 def fsync_folder(folder: Path) -> None:
-    """Make new and renamed files of a folder survive a power cut."""
+    """Write a folder's entries to disk, so that new and renamed files survive a power cut."""
     handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(handle)  # the rename itself must survive a power cut
+        os.fsync(handle)
     finally:
         os.close(handle)
 
@@ -70,7 +70,7 @@ def read_json(path: Path | str) -> Any:
 
 
 def write_tsv(path: Path | str, rows: list[dict[str, Any]]) -> Path:
-    """Write rows of equal keys as a tab-separated table with a header (for `dvc plots`), atomically."""
+    """Write rows with equal keys as a tab-separated table with a header (for `dvc plots`), atomically."""
     if not rows:
         raise ValueError(f"{path}: a table needs at least one row")
     with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
@@ -94,7 +94,7 @@ def with_metadata(table: pa.Table, metadata: dict[str, Any]) -> pa.Table:
 
 
 def read_metadata(schema: pa.Schema) -> dict[str, Any]:
-    """What `with_metadata` put into a schema, without Arrow's own entries."""
+    """The metadata that `with_metadata` added to a schema, without Arrow's own entries."""
     own = (item for item in (schema.metadata or {}).items() if not item[0].startswith((b"ARROW:", b"pandas")))
     return {key.decode(): json.loads(value) for key, value in own}
 

@@ -61,9 +61,9 @@ def read_features(path: Path | str) -> FeatureTable:
 
 
 def concatenate(parts: list[Path], source: str) -> FeatureTable:
-    """The tables at `parts` one after the other; features made in different ways raise InputError.
+    """Join the tables at `parts`; features made in different ways raise InputError.
 
-    source: what a person knows the parts by ("data/deduplicate/train.arrow"), for the message.
+    source: the embedded images' file ("data/deduplicate/train.arrow"), for the message.
     """
     tables = [read_features(part) for part in parts]
     for table in tables[1:]:
@@ -73,7 +73,7 @@ def concatenate(parts: list[Path], source: str) -> FeatureTable:
 
 
 def require_same_encoder(a: FeatureTable, b: FeatureTable, source: str) -> None:
-    """Raise InputError when two tables' features were not made in the same way: they are not comparable."""
+    """Raise InputError when two tables' features were made in different ways, so that they are not comparable."""
     differing = sorted(key for key in {*a.metadata, *b.metadata} if a.metadata.get(key) != b.metadata.get(key))
     if differing:
         key = differing[0]

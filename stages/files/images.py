@@ -92,9 +92,9 @@ def write_images(path: Path | str, table: ImageTable) -> Path:
 
 @contextmanager
 def scratch_pixels(folder: Path | str, shape: tuple[int, ...]) -> Iterator[np.ndarray]:
-    """A zeroed uint8 array of `shape` on disk in `folder`, gone afterwards (also when the process is killed).
+    """A zeroed uint8 array of `shape` in a file of `folder` that vanishes afterwards, even if the process is killed.
 
-    What is too large for memory is put together here before `write_images`.
+    Images that are too many for memory are collected in it before `write_images`.
     """
     Path(folder).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=folder, prefix=".pixels.") as file:

@@ -1,16 +1,16 @@
-"""Where the pipeline's files lie, relative to the project's root: each out of a stage has its name here once."""
+"""The paths of the stages' outs, relative to the project's root. Each path is written only here."""
 
 from pathlib import Path
 
 DATA = Path("data")
-"""The outs of the stages, kept by DVC."""
+"""The stages' outs, which DVC tracks."""
 
 CACHE = Path(".scoresmooth")
-"""The shard cache and the state of servers, kept by this machine."""
+"""The shard cache and the servers' state, which stay on this machine."""
 
 SPLITS = ("train", "test", "holdout")
 VERDICTS = DATA / "verdicts"
-"""People's verdicts. Git keeps them; the filter stage depends on them, so that DVC sees them change."""
+"""People's verdicts. Git tracks them; the filter stage depends on them, so that DVC notices a change."""
 
 
 def ingested(split: str) -> Path:
@@ -24,7 +24,7 @@ def images_of(split: str) -> Path:
 
 
 def features_of(split: str) -> Path:
-    """The feature table of a split, row by row that of its images."""
+    """The feature table of a split, with the rows of its image table."""
     return DATA / "embed" / f"{split}.arrow"
 
 
@@ -49,12 +49,12 @@ def loss_of(variant: str) -> Path:
 
 
 def snapshot_of(variant: str, step: int) -> Path:
-    """The averaged weights at a step of the training; the names sort by step."""
+    """The averaged weights at a training step; the names sort by step."""
     return DATA / "train" / variant / f"snapshot-{step:010d}.safetensors"
 
 
 def snapshots_of(variant: str) -> dict[int, Path]:
-    """Step -> weights, ascending, of the snapshots that are there."""
+    """Step -> weights of the snapshots that exist, in ascending order."""
     found = sorted((DATA / "train" / variant).glob("snapshot-*.safetensors"))
     return {int(path.stem.removeprefix("snapshot-")): path for path in found}
 
@@ -65,5 +65,5 @@ def samples_of(variant: str) -> Path:
 
 
 def curve_of(variant: str) -> Path:
-    """The samples of a variant's snapshots; the file exists where there are snapshots."""
+    """The samples of a variant's snapshots; the file exists only if there are snapshots."""
     return DATA / "sample" / variant / "curve.arrow"

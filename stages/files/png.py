@@ -3,12 +3,11 @@
 import io
 
 import numpy as np
+from PIL import Image
 
 
 def png_bytes(image: np.ndarray) -> bytes:
-    """A uint8 image (H, W, 1 or 3) as PNG, the same bytes every time."""
-    from PIL import Image
-
+    """Encode a uint8 image (H, W, 1 or 3) as PNG; equal images give equal bytes."""
     buffer = io.BytesIO()
     Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()

@@ -13,7 +13,7 @@ from stages.files.artifacts import atomic_path
 
 
 def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Path:
-    """Write tensors (moved to the CPU) with JSON metadata, atomically."""
+    """Write tensors, moved to the CPU, with JSON metadata, atomically."""
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
         save_file(flat, temporary, metadata={"json": json.dumps(metadata, sort_keys=True)})
@@ -21,7 +21,7 @@ def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[st
 
 
 def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what `save_tensors` wrote; a missing or damaged file raises InputError naming it."""
+    """Read the tensors and the metadata that `save_tensors` wrote; a missing or damaged file raises InputError."""
     try:
         with safe_open(str(path), framework="pt") as file:
             metadata = _metadata(file.metadata())
@@ -37,7 +37,7 @@ def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def _metadata(header: dict[str, str] | None) -> dict[str, Any]:
-    """The JSON object in a file's header; none there: empty."""
+    """The JSON object in a file's header; empty if there is none."""
     text = (header or {}).get("json", "{}")
     found = json.loads(text)
     if not isinstance(found, dict):
@@ -46,5 +46,5 @@ def _metadata(header: dict[str, str] | None) -> dict[str, Any]:
 
 
 def select(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """The tensors under `prefix`, without it."""
+    """The tensors whose names start with "PREFIX.", under the rest of their names."""
     return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
