@@ -161,13 +161,14 @@ def _distance_to_representative(images: JoinedTables, groups: Groups) -> np.ndar
 def _write_kept(images: JoinedTables, kept: np.ndarray) -> dict[str, dict[str, int]]:
     counts = {}
     for number, (split, table) in enumerate(zip(SPLITS, images.tables)):
-        rows = np.flatnonzero(kept[images.edges[number] : images.edges[number + 1]])
+        first, end = images.edges[number : number + 2]
+        rows = first + np.flatnonzero(kept[first:end])
         if len(rows) == 0:
             raise InputError(
                 f"deduplicate: no {split} image is left of {len(table)}, all duplicate others: "
                 "lower deduplicate.near or deduplicate.feature.threshold, or give another source"
             )
-        write_selection(images_of(split), JoinedTables([table]), rows, metadata=table.metadata)
+        write_selection(images_of(split), images, rows, metadata=table.metadata)
         counts[split] = {"before": len(table), "after": len(rows)}
     return counts
 
