@@ -23,14 +23,14 @@ from pipeline.params import STAGES
 ROOT = Path(__file__).parent.parent
 
 REACH = {
-    "ingest": (9, ["files", "images"]),
-    "deduplicate": (19, ["engine", "features", "files", "images", "search"]),
-    "embed": (11, ["features", "files"]),
+    "ingest": (20, ["files", "images"]),
+    "deduplicate": (22, ["engine", "features", "files", "images", "search"]),
+    "embed": (14, ["features", "files"]),
     "index": (19, ["engine", "features", "files", "search"]),
     "train": (29, ["diffusion", "files"]),
     "sample": (30, ["diffusion", "engine", "files", "search"]),
     "filter": (31, ["engine", "features", "files", "images", "memorization", "search"]),
-    "fid": (12, ["features", "files"]),
+    "fid": (15, ["features", "files"]),
     "verify": (41, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
     "report": (32, ["engine", "files", "memorization", "reporting", "search", "theory"]),
     "audit": (63, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
