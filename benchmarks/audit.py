@@ -21,9 +21,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 
-from stages.auditing.planting import plant
 from stages.images.decode import to_pixels
 from stages.images.sources.open import open_source
+from stages.memorization.planting import plant
 from stages.search.nearest import nearest
 
 ROOT = Path(__file__).parent.parent

@@ -138,22 +138,42 @@ def review(
 @app.command()
 def audit(
     train: Annotated[str, typer.Option(help="the training images: folder:PATH, zip:PATH, parquet:PATH, npz:PATH, ...")],
-    samples: Annotated[str, typer.Option(help="the generated images, any such source")],
+    samples: Annotated[str, typer.Option(help="the generated images, from any such source")],
     out: Annotated[str, typer.Option(help="the folder that the results are written to")],
-    holdout: Annotated[str | None, typer.Option(help="real images that the model has not seen")] = None,
-    encoder: Annotated[str, typer.Option(help="whose features; or any model of timm")] = "efficientnet-lite0",
+    holdout: Annotated[
+        str | None, typer.Option(help="real images that the model was not trained on (the control)")
+    ] = None,
+    encoder: Annotated[
+        str, typer.Option(help="the encoder of the features, or any model of timm")
+    ] = "efficientnet-lite0",
     weights: Annotated[str | None, typer.Option(help="a weights file of the encoder")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda")] = "auto",
-    memory_budget: Annotated[str, typer.Option(help="of the whole process")] = "4GiB",
-    fail_above: Annotated[float | None, typer.Option(help="exit code 3 if the rate of copies may be higher")] = None,
-    percentile: Annotated[float, typer.Option(help="percent of the unseen images that are looked at twice")] = 1.0,
-    margin: Annotated[float, typer.Option(help="features agree within so many of the training image's own")] = 1.0,
-    resolution: Annotated[int | None, typer.Option(help="audit at this size, not at the smaller one")] = None,
-    near: Annotated[float | None, typer.Option(help="pixel distance of near duplicates")] = None,
-    features: Annotated[int, typer.Option(help="images of each set that are embedded")] = 2000,
-    seed: Annotated[int, typer.Option(help="of every draw")] = 0,
+    memory_budget: Annotated[str, typer.Option(help="the most memory that the whole process takes")] = "4GiB",
+    fail_above: Annotated[
+        float | None,
+        typer.Option(help="exit with code 3 if the interval of the rate of copies reaches above this rate"),
+    ] = None,
+    percentile: Annotated[
+        float, typer.Option(help="percentage of the control that may fall below the candidate threshold of rho*")
+    ] = 1.0,
+    margin: Annotated[
+        float,
+        typer.Option(
+            help="allowed feature distance, as a multiple of the match's own nearest-neighbour feature distance"
+        ),
+    ] = 1.0,
+    resolution: Annotated[
+        int | None, typer.Option(help="side in pixels at which images are compared; default: the smallest set's own")
+    ] = None,
+    near: Annotated[
+        float | None, typer.Option(help="pixel distance below which training images count as near duplicates")
+    ] = None,
+    features: Annotated[
+        int, typer.Option(help="how many images of each set are embedded for feature distances")
+    ] = 2000,
+    seed: Annotated[int, typer.Option(help="the seed of every random draw")] = 0,
 ) -> None:
-    """Tell how many samples of any model copy its training images, how sure that is, and show them."""
+    """Count the samples of any model that copy its training images, with confidence intervals, and show them."""
     options = dict(locals())
     from stages.audit import INTERRUPTED, RESUME, audit_params, run
 

@@ -4,8 +4,10 @@
 
 Unlike the stages of the pipeline it needs no params.yaml: two sets of images, and better a third one of real images
 that the model has not seen. Every metric is also computed for those, and the difference carries an interval; without
-them a random half of the training set is searched against the other half. Finished pieces are kept in DIR/.work: an
-interrupted audit goes on where it stopped.
+them a random half of the training set is searched against the other half.
+
+An audit is a sequence of steps, each with plan, work and gather as a stage of the pipeline has them. Results of shards
+lie in DIR/.work, so the same command resumes an interrupted audit.
 """
 
 import argparse
@@ -13,28 +15,79 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from stages.auditing.settings import AuditParams, audit_params
 from stages.errors import InputError
+from stages.files.artifacts import atomic_path, sha256_file, sha256_json, write_json, write_text
+from stages.memorization.audit_settings import AuditParams, audit_params
+from stages.protocol import by_task
 
 DONE, COPIES_ABOVE_LIMIT, INTERRUPTED = 0, 3, 130
-RESUME = "interrupted: the same command goes on where it stopped"
+RESUME = "interrupted: the same command resumes where it stopped"
+STAGES = Path(__file__).parent
 
 
 def run(params: AuditParams, quiet: bool = False) -> int:
     """Carry out an audit, write its files, print its answer; returns the exit code (0, or 3 above `fail_above`)."""
-    from stages.auditing.course import Course
-    from stages.auditing.store import Progress, Store, prepare_folder
+    from stages.memorization.audit_results import audit_result, pairs_table, write_tables
+    from stages.reporting.audit_page import render
+    from stages.reporting.progress import SecondsBar
 
-    progress = Progress(quiet)
-    store = Store(prepare_folder(params.out), progress)
+    progress, work = SecondsBar(quiet), prepare_folder(params.out)
     with progress.running():
-        result = Course(params, store).run()
+        audit = carry_out(params, work, progress)
+        progress.step("writing")
+        result = audit_result(audit)
+        pairs = pairs_table(audit.judged, audit.sets["samples"], audit.train)
+        write_tables(params.out, pairs, audit)
+        page = render(result, pairs, audit.judged, audit.control_judged, audit.queries.images, audit.train)
+        write_text(params.out / "report.html", page)
+        write_json(params.out / "audit.json", result)  # the last one: where it is, all of them are
+        progress.finish()
     limit, rate = params.fail_above, result["metrics"]["calibrated"]
     print(_answer(result, params.out))
     if limit is not None and rate["ci_high"] > limit:
         print(f"the rate may be as high as {rate['ci_high']:.3%}, above --fail-above {limit:g}", file=sys.stderr)
         return COPIES_ABOVE_LIMIT
     return DONE
+
+
+def carry_out(params: AuditParams, folder: Path, progress: Any) -> Any:
+    """All steps of an audit, in order, with the results of their shards in `folder`; returns the finished Audit."""
+    from stages.files.shard_cache import obtain, place
+    from stages.memorization.audit_steps import Audit
+    from stages.memorization.audit_work import work
+
+    audit, code = Audit(params), code_digest()
+    progress.expect(audit.expected_seconds())
+    for step in audit.steps():
+        shards = [place(shard, code, folder / "shards") for shard in step.plan()]
+        for shard in shards:
+            progress.step(shard.name)
+            obtain(shard, lambda shard, _: work(shard, params.budget), progress.say)
+            progress.advance(audit.seconds(shard))
+        step.gather(by_task(shards, [shard.path for shard in shards]))
+    return audit
+
+
+def code_digest() -> str:
+    """Hex sha256 over the sources of `stages` and the versions of the packages that make the numbers."""
+    from stages.memorization.audit_results import versions
+
+    sources = {str(path.relative_to(STAGES)): sha256_file(path) for path in sorted(STAGES.rglob("*.py"))}
+    return sha256_json([sources, versions()])
+
+
+def prepare_folder(out: Path) -> Path:
+    """Make `out`/.work and return it. InputError where nothing can be written there, before any work is done."""
+    work = out / ".work"
+    try:
+        work.mkdir(parents=True, exist_ok=True)
+        with atomic_path(work / "writable") as temporary:
+            temporary.write_text("yes\n")
+    except OSError as error:
+        raise InputError(
+            f"--out {out} cannot be written ({error.strerror}): choose a folder that you may write to"
+        ) from error
+    return work
 
 
 def _answer(result: dict[str, Any], out: Path) -> str:

@@ -156,7 +156,7 @@ def _announce(session: "Session", address: Address, port: int, token: str | None
     say(f"{len(session.pairs)} pairs to judge, as {session.reviewer}; verdicts go to {session.log.path}")
     suspected, offered = session.overview()["suspected"], session.overview()["offered"]
     if suspected is not None and suspected > offered:
-        say(f"only {offered} of {suspected} suspected samples are offered: raise filter.candidates for the rest")
+        say(f"{offered} of {suspected} suspected samples are offered, lowest rho first: filter.candidates limits them")
     if session.stale:
         say(f"{session.stale} earlier verdicts are on pairs that are no longer listed: they stay in the file")
     if token:

@@ -40,7 +40,7 @@ PICTURES = pa.schema([("sample_png", pa.binary()), ("train_png", pa.binary()), (
 
 
 def choose(rho: np.ndarray, confirmed: np.ndarray, suspected: np.ndarray, limit: int) -> np.ndarray:
-    """Which samples a person is asked about: int64 rows, lowest ρ first, ties to the lower row.
+    """Return which samples a person is asked about: int64 rows, lowest ρ first, ties to the lower row.
 
     Args:
         rho: float64 (N,), l1 over the mean of the k nearest; any score that is low where copies are.
@@ -51,6 +51,36 @@ def choose(rho: np.ndarray, confirmed: np.ndarray, suspected: np.ndarray, limit:
     rows = np.flatnonzero(confirmed | suspected)
     urgent = rows[np.lexsort((rows, rho[rows], ~confirmed[rows]))][:limit]
     return urgent[np.lexsort((urgent, rho[urgent]))]
+
+
+def offer(
+    path: Path | str,
+    pairs: pa.Table,
+    score: str,
+    confirmed: np.ndarray,
+    following: np.ndarray,
+    samples: np.ndarray,
+    train: np.ndarray,
+    limit: int,
+    metadata: dict[str, Any],
+) -> tuple[np.ndarray, np.ndarray]:
+    """Write candidates.parquet: at most `limit` of the suspected pairs, those with a low score first.
+
+    Args:
+        pairs: one row per sample, with the columns of SCALARS, candidate and `score`.
+        confirmed: bool (N,) by row of `pairs`, see `choose`.
+        following: int64 (S, m) by sample, see `write_candidates`.
+
+    Returns:
+        bool (N,) each, by row of `pairs`: the suspected pairs (a candidate, or another verdict than novel), and those
+        of them that were written. The file's metadata has the number of the suspected ones.
+    """
+    suspected = pairs["candidate"].to_numpy() | (np.array(pairs["verdict"].to_pylist()) != "novel")
+    rows = choose(pairs[score].to_numpy(), confirmed, suspected, limit)
+    chosen = pairs.take(pa.array(rows))
+    metadata = {**metadata, "suspected": int(suspected.sum())}
+    write_candidates(path, chosen, following[chosen["sample_index"].to_numpy()], samples, train, metadata)
+    return suspected, np.isin(np.arange(pairs.num_rows), rows)
 
 
 def write_candidates(
@@ -108,7 +138,7 @@ def read_candidates(path: Path | str) -> pa.Table:
         raise InputError(f"{path} is not a Parquet table ({error}): run the command that wrote it again") from error
     for field in (*SCALARS, *PICTURES):
         if field.name not in table.column_names:
-            raise InputError(f"{path} has no column {field.name}: it is no table of candidates")
+            raise InputError(f"{path} has no column {field.name}: it is not a table of candidates")
         found = table.schema.field(field.name).type
         if not found.equals(field.type):
             raise InputError(f"{path}: column {field.name} holds {found}, not {field.type}: write it again")

@@ -24,7 +24,7 @@ class CopyingTest:
 
 
 def u_z_score(generated: np.ndarray, held_out: np.ndarray) -> float:
-    """Z_U of distances (m,) and (n,): (U − mn/2) / √(mn(m+n+1)/12), U = #{generated farther} + ½ #{ties}.
+    """Return Z_U of distances (m,) and (n,): (U − mn/2) / √(mn(m+n+1)/12), U = #{generated farther} + ½ #{ties}.
 
     Negative where generated images are nearer. The variance has no correction for ties, as in the paper.
     """
@@ -42,12 +42,12 @@ def copying_test(
     cells: int,
     fewest: int,
 ) -> CopyingTest:
-    """C_T over cells 0..cells−1.
+    """Return C_T over cells 0..cells−1.
 
     Args:
         generated, held_out: float64 (m,) and (n,), distance to the nearest training image of the image's cell.
         generated_cell, held_out_cell: int64, which cell each image lies in.
-        fewest: a cell takes part when it holds at least so many images of both sets.
+        fewest: a cell takes part when it holds at least this many images of both sets.
     """
     scores, weights = [], []
     for cell in range(cells):
@@ -60,9 +60,9 @@ def copying_test(
 
 
 def cell_centres(images: np.ndarray, count: int, seed: int, rounds: int = 20) -> np.ndarray:
-    """Centres (count, d) of `images` (N, d) by Lloyd's k-means from seeded distinct rows, float64; deterministic.
+    """Return centres (count, d) of `images` (N, d), float64, by Lloyd's k-means from seeded distinct rows.
 
-    A cell that runs empty keeps its centre. Fewer distinct rows than `count` give so many centres.
+    A cell that runs empty keeps its centre. There are fewer centres where there are fewer distinct rows.
     """
     distinct = np.unique(images, axis=0)
     start = np.random.default_rng(seed).permutation(len(distinct))[:count]
@@ -80,7 +80,7 @@ def cell_centres(images: np.ndarray, count: int, seed: int, rounds: int = 20) ->
 
 
 def assign(images: np.ndarray, centres: np.ndarray) -> np.ndarray:
-    """The nearest centre of every row, int64 (N,), ties to the lower one."""
+    """Return the nearest centre of every row, int64 (N,), ties to the lower one."""
     norms = np.square(centres).sum(1)
     cells = [
         np.argmin(norms - 2 * images[i : i + 1024].astype(np.float64) @ centres.T, axis=1)
@@ -93,7 +93,7 @@ def cell_distances(
     index: np.ndarray, squared: np.ndarray, queries: np.ndarray, cell: np.ndarray, reference: np.ndarray,
     reference_cell: np.ndarray, memory_budget: int = 1 << 30,
 ) -> np.ndarray:  # fmt: skip
-    """‖a−b‖ on the 0..255 scale from each query to the nearest reference image of the query's cell, float64 (N,).
+    """Return ‖a−b‖ on the 0..255 scale from each query to the nearest reference image of its cell, float64 (N,).
 
     Args:
         index, squared: int64 (N, k), each query's exact neighbour list; searched further only where no entry of the

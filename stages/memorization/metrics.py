@@ -5,27 +5,17 @@ from typing import Any
 
 import numpy as np
 
-from stages.memorization.ratios import (
-    candidate_count,
-    carlini,
-    inauthentic,
-    lowest,
-    nn_ratio,
-    pixel_distance,
-    rho,
-    two_stage,
-)
-from stages.memorization.statistics import newcombe, wilson
+from stages.memorization.matching import Matches
+from stages.memorization.ratios import PUBLISHED, candidates, carlini, inauthentic, nn_ratio, two_stage
+from stages.memorization.scores import Scores, scores
+from stages.memorization.statistics import newcombe, rate_with_interval
+from stages.memorization.thresholds import Thresholds, copies
+from stages.search.pixel_distance import pixel_distance
 
-METRICS = (
-    "byte_identical",
-    "nn_ratio_1_3",
-    "nn_ratio_0_7",
-    "carlini_sample",
-    "carlini_train",
-    "two_stage",
-    "authenticity",
-)
+GROUPED = ("nn_ratio_1_3_grouped", "nn_ratio_0_7_grouped", "authenticity_grouped", "calibrated")
+
+Flags = dict[str, np.ndarray]
+"""Metric -> bool (N,), True where it calls the image a copy."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,63 +29,87 @@ class Rules:
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
-    """What was measured of N images against the training set.
+class Searched:
+    """N images, searched.
 
     Attributes:
-        index: int64 (N, k), the nearest training rows.
-        squared: int64 (N, k), ‖a−b‖² on the 0..255 scale.
-        own_squared: int64 (N, n): the same from each one's nearest training image to the training images nearest to it.
-        feature_distance: float64 (N,), ‖φ(x̂)−φ(x_nn)‖; NaN where no feature was taken.
-        feature_spacing: float64 (N,), min_j ‖φ(x_nn)−φ(x_j)‖ over the other training images.
-        dimension: d.
+        matches, scores: of every image.
+        candidate: bool (N,), the first stage: among the lowest percentile of ρ within this set.
     """
 
-    index: np.ndarray
-    squared: np.ndarray
-    own_squared: np.ndarray
-    feature_distance: np.ndarray
-    feature_spacing: np.ndarray
-    dimension: int
+    matches: Matches
+    scores: Scores
+    candidate: np.ndarray
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.matches)
+
+    @classmethod
+    def of(cls, matches: Matches, percentile: float) -> "Searched":
+        """With the scores and candidates that follow from the matches."""
+        return cls(matches, scores(matches), candidates(matches.squared, percentile))
 
     @property
     def distance(self) -> np.ndarray:
         """ℓ to the nearest training image, float64 (N,)."""
-        return pixel_distance(self.squared[:, 0], self.dimension)
-
-    def candidates(self, rules: Rules) -> np.ndarray:
-        """bool (N,): the first stage, the lowest `percentile` of ρ within this set."""
-        chosen = np.zeros(len(self), bool)
-        chosen[lowest(rho(self.squared), candidate_count(len(self), rules.percentile))] = True
-        return chosen
-
-    def flags(self, rules: Rules) -> dict[str, np.ndarray]:
-        """bool (N,) of every metric: True where it calls the image a copy."""
-        nearest, candidate = np.sqrt(self.squared[:, 0]), self.candidates(rules)
-        around_sample = np.sqrt(self.squared[:, : rules.n]).mean(axis=1)
-        around_train = np.sqrt(self.own_squared[:, : rules.n]).mean(axis=1)
-        flags = (
-            self.squared[:, 0] == 0,
-            nn_ratio(self.squared) < 1 / 3,
-            nn_ratio(self.squared) < 0.7,
-            carlini(nearest, around_sample, rules.alpha),
-            carlini(nearest, around_train, rules.alpha),
-            two_stage(candidate, self.feature_distance, rules.margin * self.feature_spacing),
-            inauthentic(self.squared, self.own_squared[:, 0]),
-        )
-        return dict(zip(METRICS, flags))
+        return pixel_distance(self.matches.squared[:, 0], self.matches.dimension)
 
 
-def definitions(rules: Rules, encoder: str) -> dict[str, tuple[str, float]]:
-    """(definition in words, threshold) of every metric."""
-    q, a, n, m = rules.percentile, rules.alpha, rules.n, rules.margin
+@dataclasses.dataclass(frozen=True)
+class FeatureDistances:
+    """Distances in feature space of N images, float64 (N,); NaN where no features were compared.
+
+    Attributes:
+        distance: ‖φ(x̂)−φ(x)‖ to the training image that the image is compared with.
+        spacing: min_j ‖φ(x)−φ(x_j)‖ over the other training images.
+    """
+
+    distance: np.ndarray
+    spacing: np.ndarray
+
+    def confirmed(self, margin: float) -> np.ndarray:
+        """bool (N,): compared, and the distance is at most margin × spacing."""
+        return two_stage(~np.isnan(self.distance), self.distance, margin * self.spacing)
+
+
+def published_flags(searched: Searched, features: FeatureDistances, rules: Rules) -> Flags:
+    """Return the flags of PUBLISHED. features: of each candidate and its nearest training image."""
+    m = searched.matches
+    nearest, ratio = np.sqrt(m.squared[:, 0]), nn_ratio(m.squared)
+    around_sample = np.sqrt(m.squared[:, : rules.n]).mean(axis=1)
+    around_train = np.sqrt(m.own_squared[:, : rules.n]).mean(axis=1)
+    flags = (
+        m.squared[:, 0] == 0,
+        ratio < 1 / 3,
+        ratio < 0.7,
+        carlini(nearest, around_sample, rules.alpha),
+        carlini(nearest, around_train, rules.alpha),
+        two_stage(searched.candidate, features.distance, rules.margin * features.spacing),
+        inauthentic(m.squared, m.own_squared[:, 0]),
+    )
+    return dict(zip(PUBLISHED, flags))
+
+
+def grouped_flags(searched: Searched, thresholds: Thresholds) -> Flags:
+    """Return the flags of GROUPED: what a repeated training image does not blind, and the calibrated rule."""
+    m, found = searched.matches, searched.scores
+    flags = (
+        found.ratio_grouped < 1 / 3,  # NaN is below nothing
+        found.ratio_grouped < 0.7,
+        (m.squared[:, 0] <= m.own_outside) | (m.squared[:, 0] == 0),
+        copies(found.best, thresholds),
+    )
+    return dict(zip(GROUPED, flags))
+
+
+def definitions(rules: Rules, encoder: str, thresholds: Thresholds) -> dict[str, tuple[str, float]]:
+    """Return (definition in words, threshold) of every metric of PUBLISHED and GROUPED."""
+    q, a, n, margin = rules.percentile, rules.alpha, rules.n, rules.margin
+    ratio, grouped = "nearest over second nearest training image, native resolution", "duplicate group"
     return {
         "byte_identical": ("equals a training image byte for byte: squared pixel distance 0", 0.0),
-        "nn_ratio_1_3": ("r1/r2 < 1/3, nearest over second nearest training image, native resolution", 1 / 3),
-        "nn_ratio_0_7": ("r1/r2 < 0.7, nearest over second nearest training image, native resolution", 0.7),
+        "nn_ratio_1_3": (f"r1/r2 < 1/3, {ratio}", 1 / 3),
+        "nn_ratio_0_7": (f"r1/r2 < 0.7, {ratio}", 0.7),
         "carlini_sample": (f"l1 < {a:g} x mean distance of the sample to its {n} nearest training images", a),
         "carlini_train": (
             f"l1 < {a:g} x mean distance of the nearest training image to the {n} training images nearest to it",
@@ -103,57 +117,65 @@ def definitions(rules: Rules, encoder: str) -> dict[str, tuple[str, float]]:
         ),
         "two_stage": (
             f"among the {q:g} % of its own set with the lowest rho = l1/mean(l1..lk), and its {encoder} feature is "
-            f"within {m:g} x the nearest training image's own feature distance to the next; "
+            f"within {margin:g} x the nearest training image's own feature distance to the next; "
             f"at most {q:g} % (rounded up to an image) by construction",
-            m,
+            margin,
         ),
         "authenticity": ("not authentic: l1 <= the nearest training image's distance to its own nearest", 1.0),
+        **{
+            f"nn_ratio_{name}_grouped": (
+                f"l1 over the distance to the next training image outside the nearest one's {grouped} < {value:.3g}",
+                value,
+            )
+            for name, value in (("1_3", 1 / 3), ("0_7", 0.7))
+        },
+        "authenticity_grouped": (
+            f"not authentic: l1 <= the nearest training image's distance to the next one outside its {grouped}",
+            1.0,
+        ),
+        "calibrated": (
+            "verdict copy: rho* below the threshold that the control sets, or equal to a training image; rho* is the "
+            f"distance over the mean of the 10 nearest outside the {grouped}, least over the image, its mirror image, "
+            "shifts of up to 2 pixels and crops; control images are judged under the threshold of the half they are "
+            "not in",
+            thresholds.copy,
+        ),
     }
 
 
 def compare(flags: np.ndarray, control: np.ndarray) -> dict[str, Any]:
-    """Rates of a metric on samples and held-out images with 95 % Wilson intervals; the excess with Newcombe's."""
+    """Return the rates on samples and held-out images with 95 % Wilson intervals, and the excess with Newcombe's."""
     flagged, count, held, held_count = (int(v) for v in (flags.sum(), len(flags), control.sum(), len(control)))
-    low, high = wilson(flagged, count)
-    held_low, held_high = wilson(held, held_count)
+    ours, theirs = rate_with_interval(flagged, count), rate_with_interval(held, held_count)
     excess_low, excess_high = newcombe(flagged, count, held, held_count)
     return {
-        "flagged": flagged,
-        "count": count,
-        "rate": flagged / count,
-        "ci_low": low,
-        "ci_high": high,
-        "holdout_flagged": held,
-        "holdout_count": held_count,
-        "holdout_rate": held / held_count,
-        "holdout_ci_low": held_low,
-        "holdout_ci_high": held_high,
-        "excess": flagged / count - held / held_count,
+        **ours,
+        **{f"holdout_{name}": value for name, value in theirs.items()},
+        "excess": ours["rate"] - theirs["rate"],
         "excess_low": excess_low,
         "excess_high": excess_high,
     }
 
 
-def metrics_table(samples: Measured, holdout: Measured, rules: Rules, encoder: str) -> dict[str, dict[str, Any]]:
-    """`compare` of every metric, with its definition and threshold."""
-    flags, control, words = samples.flags(rules), holdout.flags(rules), definitions(rules, encoder)
+def metrics_table(flags: Flags, control: Flags, words: dict[str, tuple[str, float]]) -> dict[str, dict[str, Any]]:
+    """Return `compare` of every metric of `flags`, with its definition and threshold."""
     return {
         name: {"definition": words[name][0], "threshold": words[name][1], **compare(flags[name], control[name])}
-        for name in METRICS
+        for name in flags
     }
 
 
-def distance_summary(samples: Measured, holdout: Measured) -> dict[str, float | None]:
-    """Median ℓ to the nearest training image, of the samples and of held-out images, and their quotient (null at 0)."""
+def distance_summary(samples: Searched, holdout: Searched) -> dict[str, float | None]:
+    """Return the median ℓ to the nearest training image of both sets, and their quotient (null at 0)."""
     median, control = float(np.median(samples.distance)), float(np.median(holdout.distance))
     return {"median": median, "holdout_median": control, "median_multiple": median / control if control else None}
 
 
-def ratio_summary(samples: Measured, holdout: Measured) -> dict[str, float]:
-    """Mean, median and least r₁/r₂ of the samples, and of held-out images."""
+def ratio_summary(samples: Searched, holdout: Searched) -> dict[str, float]:
+    """Return mean, median and least r₁/r₂ of the samples, and of held-out images."""
     summary = {}
-    for prefix, measured in (("", samples), ("holdout_", holdout)):
-        ratio = nn_ratio(measured.squared)
+    for prefix, searched in (("", samples), ("holdout_", holdout)):
+        ratio = searched.scores.ratio
         values = {"mean": ratio.mean(), "median": np.median(ratio), "min": ratio.min()}
         summary |= {prefix + name: float(value) for name, value in values.items()}
     return summary

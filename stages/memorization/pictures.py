@@ -31,10 +31,8 @@ class Pair:
 
 
 def spread_rows(count: int, wanted: int) -> np.ndarray:
-    """Which rows of a sorted list a picture shows: `wanted` evenly spaced ones, the first and the last among them."""
-    return (
-        np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(np.int64)) if count else np.zeros(0, int)
-    )
+    """Return `wanted` evenly spaced rows of a list, the first and the last among them, or all of a shorter list."""
+    return np.unique(np.linspace(0, max(0, count - 1), min(count, wanted)).round().astype(np.int64))
 
 
 def draw_pairs(path: Path, pairs: list[Pair], columns: int, title: str, subtitle: str) -> Path:

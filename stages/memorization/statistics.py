@@ -1,4 +1,4 @@
-"""Intervals for rates and for the difference of two rates; agreement of two people."""
+"""Intervals of a rate and of the difference of two rates; agreement of two people."""
 
 import math
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ Z95 = 1.959963984540054  # two-sided 95 %
 
 
 def wilson(flagged: int, count: int, z: float = Z95) -> tuple[float, float]:
-    """Wilson's score interval of a rate flagged/count (Wilson 1927); (0, 1) where nothing was counted.
+    """Return Wilson's score interval of a rate flagged/count (Wilson 1927); (0, 1) where nothing was counted.
 
     Raises ValueError unless 0 ≤ flagged ≤ count.
     """
@@ -23,8 +23,14 @@ def wilson(flagged: int, count: int, z: float = Z95) -> tuple[float, float]:
     return low, 1.0 if flagged == count else min(1.0, middle + half)
 
 
+def rate_with_interval(flagged: int, count: int) -> dict[str, float | int]:
+    """Return flagged, count, rate = flagged/count, and ci_low and ci_high, its 95 % Wilson interval."""
+    low, high = wilson(flagged, count)
+    return {"flagged": flagged, "count": count, "rate": flagged / count, "ci_low": low, "ci_high": high}
+
+
 def newcombe(flagged: int, count: int, control_flagged: int, control_count: int, z: float = Z95) -> tuple[float, float]:
-    """Interval of flagged/count − control_flagged/control_count, two independent rates.
+    """Return the interval of flagged/count − control_flagged/control_count, two independent rates.
 
     Newcombe 1998, Statistics in Medicine 17:873–890, method 10: Wilson's intervals, combined in squares. It stays
     inside [−1, 1] and does not collapse at rates of 0 and 1.
@@ -40,7 +46,7 @@ def newcombe(flagged: int, count: int, control_flagged: int, control_count: int,
 
 
 def cohen_kappa(counts: Mapping[tuple[str, str], int]) -> float | None:
-    """Cohen's κ = (p_o − p_e)/(1 − p_e) of two people who judged the same things (Cohen 1960).
+    """Return Cohen's κ = (p_o − p_e)/(1 − p_e) of two people who judged the same things (Cohen 1960).
 
     counts: how often (category of the one, category of the other) occurred. None where κ is undefined: nothing was
     judged by both, or both used one and the same category throughout (p_e = 1).

@@ -54,10 +54,10 @@ class Act:
 
     @classmethod
     def from_line(cls, line: bytes) -> "Act":
-        """The inverse of `to_line`. Raises ValueError where the line is no act."""
+        """The inverse of `to_line`. Raises ValueError where the line is not an act."""
         values = json.loads(line)
         if not isinstance(values, dict) or not all(isinstance(value, str) for value in values.values()):
-            raise ValueError("it is no object of strings")
+            raise ValueError("it is not an object of strings")
         head = {"id", "time", "reviewer"}
         if set(values) == {*head, "undoes"}:
             return cls(**values)
@@ -92,7 +92,7 @@ class Decisions:
         else:
             undone = self.acts.get(act.undoes or "")
             if undone is None or undone.reviewer != act.reviewer or undone not in self._order.get(act.reviewer, []):
-                raise ValueError(f"it takes back {act.undoes!r}, which is no standing decision of {act.reviewer!r}")
+                raise ValueError(f"it takes back {act.undoes!r}, which is not a standing decision of {act.reviewer!r}")
             self._order[act.reviewer].remove(undone)
             self._standing[act.reviewer][undone.pair].remove(undone)  # type: ignore[index]
         self.acts[act.id] = act
@@ -156,7 +156,7 @@ def _from_table(path: Path) -> Decisions:
         raise InputError(f"{path} is not a Parquet table ({error}): name the {LOG} instead") from error
     missing = [name for name in names if name not in table.column_names]
     if missing:
-        raise InputError(f"{path} is no table of verdicts, it has no column {missing[0]}: name the {LOG} instead")
+        raise InputError(f"{path} is not a table of verdicts, it has no column {missing[0]}: name the {LOG} instead")
     rows = table.select(names).to_pylist()
     decisions = Decisions()
     for number, row in enumerate(rows):

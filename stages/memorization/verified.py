@@ -1,6 +1,5 @@
 """Verified pairs: what people decided, counted (METHODS §6, third stage; §9 "verified pairs")."""
 
-import dataclasses
 from collections import Counter
 from collections.abc import Sequence
 from itertools import combinations
@@ -11,28 +10,15 @@ import numpy as np
 import pyarrow as pa
 
 from stages.files.artifacts import sha256_file
-from stages.memorization.statistics import cohen_kappa, wilson
+from stages.memorization.statistics import cohen_kappa, rate_with_interval
 from stages.memorization.verdict_log import CHOICES, Decisions, Pair, agreement, read_decisions
 
 OUTCOMES = (*CHOICES, "disputed", "undecided")
 STALE_SHOWN = 20
 
 
-@dataclasses.dataclass(frozen=True)
-class Offered:
-    """Which pairs a person is asked about; bool (N,) each.
-
-    Attributes:
-        suspected: flagged by any rule.
-        shown: those of them that candidates.parquet holds.
-    """
-
-    suspected: np.ndarray
-    shown: np.ndarray
-
-
 def outcomes(pairs: Sequence[Pair], decisions: Decisions) -> list[str]:
-    """One of OUTCOMES per pair: what all who decided say, disputed where they differ, undecided where nobody did."""
+    """Return one of OUTCOMES per pair: the common verdict, disputed where verdicts differ, undecided without any."""
     given = [decisions.of(name) for name in decisions.reviewers]
     found = []
     for pair in pairs:
@@ -41,8 +27,10 @@ def outcomes(pairs: Sequence[Pair], decisions: Decisions) -> list[str]:
     return found
 
 
-def verified_summary(path: Path | str, pairs: pa.Table, offered: Offered, repeated: np.ndarray) -> dict[str, Any]:
-    """What the verdicts in `path` say about the pairs of a run; the section `verified` of filter.json.
+def verified_summary(
+    path: Path | str, pairs: pa.Table, suspected: np.ndarray, offered: np.ndarray, repeated: np.ndarray
+) -> dict[str, Any]:
+    """Return what the verdicts in `path` say about the pairs of a run: the section `verified` of filter.json.
 
     A verdict applies to the pair with its sample_id and train_id, never to another one: where there is none, it is
     stale, counted and named. Samples with equal pixels share their verdict, and each counts.
@@ -50,7 +38,7 @@ def verified_summary(path: Path | str, pairs: pa.Table, offered: Offered, repeat
     Args:
         path: verdicts.jsonl or verdicts.parquet.
         pairs: one row per sample, with sample_id, train_id and train_index.
-        offered: the pairs that a person is asked about.
+        suspected: bool (N,), pairs that any rule flags; offered: bool (N,), those that candidates.parquet holds.
         repeated: bool (N,), pairs whose training image occurs again in the training set.
     """
     decisions, torn = read_decisions(path)
@@ -66,9 +54,9 @@ def verified_summary(path: Path | str, pairs: pa.Table, offered: Offered, repeat
         "torn_bytes": torn,
         "reviewers": {name: len(decisions.of(name)) for name in decisions.reviewers},
         "agreement": _agreements(decisions),
-        "suspected": int(offered.suspected.sum()),
-        "offered": int(offered.shown.sum()),
-        "open": int((offered.suspected & (found == "undecided")).sum()),
+        "suspected": int(suspected.sum()),
+        "offered": int(offered.sum()),
+        "open": int((suspected & (found == "undecided")).sum()),
         "outcomes": {name: int((found == name).sum()) for name in OUTCOMES},
         **_counts(copies, train),
         "without_repeated": {
@@ -82,16 +70,8 @@ def verified_summary(path: Path | str, pairs: pa.Table, offered: Offered, repeat
 
 def _counts(copies: np.ndarray, train: np.ndarray) -> dict[str, Any]:
     """Verified pairs, their share of all samples with its interval, and the distinct training images among them."""
-    count = int(copies.sum())
-    low, high = wilson(count, len(copies))
-    return {
-        "flagged": count,
-        "count": len(copies),
-        "rate": count / len(copies),
-        "ci_low": low,
-        "ci_high": high,
-        "unique_training_images": len(set(train[copies])),
-    }
+    images = len(set(train[copies]))
+    return {**rate_with_interval(int(copies.sum()), len(copies)), "unique_training_images": images}
 
 
 def _agreements(decisions: Decisions) -> list[dict[str, Any]]:

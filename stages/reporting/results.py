@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from stages.memorization.ratios import PUBLISHED
 from stages.reporting.checks import Check
 from stages.reporting.inputs import CURVES, Inputs, Variant
 from stages.reporting.learned import NAME as LEARNED
@@ -84,7 +85,7 @@ def metrics(inputs: Inputs, found: Sequence[Check]) -> dict[str, Any]:
 def _numbers(variant: Variant) -> dict[str, float]:
     return {
         **{key: value for key, value in result_row(variant).items() if isinstance(value, int | float)},
-        **{f"rate_{name}": values["rate"] for name, values in sorted(variant.filter["metrics"].items())},
+        **{f"rate_{name}": m["rate"] for name, m in sorted(variant.filter["metrics"].items()) if name in PUBLISHED},
         "unique_training_images": variant.filter["unique_training_images"],
     }
 

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import cache
-from pipeline.cache import State
-from pipeline.locks import is_locked, locked
 from stages.errors import InputError
+from stages.files import shard_cache as cache
 from stages.files.artifacts import write_text
+from stages.files.locks import is_locked, locked
+from stages.files.shard_cache import State
 from stages.protocol import Shard
 
 

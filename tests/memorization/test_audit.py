@@ -16,18 +16,20 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pipeline.cli import app
+from stages import audit as stage
 from stages.audit import COPIES_ABOVE_LIMIT, DONE, INTERRUPTED, audit_params, run
-from stages.auditing import matching, store
-from stages.auditing.judging import METRICS, copies, cross_fitted
-from stages.auditing.matching import match, reference_of
-from stages.auditing.scores import calibrate, scores
-from stages.auditing.store import Progress, Store
 from stages.errors import InputError
 from stages.images.decode import to_pixels
 from stages.images.sources.open import open_source
+from stages.memorization import audit_work
 from stages.memorization.candidates import read_candidates
+from stages.memorization.judge import METRICS
+from stages.memorization.matching import Matches, match, whole_reference, with_groups
 from stages.memorization.metrics import compare
+from stages.memorization.scores import scores
 from stages.memorization.statistics import wilson
+from stages.memorization.thresholds import calibrate, copies, cross_fitted
+from stages.reporting.progress import SecondsBar
 
 ROOT = Path(__file__).parents[2]
 FILES = {"audit.json", "pairs.parquet", "candidates.parquet", "report.html", "samples-kept.txt", "rejected.parquet"}
@@ -188,16 +190,36 @@ def test_a_finished_audit_is_read_from_its_pieces_and_ends_the_same(planted, mon
     def never(*_args, **_options):
         raise AssertionError("searched again")
 
-    monkeypatch.setattr(matching, "_match", never)
+    monkeypatch.setattr(audit_work, "match", never)
     run(audit_params(**specs, out=str(out), encoder="pixels"), quiet=True)
     assert {name: (out / name).read_bytes() for name in before} == before
 
 
-def test_an_interrupted_audit_goes_on_where_it_stopped(digits, tmp_path, monkeypatch):
+def test_a_damaged_piece_is_computed_again(planted, monkeypatch):
+    _, out, _, specs = planted
+    before, true, calls = (out / "audit.json").read_bytes(), audit_work.match, []
+    monkeypatch.setattr(audit_work, "match", lambda *args: calls.append(1) or true(*args))
+    shards = out / ".work" / "shards" / "audit"
+    sizes = {len(np.load(path, allow_pickle=False).get("crop_row", ())): path for path in shards.glob("*.npz")}
+    sizes[200].write_bytes(sizes[200].read_bytes()[:-40])
+    run(audit_params(**specs, out=str(out), encoder="pixels"), quiet=True)
+    assert len(calls) == 1
+    assert (out / "audit.json").read_bytes() == before
+
+
+def test_every_image_is_embedded_once(planted):
+    _, out, _, specs = planted
+    progress = SecondsBar(quiet=True)
+    finished = stage.carry_out(audit_params(**specs, out=str(out), encoder="pixels"), out / ".work", progress)
+    asked = [tuple(image) for shard in finished.plan_features() for image in shard.settings["images"]]
+    assert len(set(asked)) == len(asked) >= 900  # all sets, and planted copies
+
+
+def test_an_interrupted_audit_resumes_where_it_stopped(digits, tmp_path, monkeypatch):
     specs = {"train": save(tmp_path / "t.npy", digits[:60]), "samples": save(tmp_path / "s.npy", digits[60:100])}
     options = {**specs, "holdout": save(tmp_path / "h.npy", digits[100:140]), "encoder": "pixels"}
     run(audit_params(**options, out=str(tmp_path / "whole")), quiet=True)
-    true, calls = matching._match, []
+    true, calls = audit_work.match, []
 
     def interrupted(*args):
         calls.append(1)
@@ -205,7 +227,7 @@ def test_an_interrupted_audit_goes_on_where_it_stopped(digits, tmp_path, monkeyp
             raise KeyboardInterrupt
         return true(*args)
 
-    monkeypatch.setattr(matching, "_match", interrupted)
+    monkeypatch.setattr(audit_work, "match", interrupted)
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):
         run(audit_params(**options, out=str(out)), quiet=True)
@@ -235,18 +257,18 @@ def test_the_exit_code_is_3_where_the_interval_reaches_above_the_limit(digits, a
     assert audit(digits[:200], samples, digits[400:500], fail_above=high)[0] == DONE
 
 
-def test_a_holdout_audited_as_samples_has_no_excess(digits, tmp_path):
+def test_a_holdout_audited_as_samples_has_no_excess(digits):
     """Halves of the same unseen images, many times: the 95 % interval of the excess holds 0 as often as it says."""
     pool, train = digits[300:], digits[:300]
-    reference = reference_of(train, np.arange(300), np.arange(300), "train")
-    found = scores(match(pool, "pool", reference, Store(tmp_path, Progress(quiet=True)), 1 << 28))
+    reference = whole_reference(train)
+    found = scores(Matches(**with_groups(match(pool, reference), pool, reference), dimension=pool[0].size))
     held = {"calibrated": 0, "nn_ratio_0_7": 0}
     generator, rounds = np.random.default_rng(0), 200
     for _ in range(rounds):
         order = generator.permutation(len(pool))
         samples, control = (type(found)(*(v[rows] for v in vars(found).values())) for rows in np.split(order, 2))
         rules = {
-            "calibrated": (copies(samples, calibrate(control.best, 10.0)), cross_fitted(control, 10.0)),
+            "calibrated": (copies(samples.best, calibrate(control.best, 10.0)), cross_fitted(control.best, 10.0)),
             "nn_ratio_0_7": (samples.ratio < 0.7, control.ratio < 0.7),
         }
         for name, flags in rules.items():
@@ -376,7 +398,7 @@ def test_an_output_folder_that_cannot_be_written_is_told_before_any_work(digits,
     def refused(*_args, **_options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(store.Path, "mkdir", refused)  # root may write everywhere: chmod would test nothing
+    monkeypatch.setattr(stage.Path, "mkdir", refused)  # root may write everywhere: chmod would test nothing
     with pytest.raises(InputError, match="--out .*/out cannot be written .Permission denied.: choose a folder that"):
         run(audit_params(train="no", samples="no", out=str(tmp_path / "out")), quiet=True)
 
@@ -408,7 +430,7 @@ def test_an_interrupted_command_says_how_to_go_on(monkeypatch):
 
     monkeypatch.setattr("stages.audit.run", interrupted)
     done = CliRunner().invoke(app, ["audit", "--train", "a", "--samples", "b", "--out", "c"])
-    assert (done.exit_code, done.stderr) == (INTERRUPTED, "interrupted: the same command goes on where it stopped\n")
+    assert (done.exit_code, done.stderr) == (INTERRUPTED, "interrupted: the same command resumes where it stopped\n")
 
 
 def test_the_command_answers_and_needs_no_prefect(digits, tmp_path):

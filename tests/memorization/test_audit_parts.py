@@ -1,10 +1,10 @@
-"""The audit's mathematics against brute force, and its store against damage."""
+"""The audit's mathematics against brute force."""
 
+import dataclasses
 import itertools
 import math
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,24 +14,37 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy.stats import mannwhitneyu
 
-from stages.auditing import crops, planting
-from stages.auditing.embedding import Embedder, encoder_params
-from stages.auditing.groups import find_duplicates, halves
-from stages.auditing.judging import copies, cross_fitted
-from stages.auditing.loading import common_shape, open_all
-from stages.auditing.matching import OUTSIDE, Reference, _moved, match, mirrored, outside, reference_of
-from stages.auditing.page import chosen
-from stages.auditing.reduced import reduce
-from stages.auditing.scores import CANDIDATE_CAP, COPY_CAP, CROP_WEIGHT, Scores, Thresholds, calibrate, scores, verdicts
-from stages.auditing.second_stage import KnownFeatures, Questions, ask
-from stages.auditing.settings import audit_params
-from stages.auditing.store import Progress, Store
 from stages.engine.products import single_threaded_products, spread
 from stages.errors import InputError
 from stages.features.coverage import precision_recall_density_coverage
+from stages.features.encoders import load_encoder
 from stages.features.kid import kernel_distance
+from stages.files.arrays import read_arrays, write_arrays
 from stages.files.images import image_table
+from stages.images.common_size import common_shape, open_all
+from stages.memorization import crops, planting
+from stages.memorization.audit_settings import audit_params, encoder_params
 from stages.memorization.copying_test import assign, cell_centres, cell_distances, copying_test, u_z_score
+from stages.memorization.feature_stage import Questions, answer, compared_rows
+from stages.memorization.groups import find_duplicates, halves
+from stages.memorization.matching import (
+    OUTSIDE,
+    Matches,
+    Reference,
+    _moved,
+    match,
+    mirrored,
+    outside,
+    own_neighbors,
+    whole_reference,
+    with_groups,
+)
+from stages.memorization.reduced import reduce
+from stages.memorization.scores import CROP_WEIGHT, Scores, scores
+from stages.memorization.thresholds import CANDIDATE_CAP, COPY_CAP, Thresholds, calibrate, copies, cross_fitted
+from stages.memorization.verdicts import Evidence, decide, rho_star_rules
+from stages.reporting.audit_page import chosen
+from stages.reporting.progress import SecondsBar
 from stages.search import nearest_short as nearest_short_module
 from stages.search.alignment import best_shift, best_window, tile_distance
 from stages.search.nearest import nearest
@@ -40,9 +53,9 @@ from stages.search.nearest_short import nearest_short
 BUDGET = 1 << 28
 
 
-@pytest.fixture
-def store(tmp_path):
-    return Store(tmp_path, Progress(quiet=True))
+def duplicates(images: np.ndarray, near: float | None = None):
+    table = image_table(images)
+    return find_duplicates(table.ids, own_neighbors(table.flat, 0, len(table), BUDGET), table.dimension, near)
 
 
 def pictures(count: int, side: int = 8, channels: int = 1, seed: int = 0) -> np.ndarray:
@@ -295,24 +308,24 @@ def brute_outside(query, reference: Reference, count: int) -> list[int]:
 def test_the_next_images_outside_the_group_are_a_brute_force_s(count, groups, k, seed, wide):
     generator = np.random.default_rng(seed)
     images = generator.integers(0, 5, (count, 2, 2, 1), np.uint8)
-    reference = reference_of(images, np.arange(count), generator.integers(0, groups, count), "")
+    reference = whole_reference(images, generator.integers(0, groups, count))
     queries = generator.integers(0, 5, (4, 4), np.uint8)
     index, squared = nearest(queries, reference.flat, min(k, count))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("stages.auditing.matching.WIDE", wide)
-        found = outside(queries, index, squared, reference, 3, BUDGET)
+        patch.setattr("stages.memorization.matching.WIDE", wide)
+        found = outside(queries, index, squared, reference, 3)
     assert found.tolist() == [brute_outside(query, reference, 3) for query in queries]
 
 
-def test_matches_are_a_brute_force_s(store):
+def test_matches_are_a_brute_force_s():
     images, queries = smooth(70, 10, 3), smooth(6, 10, 3, 1)
     queries[0] = images[3]
     queries[1] = images[4][:, ::-1]
     queries[2, 2:, :8] = images[5][:8, 2:]  # sample (y, x) is training (y - 2, x + 2)
     group = np.arange(70)
     group[[3, 9]] = 3
-    reference = reference_of(images, np.arange(70), group, "")
-    found = match(queries, "q", reference, store, BUDGET)
+    reference = whole_reference(images, group)
+    found = Matches(**with_groups(match(queries, reference), queries, reference), dimension=300)
     for flat, index, squared, beyond in (
         (queries.reshape(6, -1), found.index, found.squared, found.outside),
         (mirrored(queries).reshape(6, -1), found.mirrored_index, found.mirrored_squared, found.mirrored_outside),
@@ -415,11 +428,12 @@ def test_a_reduced_window_is_the_window_reduced():
 
 
 def test_reduced_images_are_kept_while_there_is_room():
-    reference = reference_of(pictures(50, 16), np.arange(50), np.arange(50), "")
-    first = reference.reduced((1, 2, 13), BUDGET)
+    reference = whole_reference(pictures(50, 16))
+    first = reference.reduced((1, 2, 13))
     assert np.array_equal(first, reduce(reference.images, (1, 2, 13)))
-    assert reference.reduced((1, 2, 13), 0) is first
-    second = reference.reduced(None, 4 * (2 * first.nbytes - 1))
+    assert reference.reduced((1, 2, 13)) is first
+    reference = dataclasses.replace(reference, budget=4 * (2 * first.nbytes - 1))
+    second = reference.reduced()
     assert np.array_equal(second, reduce(reference.images))
     assert list(reference.kept) == [(1, 2, 13)]
 
@@ -449,41 +463,40 @@ def test_thresholds_let_the_stated_share_of_the_control_pass():
 def test_the_control_is_judged_under_the_other_half_s_threshold():
     best = np.linspace(0.1, 0.9, 20)
     best[0] = 0.01  # alone far below: its own half would have set its threshold there
-    found = Scores(best, best, np.stack([best] * 3, axis=1))
-    flags = cross_fitted(found, 10.0)
+    flags = cross_fitted(best, 10.0)
     assert flags[0]
-    assert not copies(found, calibrate(best, 1.0))[0]
+    assert not copies(best, calibrate(best, 1.0))[0]
     assert flags.sum() == 1
 
 
-def test_near_duplicates_are_grouped_by_either_distance(store):
+def test_near_duplicates_are_grouped_by_either_distance():
     """Noise is far from everything: twins with a tenth of that distance are found by what is usual around them."""
     images = pictures(60, 8)
     images[1] = np.clip(images[0].astype(int) + np.random.default_rng(1).integers(-30, 31, (8, 8, 1)), 0, 255)
     images[5] = images[7]
-    found = find_duplicates(image_table(images), None, 0.25, "a", store, BUDGET)
+    found = duplicates(images)
     assert (found.groups, found.images) == (2, 4)
     assert found.group[0] == found.group[1] == 0
     assert found.group[5] == found.group[7] == 5
     flat = images.reshape(60, -1).astype(float)
     distance = np.linalg.norm(flat[:, None] - flat, axis=2) / 8 / 255 + 9 * np.eye(60)
     assert found.near == pytest.approx(0.25 * np.median(distance.min(1)), rel=0.01)
-    wide = find_duplicates(image_table(images), 0.99, 0.25, "a", store, BUDGET)
+    wide = duplicates(images, 0.99)
     assert (wide.groups, wide.images) == (1, 60)
 
 
-def test_neighbours_that_are_known_need_no_search(store):
+def test_neighbours_that_are_known_need_no_search():
     images = pictures(70)
-    found = find_duplicates(image_table(images), None, 0.25, "a", store, BUDGET)
-    plain = reference_of(images, np.arange(70), found.group, "")
-    known = reference_of(images, np.arange(70), found.group, "", (found.index, found.squared))
+    found = own_neighbors(images.reshape(70, -1), 0, 70, BUDGET)
+    plain = whole_reference(images)
+    known = whole_reference(images, None, (found["index"], found["squared"]))
     rows = np.array([3, 50, 69])
-    for a, b in zip(plain.neighbors(rows, BUDGET), known.neighbors(rows, BUDGET)):
+    for a, b in zip(plain.neighbors(rows), known.neighbors(rows)):
         np.testing.assert_array_equal(a, b)
 
 
-def test_one_image_has_no_duplicates(store):
-    found = find_duplicates(image_table(pictures(1)), None, 0.25, "a", store, BUDGET)
+def test_one_image_has_no_duplicates():
+    found = duplicates(pictures(1))
     assert (found.groups, found.images, found.near) == (0, 0, 0.0)
 
 
@@ -515,33 +528,20 @@ def test_planted_copies_are_what_their_names_say():
         assert planting.plant(images[..., :1], kind, 5).shape == (4, 16, 16, 1)
 
 
-def test_a_stored_piece_is_used_once_it_is_whole(store):
-    calls = []
-
-    def compute():
-        calls.append(1)
-        return {"a": np.arange(5), "b": np.ones((2, 2), bool)}
-
-    for _ in range(2):
-        found = store.arrays("x", ["key"], 0, compute)
-    assert len(calls) == 1
-    assert found["a"].tolist() == [0, 1, 2, 3, 4]
-    assert found["b"].dtype == bool
-    store.arrays("x", ["other key"], 0, compute)
-    assert len(calls) == 2
-    for path in list(store.folder.glob("x-*")):
-        content = bytearray(path.read_bytes())
-        content[-40] ^= 1
-        path.write_bytes(content)
-    assert store.arrays("x", ["key"], 0, compute)["a"].tolist() == [0, 1, 2, 3, 4]
-    assert len(calls) == 3
+def test_arrays_are_read_as_they_were_written(tmp_path):
+    arrays = {"a": np.arange(5), "b": np.ones((2, 2), bool), "c": np.array(["{}"])}
+    found = read_arrays(write_arrays(tmp_path / "x.npz", arrays))
+    assert list(found) == list(arrays)
+    for name, values in arrays.items():
+        np.testing.assert_array_equal(found[name], values)
+        assert found[name].dtype == values.dtype
 
 
 def test_a_memory_budget_is_an_amount_of_memory():
     base = {"train": "a", "samples": "b", "out": "c"}
     assert audit_params(**base, memory_budget="5GiB").budget == 2 << 30
     assert audit_params(**base, memory_budget="3GB").budget == (3 * 10**9 - (1 << 30)) // 2
-    with pytest.raises(InputError, match="--memory-budget 'much' is no amount of memory: write e.g. 4GiB"):
+    with pytest.raises(InputError, match="--memory-budget 'much' is not an amount of memory: write e.g. 4GiB"):
         audit_params(**base, memory_budget="much")
     with pytest.raises(InputError, match="--memory-budget 1GiB is too little: give at least 1.25GiB"):
         audit_params(**base, memory_budget="1GiB")
@@ -552,52 +552,34 @@ def test_a_memory_budget_is_an_amount_of_memory():
 
 
 @pytest.mark.parametrize("known", [60, 7])
-def test_the_feature_spacing_is_the_least_over_the_compared_images(store, known):
+def test_the_feature_spacing_is_the_least_over_the_compared_images(known):
     """With the pixels as features: over all images where all are known, else over those and the nearest by pixels."""
     images = pictures(60)
     group = np.arange(60)
     group[[4, 9]] = 4
     images[9] = np.clip(images[4].astype(int) + 1, 0, 255)
-    reference = reference_of(images, np.arange(60), group, "")
-    embedder = Embedder(encoder_params("pixels", None, 8), "cpu", store)
-    ids = [str(row) for row in range(60)]
+    reference = whole_reference(images, group)
+    encoder = load_encoder(encoder_params("pixels", None, 8), "cpu")
     rows = np.arange(60)[:known]
     questions = Questions(np.array([0, 1, 0]), np.array([False, True, False]), np.array([4, 30, 12]))
     samples = pictures(2, seed=5)
-    found = ask(
-        questions, samples, ["a", "b"], reference, ids, KnownFeatures(rows, embedder(images[rows], ids[:known])),
-        embedder, BUDGET,
-    )  # fmt: skip
+    shown = np.stack([samples[0], samples[1][:, ::-1], samples[0]])
+    compared = compared_rows(np.unique(questions.row), reference)
+    distance, spacing, grouped = answer(
+        questions, encoder(shown), reference, lambda some: encoder(images[some]), compared, rows
+    )
     flat = images.reshape(60, -1) / 255
     own = np.linalg.norm(flat[:, None] - flat, axis=2)
-    shown = [samples[0], samples[1][:, ::-1], samples[0]]
     for place, row in enumerate(questions.row):
-        assert found.distance[place] == pytest.approx(
-            np.linalg.norm(shown[place].reshape(-1) / 255 - flat[row]), rel=1e-6
-        )
+        assert distance[place] == pytest.approx(np.linalg.norm(shown[place].reshape(-1) / 255 - flat[row]), rel=1e-6)
         # the nearest by pixels are compared in any case, so with pixels as features the least is always found
-        assert found.spacing[place] == pytest.approx(np.delete(own[row], row).min(), rel=1e-6)
-        assert found.spacing_grouped[place] == pytest.approx(own[row][group != group[row]].min(), rel=1e-6)
-    assert found.spacing[0] < 0.1 < found.spacing_grouped[0]
-
-
-def test_what_was_embedded_for_one_set_is_not_embedded_again_for_another(store, tmp_path):
-    embedder, images = Embedder(encoder_params("pixels", None, 8), "cpu", store), pictures(5)
-    encode, seen = embedder.encoder, []
-    embedder.encoder = lambda block: seen.append(len(block)) or encode(block)
-    ids = list("abcde")
-    first = embedder.remembering(images[[0, 2, 0]], ["a", "c", "a"])
-    second = embedder.remembering(images, ids)
-    assert seen == [2, 3]
-    assert np.array_equal(second, encode(images))
-    assert np.array_equal(first, second[[0, 2, 0]])
-    again = Embedder(encoder_params("pixels", None, 8), "cpu", store)
-    again.encoder = None  # all of it is in the store
-    assert np.array_equal(again.remembering(images[[0, 2]], ["a", "c"]), second[[0, 2]])
+        assert spacing[place] == pytest.approx(np.delete(own[row], row).min(), rel=1e-6)
+        assert grouped[place] == pytest.approx(own[row][group != group[row]].min(), rel=1e-6)
+    assert spacing[0] < 0.1 < grouped[0]
 
 
 def test_the_bar_never_runs_over_and_ends_full():
-    progress = Progress(quiet=True)
+    progress = SecondsBar(quiet=True)
     task = progress.bar.tasks[0]
     progress.expect(3.0)
     shown = []
@@ -624,15 +606,17 @@ def test_an_encoder_is_ours_or_one_of_timm():
         encoder_params("pixels", "weights.pth", 32)
 
 
-def test_a_group_of_everything_leaves_nothing_to_compare_with(store):
+def test_a_group_of_everything_leaves_nothing_to_compare_with():
     images = pictures(4)
-    reference = reference_of(images, np.arange(4), np.zeros(4, np.int64), "")
-    embedder = Embedder(encoder_params("pixels", None, 8), "cpu", store)
-    known = KnownFeatures(np.zeros(0, np.int64), np.zeros((0, 64), np.float32))
+    reference = whole_reference(images, np.zeros(4, np.int64))
+    encoder = load_encoder(encoder_params("pixels", None, 8), "cpu")
     questions = Questions(np.array([0]), np.array([False]), np.array([2]))
-    found = ask(questions, images, list("abcd"), reference, list("abcd"), known, embedder, BUDGET)
-    assert np.isinf(found.spacing_grouped[0])
-    assert np.isfinite(found.spacing[0])
+    compared = compared_rows(questions.row, reference)
+    _, spacing, grouped = answer(
+        questions, encoder(images[:1]), reference, lambda rows: encoder(images[rows]), compared, np.zeros(0, np.int64)
+    )
+    assert np.isinf(grouped[0])
+    assert np.isfinite(spacing[0])
 
 
 def test_each_verdict_has_its_rule():
@@ -640,10 +624,11 @@ def test_each_verdict_has_its_rule():
         [[0, 0, 0], [0.9, 0, 0.1], [0.2, 0.9, 0.2], [0.45, 0.5, 0.5], [0.5, 0.9, 0.45], [0.8] * 3, [0.8] * 3, [0.9] * 3]
     )
     rho = np.concatenate([rho, np.full((1, 3), np.nan)])
-    matches = SimpleNamespace(squared=np.array([0, 9, 9, 9, 9, 9, 9, 9, 9])[:, None])
     candidate = np.array([1, 1, 1, 1, 1, 1, 1, 0, 0], bool)
     confirmed = np.array([0, 0, 0, 1, 0, 1, 0, 0, 0], bool)
-    found, reason = verdicts(matches, Scores(rho[:, 0], rho[:, 0], rho), Thresholds(0.3, 0.6), candidate, confirmed)
+    identical, nothing = np.arange(9) == 0, np.zeros(9, bool)
+    evidence = Evidence(identical, rho[:, 0], nothing, candidate, confirmed)
+    found, reason = decide(rho_star_rules(evidence, Scores(rho[:, 0], rho[:, 0], rho), Thresholds(0.3, 0.6)))
     assert found == ["copy", "copy", "copy", "near_copy", "unsure", "same_content", "novel", "novel", "novel"]
     assert reason[:5] == [
         "equals a training image byte for byte",

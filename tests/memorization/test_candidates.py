@@ -82,7 +82,7 @@ def test_a_foreign_table_is_named(tmp_path, name):
     path = write_candidates(tmp_path / NAME, pairs(), np.zeros((2, 1), int), images(4, 3, 0), images(9, 3, 1))
     table = pq.read_table(path)
     pq.write_table(table.drop_columns(name), tmp_path / "without")
-    with pytest.raises(InputError, match=f"without has no column {name}: it is no table of candidates"):
+    with pytest.raises(InputError, match=f"without has no column {name}: it is not a table of candidates"):
         read_candidates(tmp_path / "without")
     column = table.column_names.index(name)
     pq.write_table(table.set_column(column, name, pa.array([1, 2], pa.int8())), tmp_path / "other")

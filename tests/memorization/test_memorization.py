@@ -1,25 +1,30 @@
 """The copy metrics against hand-made cases, published intervals and SciPy."""
 
+import dataclasses
 import itertools
 
 import numpy as np
 import pytest
 from scipy.stats import binom, binomtest
 
-from stages.memorization.metrics import Measured, Rules, compare, metrics_table
+from stages.memorization.matching import Matches
+from stages.memorization.metrics import FeatureDistances, Rules, Searched, compare, metrics_table, published_flags
 from stages.memorization.pictures import Pair, draw_pairs, spread_rows
 from stages.memorization.ratios import (
     candidate_count,
+    candidates,
     carlini,
     inauthentic,
     lowest,
     nn_ratio,
-    pixel_distance,
+    over,
     rho,
     two_stage,
 )
+from stages.memorization.scores import Scores
 from stages.memorization.statistics import newcombe, wilson
-from stages.memorization.verdicts import VERDICTS, Evidence, order, verdicts
+from stages.memorization.verdicts import VERDICTS, Evidence, decide, order, ratio_rules
+from stages.search.pixel_distance import pixel_distance
 
 
 @pytest.mark.parametrize(
@@ -92,6 +97,12 @@ def test_ratios_by_hand():
     np.testing.assert_allclose(pixel_distance(np.array([[255 * 255 * 12]]), 12), [[1.0]])
 
 
+def test_a_quotient_of_distances_at_its_edges():
+    """A copy has quotient 0 whatever lies beside it; an unknown scale gives an unknown quotient."""
+    found = over(np.array([0.0, 0.0, 2.0, 2.0, 0.0]), np.array([0.0, 3.0, 0.0, np.nan, np.nan]))
+    np.testing.assert_array_equal(found, [0, 0, np.inf, np.nan, 0])
+
+
 def test_candidates():
     assert [candidate_count(n, 1.0) for n in (0, 1, 99, 100, 101, 1000)] == [0, 1, 1, 1, 2, 10]
     assert candidate_count(10, 100.0) == 10
@@ -127,24 +138,29 @@ def test_verdicts_by_rule():
         (False, 0.7, False, False, False, "novel"),
     ]
     *columns, expected = zip(*rows)
-    verdict, reason = verdicts(Evidence(*(np.array(column) for column in columns)), 1 / 3, 0.7)
+    evidence = Evidence(*(np.array(column) for column in columns))
+    verdict, reason = decide(ratio_rules(evidence, 1 / 3, 0.7))
     assert verdict == list(expected)
     assert all(reason)
     ranks = [VERDICTS.index(verdict[row]) for row in order(verdict, np.array(columns[1]))]
     assert ranks == sorted(ranks)
 
 
-def measured(rng: np.random.Generator, count: int, near: float) -> Measured:
+def flags(rng: np.random.Generator, count: int, near: float) -> dict[str, np.ndarray]:
     squared = np.sort(rng.integers(100, 200, (count, 5)), axis=1) ** 2
     squared[: int(near * count), 0] = 30**2
     own = np.sort(rng.integers(100, 200, (count, 4)), axis=1) ** 2
-    nothing = rng.random(count)
-    return Measured(np.tile(np.arange(5), (count, 1)), squared, own, nothing, np.full(count, 2.0), 12)
+    fields = dict.fromkeys(field.name for field in dataclasses.fields(Matches))
+    matches = Matches(**{**fields, "squared": squared, "own_squared": own, "dimension": 12})
+    searched = Searched(matches, Scores(nn_ratio(squared), None, None), candidates(squared, 5.0))
+    features = FeatureDistances(rng.random(count), np.full(count, 2.0))
+    return published_flags(searched, features, Rules(5.0, 1.0, 0.5, 4))
 
 
 def test_metrics_table():
     rng = np.random.default_rng(0)
-    table = metrics_table(measured(rng, 200, 0.25), measured(rng, 100, 0.0), Rules(5.0, 1.0, 0.5, 4), "pixels")
+    ours, theirs = flags(rng, 200, 0.25), flags(rng, 100, 0.0)
+    table = metrics_table(ours, theirs, {name: ("words", 0.5) for name in ours})
     ratio = table["nn_ratio_1_3"]
     assert (ratio["flagged"], ratio["count"], ratio["rate"], ratio["holdout_flagged"]) == (50, 200, 0.25, 0)
     assert (ratio["excess_low"], ratio["excess_high"]) == newcombe(50, 200, 0, 100)

@@ -114,7 +114,7 @@ def test_a_torn_last_line_is_said_kept_aside_and_nothing_else_is_lost(tmp_path, 
     ("line", "message"),
     [
         ("not json", r"line 2 is damaged \(Expecting value"),
-        ("[1]", r"line 2 is damaged \(it is no object of strings"),
+        ("[1]", r"line 2 is damaged \(it is not an object of strings"),
         ('{"id": "x"}', r"line 2 is damaged \(it has the keys id\)"),
         (act("2", A, "copy").to_line().decode().replace("copy", "maybe").strip(), r"its verdict is 'maybe'"),
         (Act("2", now(), "bert", undoes="1").to_line().decode().strip(), r"takes back '1', which is no standing"),

@@ -5,12 +5,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 
-from stages.auditing.crops import shrunk
-from stages.auditing.judging import Judged
-from stages.auditing.loading import ImageSet
-from stages.auditing.results import following
+from stages.files.png import as_picture
+from stages.images.common_size import ImageSet
+from stages.memorization.audit_results import following
+from stages.memorization.crops import shrunk
+from stages.memorization.judge import Judged
 from stages.memorization.verdicts import VERDICTS
 from stages.reporting.pictures import png_uri
 from stages.reporting.words import interval, number, percent
@@ -42,12 +44,11 @@ TITLES = {
 }
 
 
-def render(result: dict[str, Any], pairs: pa.Table, samples: Judged, control: Judged, train: ImageSet) -> str:
-    """The whole page. result: what audit.json holds; pairs: pairs.parquet's table."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
+def render(
+    result: dict[str, Any], pairs: pa.Table, samples: Judged, control: Judged, images: np.ndarray, train: ImageSet
+) -> str:
+    """Return the whole page. result: what audit.json holds; pairs: the table of pairs.parquet; images: the samples."""
     here = Path(__file__).parent
-    shared = here.parent / "reporting"
     environment = Environment(
         loader=FileSystemLoader(here), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
@@ -58,12 +59,12 @@ def render(result: dict[str, Any], pairs: pa.Table, samples: Judged, control: Ju
     }
     environment.globals |= {"interval": interval}
     return environment.get_template("audit.html").render(
-        css="".join(path.read_text(encoding="utf-8") for path in (shared / "report.css", here / "audit.css")),
-        script="".join(path.read_text(encoding="utf-8") for path in (shared / "report.js", here / "audit.js")),
+        css="".join(path.read_text(encoding="utf-8") for path in (here / "report.css", here / "audit.css")),
+        script="".join(path.read_text(encoding="utf-8") for path in (here / "report.js", here / "audit.js")),
         result=result,
         metric=result["metrics"]["calibrated"],
         answer=_answer(result),
-        cards=_cards(pairs, samples, train),
+        cards=_cards(pairs, samples, images, train),
         total=len(samples),
         verdicts=VERDICTS,
         words=WORDS,
@@ -78,13 +79,12 @@ def _answer(result: dict[str, Any]) -> str:
     m = result["metrics"]["calibrated"]
     copies = f"{m['flagged']:,} of {m['count']:,} samples {'is a copy' if m['flagged'] == 1 else 'are copies'}"
     rate = f"{copies} of training images ({percent(m['rate'])} {interval(m['ci_low'], m['ci_high'])})"
-    if m["excess_low"] > 0:
-        return f"{rate}: more than the {percent(m['holdout_rate'])} that unseen real images reach by chance."
-    return f"{rate}: no more than unseen real images reach by chance ({percent(m['holdout_rate'])})."
+    more = "more" if m["excess_low"] > 0 else "no more"
+    return f"{rate}: {more} than the {percent(m['holdout_rate'])} of unseen real images that the same rule flags."
 
 
-def _cards(pairs: pa.Table, samples: Judged, train: ImageSet) -> list[dict[str, Any]]:
-    """What is shown of each chosen row of pairs, pictures included."""
+def _cards(pairs: pa.Table, samples: Judged, images: np.ndarray, train: ImageSet) -> list[dict[str, Any]]:
+    """Return the values and pictures that are shown of each chosen pair."""
     names = (
         "sample_index", "sample_where", "train_index", "train_where", "transform", "distance", "ratio",
         "ratio_grouped", "rho_star", "verdict", "reason", "tile_max_distance",
@@ -100,7 +100,7 @@ def _cards(pairs: pa.Table, samples: Judged, train: ImageSet) -> list[dict[str, 
 
     for card in rows:
         index, match = card["sample_index"], card["train_index"]
-        sample, found = samples.searched.images[index], pictures[match]
+        sample, found = images[index], pictures[match]
         card["sample"], card["match"] = png_uri(_reduced(sample)), picture(match)
         card["difference"] = png_uri(_reduced(_difference(sample, found, card["transform"], samples, index)))
         card["next"] = [(int(row), picture(int(row))) for row in after[index] if row >= 0]
@@ -109,7 +109,7 @@ def _cards(pairs: pa.Table, samples: Judged, train: ImageSet) -> list[dict[str, 
 
 
 def chosen(verdicts: list[str], most: int) -> np.ndarray:
-    """Which rows of pairs (sorted by verdict) are shown, int64, ascending, at most `most`.
+    """Return which rows of pairs (sorted by verdict) are shown, int64, ascending, at most `most`.
 
     Every verdict gets an equal share of the room for its first rows; what one leaves over goes to the first rows of
     the others, in the order of the verdicts.
@@ -126,13 +126,13 @@ def chosen(verdicts: list[str], most: int) -> np.ndarray:
 def _reduced(image: np.ndarray) -> np.ndarray:
     if max(image.shape[:2]) <= SIDE:
         return image
-    picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
+    picture = as_picture(image)
     picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
     return np.asarray(picture, np.uint8).reshape(picture.height, picture.width, -1)
 
 
 def _difference(sample: np.ndarray, match: np.ndarray, transform: str, samples: Judged, index: int) -> np.ndarray:
-    """AMPLIFIED times |sample − match| where the two overlap under the transform; the rest is black."""
+    """Return AMPLIFIED times |sample − match| where the two overlap under the transform; the rest is black."""
     if transform.startswith("mirrored"):
         sample = sample[:, ::-1]
     height, width = sample.shape[:2]
@@ -154,14 +154,14 @@ def _amplified(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _histogram(samples: Judged, control: Judged, thresholds: dict[str, float]) -> dict[str, Any]:
-    """ρ* of the samples and of the control as shares per bin, in the coordinates of the page's SVG (1000 × 240)."""
+    """Return the shares of samples and control per bin of ρ*, in the coordinates of the page's SVG (1000 × 240)."""
     edges = np.linspace(0, 1.2, BINS + 1)
     shares = []
     for judged in (samples, control):
         values = judged.searched.scores.best
         values = np.clip(values[~np.isnan(values)], 0, edges[-1])
         shares.append(np.histogram(values, edges)[0] / max(1, len(values)))
-    # square roots: a few copies among thousands have to be seen
+    # square roots, so that a few copies among thousands are visible
     top = float(np.sqrt(max(share.max() for share in shares))) or 1.0
     width = 1000 / BINS
     bars, line = [], []

@@ -6,6 +6,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
+from stages.files.png import as_picture
+
 NOISE = 0.03  # standard deviation, pixels in [0, 1]
 JPEG_QUALITY = 60
 SHIFT = 2
@@ -23,20 +25,16 @@ WORDS = {
 
 
 def plant(images: np.ndarray, kind: str, seed: int) -> np.ndarray:
-    """Copies of `images`, uint8 (N, H, W, C), changed as `kind` (a key of WORDS) says; reproducible."""
+    """Return copies of `images`, uint8 (N, H, W, C), changed as `kind` (a key of WORDS) says; reproducible."""
     generator = np.random.default_rng([seed, list(WORDS).index(kind)])
     return np.stack([_CHANGES[kind](image, generator) for image in images])
 
 
 def jpeg(image: np.ndarray, quality: int) -> np.ndarray:
-    """A uint8 image (H, W, C) after JPEG compression."""
+    """Return a uint8 image (H, W, C) after JPEG compression."""
     buffer = io.BytesIO()
-    _picture(image).save(buffer, "JPEG", quality=quality)
+    as_picture(image).save(buffer, "JPEG", quality=quality)
     return np.asarray(Image.open(buffer), np.uint8).reshape(image.shape)
-
-
-def _picture(image: np.ndarray) -> Image.Image:
-    return Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
 
 
 def _noise(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
@@ -45,7 +43,7 @@ def _noise(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def _shifted(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """By any shift but none, the border repeated."""
+    """Shift by a random nonzero offset, the border repeated."""
     reach = min(SHIFT, (min(image.shape[:2]) - 1) // 2)
     shifts = [(y, x) for y in range(-reach, reach + 1) for x in range(-reach, reach + 1) if (y, x) != (0, 0)]
     dy, dx = shifts[generator.integers(len(shifts))] if shifts else (0, 0)
@@ -58,7 +56,7 @@ def _cropped(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     part = generator.uniform(*CROP)
     left, top = generator.uniform(0, 1 - part, 2) * (width, height)
     box = (left, top, left + part * width, top + part * height)
-    resized = _picture(image).resize((width, height), Image.Resampling.BICUBIC, box=box)
+    resized = as_picture(image).resize((width, height), Image.Resampling.BICUBIC, box=box)
     return np.asarray(resized, np.uint8).reshape(image.shape)
 
 

@@ -1,9 +1,9 @@
 """Copies that were cropped and enlarged again: every image, made smaller, against windows of the reference images.
 
-An image that shows only a part of a training image, enlarged to the full size, is pixel for pixel far from it. Made
-as small as that part was, it lies on it. SIDES are the parts that are tried, REACH how far their middle may be from
-the image's middle. As for shifts, a shortlist by reduced images comes first, then every window of it exactly. Sides
-that a shortlist is made at may lie further apart than those that are tried: a reduced image tells them hardly apart.
+A part of a training image that was enlarged to the full size is far from that image, pixel for pixel. Reduced to the
+part's own size it equals a window of that image, up to interpolation. SIDES are the sizes that are tried, REACH is the
+largest offset of a window's centre from the image's centre. A shortlist by reduced images comes first, then the exact
+search of every window of it. The shortlist is made at fewer sizes, which reduced images hardly tell apart.
 """
 
 import dataclasses
@@ -12,7 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from PIL import Image
 
-from stages.auditing.reduced import COARSE, Window, reduce
+from stages.files.png import as_picture
+from stages.memorization.reduced import COARSE, Window, reduce
 from stages.search.alignment import best_window
 from stages.search.nearest_short import nearest_short
 
@@ -21,7 +22,6 @@ SHORTLIST_SIDES = (30 / 32, 27 / 32)
 REACH = 3  # pixels, along each axis
 NEIGHBORS = 4  # of every coarse window
 PIXEL_CANDIDATES = 4
-SETTINGS = [list(SIDES), list(SHORTLIST_SIDES), REACH, NEIGHBORS, PIXEL_CANDIDATES]
 
 Reduced = Callable[[Window], np.ndarray]
 
@@ -43,7 +43,7 @@ class Cropped:
 
 
 def best_crop(images: np.ndarray, reference: np.ndarray, index: np.ndarray, reduced: Reduced, budget: int) -> Cropped:
-    """The window that each image fits best when it is made smaller; ties to the larger side.
+    """Return the window that each image fits best when it is made smaller; ties to the larger side.
 
     Args:
         images: uint8 (N, H, W, C); reference: uint8 (M, H, W, C).
@@ -64,22 +64,22 @@ def best_crop(images: np.ndarray, reference: np.ndarray, index: np.ndarray, redu
 
 
 def window_sides(side: int, parts: tuple[float, ...]) -> list[int]:
-    """`parts` of a side in pixels: descending, smaller than it, at least COARSE."""
+    """Return `parts` of a side in pixels: descending, smaller than it, at least COARSE."""
     return sorted({round(part * side) for part in parts} - set(range(COARSE)) - {side}, reverse=True)
 
 
 def shrunk(images: np.ndarray, side: int) -> np.ndarray:
-    """Images (N, H, W, C) at side × side pixels, bicubic."""
+    """Return images (N, H, W, C) at side × side pixels, bicubic."""
 
     def small(image: np.ndarray) -> np.ndarray:
-        picture = Image.fromarray(image[:, :, 0] if image.shape[2] == 1 else image)
-        return np.asarray(picture.resize((side, side), Image.Resampling.BICUBIC), np.uint8).reshape(side, side, -1)
+        resized = as_picture(image).resize((side, side), Image.Resampling.BICUBIC)
+        return np.asarray(resized, np.uint8).reshape(side, side, -1)
 
     return np.stack([small(image) for image in images])
 
 
 def _shortlist(small: np.ndarray, room: int, reduced: Reduced, budget: int) -> np.ndarray:
-    """The reference rows of which some window, reduced, is near: int64 (N, S)."""
+    """Return the reference rows that have a near window among reduced images: int64 (N, S)."""
     side, queries, found = small.shape[1], reduce(small), []
     for y, x in _places(room, max(1, side // COARSE // 4)):
         cells = reduced((y, x, side))
@@ -88,8 +88,8 @@ def _shortlist(small: np.ndarray, room: int, reduced: Reduced, budget: int) -> n
 
 
 def _places(room: int, tolerance: int) -> list[tuple[int, int]]:
-    """(y, x) of windows with `room` beside them, at most REACH from the middle; such that none of these is further
-    than `tolerance`, along an axis, from a listed one."""
+    """Return places (y, x) of windows that leave `room` beside them, at most REACH from the middle: as many that every
+    such place is within `tolerance`, along each axis, of a listed one."""
     middle = room // 2
     first, last = max(0, middle - REACH), min(room, middle + REACH)
     span = last - first + 1

@@ -1,0 +1,201 @@
+"""What the filter stage makes of its searches: flags, thresholds, the tables of pairs, and what people decided."""
+
+import dataclasses
+import functools
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from stages.errors import InputError
+from stages.files.arrays import read_arrays
+from stages.files.features import read_features
+from stages.files.images import ImageTable
+from stages.files.neighbors import read_neighbors
+from stages.files.paths import features_of, images_of, neighbors_of
+from stages.memorization.groups import find_duplicates
+from stages.memorization.judge import Suspects
+from stages.memorization.matching import Matches, Reference, join, whole_reference, with_groups
+from stages.memorization.metrics import (
+    FeatureDistances,
+    Flags,
+    Rules,
+    Searched,
+    definitions,
+    distance_summary,
+    grouped_flags,
+    metrics_table,
+    published_flags,
+    ratio_summary,
+)
+from stages.memorization.pairs import (
+    basic_columns,
+    match_columns,
+    nullable,
+    score_columns,
+    sorted_pairs,
+    training_image,
+)
+from stages.memorization.pictures import Pair, draw_pairs, spread_rows
+from stages.memorization.statistics import wilson
+from stages.memorization.thresholds import Thresholds, calibrate, cross_fitted
+from stages.memorization.verdicts import COPIED, VERDICTS, Evidence, decide, ratio_rules
+from stages.search.pixel_distance import pixel_distance
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A set, searched, with the feature distances of its candidates to their nearest training images."""
+
+    searched: Searched
+    features: FeatureDistances
+
+    def flags(self, thresholds: Thresholds, rules: Rules) -> Flags:
+        """Every metric's flags."""
+        return published_flags(self.searched, self.features, rules) | grouped_flags(self.searched, thresholds)
+
+
+def grouped_reference(parts: Sequence[Path], train: ImageTable) -> Reference:
+    """The training images with their duplicate groups. parts: files of `matching.own_neighbors`."""
+    own = join([read_arrays(part) for part in parts])
+    return whole_reference(train.images, find_duplicates(train.ids, own, train.dimension).group)
+
+
+def measure(
+    parts: Sequence[Path], images: ImageTable, reference: Reference, train: ImageTable, percentile: float
+) -> Measured:
+    """Join the parts of a search: `matching.match`, and features of some rows with the JSON of how they were made."""
+    found = join([read_arrays(part) for part in parts])
+    rows, features, made = (found.pop(name) for name in ("feature_row", "feature", "feature_made"))
+    matches = Matches(**with_groups(found, images.images, reference), dimension=train.dimension)
+    searched = Searched.of(matches, percentile)
+    known, spacing = _train_features([json.loads(text) for text in made], train)
+    wanted = searched.candidate[rows]
+    rows, features = rows[wanted], features[wanted]
+    nearest, distances = matches.index[rows, 0], np.full((2, len(images)), np.nan)
+    difference = features.astype(np.float64) - known[nearest].astype(np.float64)
+    distances[0, rows], distances[1, rows] = np.linalg.norm(difference, axis=1), spacing[nearest]
+    return Measured(searched, FeatureDistances(*distances))
+
+
+def _train_features(made: list[dict[str, Any]], train: ImageTable) -> tuple[np.ndarray, np.ndarray]:
+    """The training images' features (M, D) and each one's distance to the nearest other, made as `made` says."""
+    features, neighbors = read_features(features_of("train")), read_neighbors(neighbors_of("feature"))
+    for table, path, stage in (
+        (features, features_of("train"), "embed"),
+        (neighbors, neighbors_of("feature"), "index"),
+    ):
+        if table.ids != train.ids:
+            raise InputError(f"{path} does not hold {images_of('train')}, row by row: rerun stage {stage}")
+    if neighbors.nn_distance is None:
+        raise InputError(f"{neighbors_of('feature')} has no column nn_distance: rerun stage index")
+    for metadata in made:
+        differing = sorted(key for key in metadata if metadata[key] != features.metadata.get(key))
+        if differing:
+            key = differing[0]
+            raise InputError(
+                f"{features_of('train')} was made with {key} {features.metadata.get(key)!r}, the samples' "
+                f"features with {metadata[key]!r}: rerun stages embed and filter on the same kind of device"
+            )
+    return features.features, neighbors.nn_distance
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The samples beside the held-out images, under the same rules; these set the thresholds of ρ*."""
+
+    samples: Measured
+    holdout: Measured
+    rules: Rules
+
+    @functools.cached_property
+    def thresholds(self) -> Thresholds:
+        """Thresholds of ρ*."""
+        return calibrate(self.holdout.searched.scores.best, self.rules.percentile)
+
+    @functools.cached_property
+    def flags(self) -> Flags:
+        """Every metric's flags of the samples."""
+        return self.samples.flags(self.thresholds, self.rules)
+
+    def summary(self, encoder: str) -> dict[str, Any]:
+        """Return the metrics, thresholds, distances and ratios of filter.json. encoder: its name."""
+        control = self.holdout.flags(self.thresholds, self.rules)
+        control["calibrated"] = cross_fitted(self.holdout.searched.scores.best, self.rules.percentile)
+        words = definitions(self.rules, encoder, self.thresholds)
+        return {
+            "metrics": metrics_table(self.flags, control, words),
+            "thresholds": dataclasses.asdict(self.thresholds),
+            "distance": distance_summary(self.samples.searched, self.holdout.searched),
+            "ratio": ratio_summary(self.samples.searched, self.holdout.searched),
+        }
+
+    def pairs(self, ratios: tuple[float, float], sample_ids: Sequence[str], train_ids: Sequence[str]) -> pa.Table:
+        """Return one row per sample, sorted by verdict, then ratio, then sample.
+
+        ratios: r₁/r₂ below which a sample is a copy, and a near copy.
+        """
+        searched, features, flags = self.samples.searched, self.samples.features, self.flags
+        m, candidate, ratio = searched.matches, searched.candidate, searched.scores.ratio
+        evidence = Evidence(flags["byte_identical"], ratio, flags["carlini_sample"], candidate, flags["two_stage"])
+        verdict, reason = decide(ratio_rules(evidence, *ratios))
+        best = Suspects.of(searched, self.thresholds).shown
+        columns = {
+            **basic_columns(searched, sample_ids),
+            **training_image("train", m.index[:, 0], train_ids),
+            **training_image("next", m.index[:, 1], train_ids),
+            "distance": searched.distance,
+            "train_spacing": pixel_distance(m.own_squared[:, 0], m.dimension),
+            "feature_distance": nullable(features.distance, candidate),
+            "feature_threshold": nullable(self.rules.margin * features.spacing, candidate),
+            "verdict": verdict,
+            "reason": reason,
+            **score_columns(searched, best.words),
+            **training_image("best", best.row, train_ids),
+            "best_distance": best.distance,
+            **match_columns(searched, train_ids),
+        }
+        return sorted_pairs(columns, ratio)
+
+
+def verdict_counts(pairs: pa.Table) -> dict[str, Any]:
+    """Return how many samples have each verdict, and of how many training images the copies and near copies are."""
+    verdicts = Counter(pairs["verdict"].to_pylist())
+    copied = zip(pairs["train_index"].to_pylist(), pairs["verdict"].to_pylist())
+    return {
+        "verdicts": {name: verdicts[name] for name in VERDICTS},
+        "unique_training_images": len({row for row, verdict in copied if verdict in COPIED}),
+    }
+
+
+def curve_rows(parts: Sequence[Path], steps: Sequence[int]) -> list[dict[str, float]]:
+    """Each snapshot's share of samples that nn_ratio_0_7 flags, with its 95 % Wilson interval."""
+    ratio = np.concatenate([read_arrays(part)["ratio"] for part in parts]).reshape(len(steps), -1)
+    rows, count = [], ratio.shape[1]
+    for step, flagged in zip(steps, (ratio < 0.7).sum(axis=1).tolist()):
+        low, high = wilson(flagged, count)
+        rows.append(
+            {"step": step, "count": count, "flagged": flagged, "share": flagged / count, "low": low, "high": high}
+        )
+    return rows
+
+
+def draw(
+    path: Path, pairs: pa.Table, samples: np.ndarray, train: np.ndarray, grid: tuple[int, int], title: str
+) -> None:
+    """Draw rows × columns pairs, evenly spaced. samples, train: uint8 images, by the pairs' indices."""
+    shown = [
+        Pair(
+            (samples[row["sample_index"]], train[row["train_index"]], train[row["next_index"]]),
+            row["verdict"],
+            row["ratio"],
+            row["distance"],
+        )
+        for row in pairs.take(spread_rows(len(pairs), grid[0] * grid[1])).to_pylist()
+    ]
+    words = f"{len(shown)} of {len(pairs)} pairs, evenly spaced in the order of verdict, then r1/r2 (column by column)"
+    draw_pairs(path, shown, grid[1], title, words)

@@ -1,0 +1,285 @@
+"""Every image against the reference: exact neighbours, also mirrored, the best shift and crop, and the next group.
+
+The nearest images of the image and of its mirror image are exact over the whole reference. Shifts and crops are
+searched in two steps: a shortlist (the nearest by pixels, and the nearest among reduced images, see `shortlist`), then
+the exact best shift, or window, over the shortlist. The shortlist is the only inexact step; the self-test measures
+what it misses.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from stages.engine.products import single_threaded_products
+from stages.files.arrays import Arrays
+from stages.memorization.crops import best_crop
+from stages.memorization.reduced import COARSE, Window, reduce
+from stages.search.alignment import best_shift, tile_distance
+from stages.search.nearest import nearest
+from stages.search.nearest_short import nearest_short
+
+NEIGHBORS = 50  # of every image, exact
+OUTSIDE = 10  # nearest images outside the nearest one's duplicate group: the scale of rho
+REACH = 2  # pixels of shift
+COARSE_NEIGHBORS = 12
+PIXEL_CANDIDATES = 8
+WIDE = 1_024  # neighbours that are searched at most to get beyond a duplicate group; larger groups go one by one
+BLOCK = 4_096  # images that are matched at once
+BUDGET = 1 << 30  # bytes of working memory
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """The training images that are searched.
+
+    Attributes:
+        images: uint8 (M, H, W, C).
+        rows: int64 (M,), each one's row among the training images.
+        group: int64 (M,); equal for images of one duplicate group.
+        own: (index, squared), int64 (M, n): each one's nearest other images, where they are known already.
+        budget: bytes of working memory for a search.
+        kept: reduced images, by window, where they take little room (`reduced`).
+    """
+
+    images: np.ndarray
+    rows: np.ndarray
+    group: np.ndarray
+    own: tuple[np.ndarray, np.ndarray] | None = None
+    budget: int = BUDGET
+    kept: dict[Window | None, np.ndarray] = dataclasses.field(default_factory=dict, repr=False, compare=False)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def flat(self) -> np.ndarray:
+        """uint8 (M, d)."""
+        return self.images.reshape(len(self), -1)
+
+    def part(self, rows: np.ndarray) -> "Reference":
+        """Return these rows as a reference of their own."""
+        return Reference(self.images[rows], self.rows[rows], self.group[rows], budget=self.budget)
+
+    def reduced(self, window: Window | None = None) -> np.ndarray:
+        """Return `reduce(images, window)`, uint8 (M, D); results of up to a quarter of the budget are kept."""
+        if window in self.kept:
+            return self.kept[window]
+        found = reduce(self.images, window)
+        if found.nbytes + sum(array.nbytes for array in self.kept.values()) <= self.budget // 4:
+            self.kept[window] = found
+        return found
+
+    def nearest(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the `count` nearest images, or all, of uint8 (Q, d): index and squared distance, int64 (Q, k)."""
+        return nearest(queries, self.flat, min(count, len(self)), memory_budget=self.budget)
+
+    def neighbors(self, rows: np.ndarray, count: int = NEIGHBORS) -> tuple[np.ndarray, np.ndarray]:
+        """Return the `count` nearest other images, or all, of distinct rows: index and squared, int64 (R, n)."""
+        if self.own is not None:
+            return self.own[0][rows, :count], self.own[1][rows, :count]
+        count = min(count, len(self) - 1)
+        return nearest(self.flat[rows], self.flat, count, exclude=rows, memory_budget=self.budget)
+
+
+def own_neighbors(flat: np.ndarray, start: int, stop: int, memory_budget: int) -> Arrays:
+    """Return the NEIGHBORS nearest other images, or all, of images start..stop of uint8 (N, d): index and squared."""
+    count = min(NEIGHBORS, len(flat) - 1)
+    if count == 0:
+        return dict.fromkeys(("index", "squared"), np.zeros((stop - start, 0), np.int64))
+    rows = np.arange(start, stop)
+    index, squared = nearest(flat[start:stop], flat, count, exclude=rows, memory_budget=memory_budget)
+    return {"index": index, "squared": squared}
+
+
+def whole_reference(
+    images: np.ndarray,
+    group: np.ndarray | None = None,
+    own: tuple[np.ndarray, np.ndarray] | None = None,
+    budget: int = BUDGET,
+) -> Reference:
+    """Return all training images as the reference. Arguments as attributes of Reference; group None: no groups."""
+    rows = np.arange(len(images))
+    return Reference(images, rows, rows if group is None else group, own, budget)
+
+
+@dataclasses.dataclass(frozen=True)
+class Matches:
+    """N images against a reference of M. Squares are ‖a−b‖² on the 0..255 scale, int64; k nearest are listed.
+
+    Attributes:
+        index, squared: (N, k), the nearest reference images.
+        outside: (N, OUTSIDE), squares to the nearest ones outside the nearest one's group; −1 where there are no more.
+        mirrored_index, mirrored_squared, mirrored_outside: the same for the image mirrored left to right.
+        shift_row: (N,), the best match over the shortlist, shifts of up to REACH pixels and the mirror image.
+        shift: (N, 2), its (dy, dx).
+        shift_mirrored: bool (N,), whether it matches the mirrored image.
+        shift_distance: float64 (N,), root mean squared difference over the overlap, pixels in [0, 1].
+        crop_row, crop_distance: (N,), the best match over enlarged windows (`crops.Cropped`) of the shortlist and the
+            mirror image; crop_window: (N, 3), its (y, x, side); crop_mirrored: bool (N,).
+        tile: float64 (N,), tile-max distance: the least over the k nearest.
+        own_index, own_squared: (N, n), from the nearest reference image to those nearest to it, itself not counted.
+        own_outside: (N,), square from there to the next image outside its group; −1 where there is none.
+        dimension: d.
+    """
+
+    index: np.ndarray
+    squared: np.ndarray
+    outside: np.ndarray
+    mirrored_index: np.ndarray
+    mirrored_squared: np.ndarray
+    mirrored_outside: np.ndarray
+    shift_row: np.ndarray
+    shift: np.ndarray
+    shift_mirrored: np.ndarray
+    shift_distance: np.ndarray
+    crop_row: np.ndarray
+    crop_window: np.ndarray
+    crop_mirrored: np.ndarray
+    crop_distance: np.ndarray
+    tile: np.ndarray
+    own_index: np.ndarray
+    own_squared: np.ndarray
+    own_outside: np.ndarray
+    dimension: int
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+def mirrored(images: np.ndarray) -> np.ndarray:
+    """Return images (N, H, W, C) mirrored left to right."""
+    return np.ascontiguousarray(images[:, :, ::-1])
+
+
+def match(images: np.ndarray, reference: Reference, count: int = NEIGHBORS, own_count: int = NEIGHBORS) -> Arrays:
+    """Match images uint8 (N, H, W, C), N ≥ 1: the arrays of Matches that do not depend on duplicate groups.
+
+    count: how many nearest images are listed of each image (k); own_count: of its nearest training image (n).
+    """
+    blocks = (np.ascontiguousarray(images[start : start + BLOCK]) for start in range(0, len(images), BLOCK))
+    with single_threaded_products():
+        return join([_match(block, reference, count, own_count) for block in blocks])
+
+
+def join(parts: list[Arrays]) -> Arrays:
+    """Return the named arrays of several blocks, one after the other."""
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def _match(block: np.ndarray, reference: Reference, count: int, own_count: int) -> Arrays:
+    images = np.concatenate([block, mirrored(block)])  # one search prepares the reference once
+    index, squared = reference.nearest(images.reshape(len(images), -1), count)
+    candidates = shortlist(images, index, reference)
+    shifted = best_shift(images, reference.images, candidates, min(REACH, (min(images.shape[1:3]) - 1) // 2))
+    turned, best = _nearer_half(shifted.distance)
+    cropped = best_crop(images, reference.images, index, reference.reduced, reference.budget)
+    crop_turned, crop_best = _nearer_half(cropped.distance)
+    mine = len(block)
+    own = index[:mine]
+    return {
+        "index": own,
+        "squared": squared[:mine],
+        "mirrored_index": index[mine:],
+        "mirrored_squared": squared[mine:],
+        "shift_row": shifted.row[best],
+        "shift": shifted.shift[best],
+        "shift_mirrored": turned,
+        "shift_distance": shifted.distance[best],
+        "crop_row": cropped.row[crop_best],
+        "crop_window": cropped.window[crop_best],
+        "crop_mirrored": crop_turned,
+        "crop_distance": cropped.distance[crop_best],
+        "tile": tile_distance(block, reference.images, own),
+        **_own(own[:, 0], reference, own_count),
+    }
+
+
+def _nearer_half(distance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where the mirror image is nearer, bool (N,), and the place of the nearer one among the 2N distances of N
+    images and then of their mirror images."""
+    plain, turned = np.split(distance, 2)
+    nearer = turned < plain
+    return nearer, np.arange(len(plain)) + len(plain) * nearer
+
+
+def _own(nearest_rows: np.ndarray, reference: Reference, count: int) -> Arrays:
+    """Return the neighbours of every nearest image; each distinct one is searched once."""
+    rows, back = np.unique(nearest_rows, return_inverse=True)
+    index, squared = reference.neighbors(rows, count)
+    return {"own_index": index[back], "own_squared": squared[back]}
+
+
+def with_groups(found: Arrays, images: np.ndarray, reference: Reference) -> Arrays:
+    """Add the distances to images of other duplicate groups to what `match` found of images uint8 (N, H, W, C)."""
+    flat, turned = (some.reshape(len(images), -1) for some in (images, mirrored(images)))
+    rows, first, back = np.unique(found["index"][:, 0], return_index=True, return_inverse=True)
+    # itself leads the list, so that its own group is the one to leave
+    index = np.concatenate([rows[:, None], found["own_index"][first]], axis=1)
+    squared = np.pad(found["own_squared"][first], ((0, 0), (1, 0)))
+    return {
+        **found,
+        "outside": outside(flat, found["index"], found["squared"], reference, OUTSIDE),
+        "mirrored_outside": outside(turned, found["mirrored_index"], found["mirrored_squared"], reference, OUTSIDE),
+        "own_outside": outside(reference.flat[rows], index, squared, reference, 1)[back, 0],
+    }
+
+
+def outside(
+    queries: np.ndarray, index: np.ndarray, squared: np.ndarray, reference: Reference, count: int
+) -> np.ndarray:
+    """Return the squared distances to the `count` nearest reference images outside the first neighbour's group.
+
+    int64 (N, count); −1 fills up where the reference has no more. They come from the list (index, squared) where it
+    is long enough, else from a search of the reference without that group.
+    """
+    own = reference.group[index[:, 0]]
+    result, found = _foreign(reference, own, index, squared, count)
+    short = np.flatnonzero(found < count)
+    size = np.bincount(reference.group)[own[short]]
+    wide = short[size + count <= WIDE]
+    if len(wide):  # a group and `count` more neighbours reach beyond the group
+        further = reference.nearest(queries[wide], int(size.max(where=size + count <= WIDE, initial=1)) + count)
+        result[wide], _ = _foreign(reference, own[wide], *further, count)
+    rest = short[size + count > WIDE]
+    for group in np.unique(own[rest]):
+        others = reference.part(np.flatnonzero(reference.group != group))
+        some, wanted = rest[own[rest] == group], min(count, len(others))
+        if wanted:
+            result[some, :wanted] = others.nearest(queries[some], wanted)[1]
+    return result
+
+
+def _foreign(
+    reference: Reference, own: np.ndarray, index: np.ndarray, squared: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the first `count` squares of each list outside the group `own`, −1 filling up, and how many there are."""
+    foreign = reference.group[index] != own[:, None]
+    order = np.argsort(~foreign, axis=1, kind="stable")[:, :count]  # the foreign ones first, nearest first
+    result = np.full((len(index), count), -1, np.int64)
+    result[:, : order.shape[1]] = np.where(
+        np.take_along_axis(foreign, order, 1), np.take_along_axis(squared, order, 1), -1
+    )
+    return result, foreign.sum(1)
+
+
+def shortlist(images: np.ndarray, index: np.ndarray, reference: Reference) -> np.ndarray:
+    """Return the reference rows that are tried at every shift, int64 (N, S).
+
+    These are the PIXEL_CANDIDATES nearest by pixels, and for every coarse shift of the image the COARSE_NEIGHBORS
+    nearest among the reduced reference images. −1 fills up. Every shift of up to REACH pixels is within a quarter of a
+    cell, along each axis, of a coarse shift, so wide cells need few coarse shifts.
+    """
+    cell = min(images.shape[1:3]) / COARSE
+    steps = (0,) if cell >= 4 * REACH else (-1, 1) if cell >= 4 else range(-REACH, REACH + 1)
+    shifts = [(y, x) for y in steps for x in steps]
+    reduced, count = reference.reduced(), min(COARSE_NEIGHBORS, len(reference))
+    moved = np.concatenate([reduce(_moved(images, *shift)) for shift in shifts])
+    found = nearest_short(moved, reduced, count, reference.budget)
+    return np.concatenate([index[:, :PIXEL_CANDIDATES], *np.split(found, len(shifts))], axis=1)
+
+
+def _moved(images: np.ndarray, dy: int, dx: int) -> np.ndarray:
+    """Return images shifted by whole pixels, the border repeated."""
+    height, width = images.shape[1:3]
+    y, x = np.clip(np.arange(height) - dy, 0, height - 1), np.clip(np.arange(width) - dx, 0, width - 1)
+    return images[:, y][:, :, x]
