@@ -28,7 +28,7 @@ STAGES = Path(__file__).parent
 def run(params: AuditParams, quiet: bool = False) -> int:
     """Carry out an audit, write its files, print its answer; returns the exit code (0, or 3 above `fail_above`)."""
     from stages.memorization.audit_results import audit_result, pairs_table, write_tables
-    from stages.reporting.audit_page import render
+    from stages.reporting.audit_page.page import render
     from stages.reporting.progress import SecondsBar
 
     progress, work = SecondsBar(quiet), prepare_folder(params.out)

@@ -10,6 +10,8 @@ from stages.errors import InputError
 from stages.files.artifacts import sha256_file, sha256_json
 from stages.files.images import ImageTable, read_images
 from stages.files.shard import Shard
+from stages.images.decode import is_grey
+from stages.images.decoded import write_decoded
 from stages.images.sources.base import Source
 from stages.images.sources.open import open_source
 

@@ -2,10 +2,6 @@
 
 import io
 import json
-import os
-import subprocess
-import sys
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -13,14 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 from browser import Browser, find_browser
 from PIL import Image
-from typer.testing import CliRunner
+from saved import save
 
-from pipeline.cli import app
 from stages import audit as stage
-from stages.audit import COPIES_ABOVE_LIMIT, DONE, INTERRUPTED, audit_params, run
-from stages.errors import InputError
-from stages.images.decode import to_pixels
-from stages.images.sources.open import open_source
+from stages.audit import COPIES_ABOVE_LIMIT, DONE, audit_params, run
 from stages.memorization import audit_work
 from stages.memorization.candidates import read_candidates
 from stages.memorization.judge import METRICS
@@ -33,38 +25,6 @@ from stages.reporting.progress import SecondsBar
 
 ROOT = Path(__file__).parents[2]
 FILES = {"audit.json", "pairs.parquet", "candidates.parquet", "report.html", "samples-kept.txt", "rejected.parquet"}
-
-
-@pytest.fixture(scope="module")
-def digits() -> np.ndarray:
-    """900 digits of 14 × 14 in random order, uint8 (900, 14, 14, 1)."""
-    source = open_source("mnist5k")
-    rows = np.sort(np.random.default_rng(0).permutation(len(source))[:900])
-    images = np.stack([to_pixels(item.image, 14, 1) for item in source.read(rows)])
-    return images[np.random.default_rng(1).permutation(900)]
-
-
-def save(path: Path, images: np.ndarray) -> str:
-    np.save(path, images)
-    return f"npz:{path}"
-
-
-@pytest.fixture
-def audit(tmp_path):
-    """audit(train, samples, holdout, **options) -> (exit code, audit.json, pairs by sample)."""
-
-    def call(train, samples, holdout=None, **options):
-        sets = {"train": train, "samples": samples, "holdout": holdout}
-        specs = {
-            role: images if isinstance(images, str) else save(tmp_path / f"{role}.npy", images)
-            for role, images in sets.items()
-            if images is not None
-        }
-        out = options.pop("out", tmp_path / "out")
-        code = run(audit_params(**specs, out=str(out), encoder="pixels", **options), quiet=True)
-        return code, json.loads((out / "audit.json").read_text()), pq.read_table(out / "pairs.parquet")
-
-    return call
 
 
 @pytest.fixture(scope="module")
@@ -282,167 +242,3 @@ def test_a_holdout_audited_as_samples_from_end_to_end(digits, audit):
     for name, metric in result["metrics"].items():
         assert metric["excess_low"] <= 0 <= metric["excess_high"], name
     assert abs(result["c_t"]["value"]) < 3
-
-
-# What users bring
-
-
-def test_corrupt_files_are_left_out_listed_and_said(digits, audit, tmp_path):
-    folder = tmp_path / "with broken"
-    folder.mkdir()
-    for row in range(40):
-        Image.fromarray(digits[row, :, :, 0]).save(folder / f"{row:02}.png")
-    (folder / "05.png").write_bytes((folder / "05.png").read_bytes()[:60])
-    (folder / "06.png").write_bytes(b"")
-    _, result, _ = audit(f"folder:{folder}", digits[:8], digits[100:130])
-    assert (result["train"]["count"], result["train"]["rejected"]) == (38, 2)
-    assert result["coverage"] == pytest.approx(38 / 40)
-    assert any(note.startswith("2 train images could not be read and are left out, e.g. ") for note in result["notes"])
-    assert any(note.startswith("coverage 0.9500") for note in result["notes"])
-    rejected = pq.read_table(tmp_path / "out" / "rejected.parquet").to_pylist()
-    assert [(r["set"], Path(r["where"]).name) for r in rejected] == [("train", "05.png"), ("train", "06.png")]
-    assert rejected[1]["reason"] == "the file is empty"
-    assert result["metrics"]["byte_identical"]["flagged"] == 6
-
-
-def test_only_corrupt_files_are_an_error(digits, audit, tmp_path):
-    folder = tmp_path / "broken"
-    folder.mkdir()
-    (folder / "a.png").write_bytes(b"no image")
-    with pytest.raises(InputError, match="--samples folder:.*broken: none of its first images can be read"):
-        audit(digits[:20], f"folder:{folder}", digits[100:130])
-
-
-def test_mixed_sizes_are_brought_to_the_smaller_one_and_that_is_said(digits, audit, tmp_path):
-    large = np.stack([np.asarray(Image.fromarray(d[:, :, 0]).resize((28, 28), 0)) for d in digits[:60]])
-    _, result, _ = audit(large, digits[:10], digits[100:150])
-    assert result["resolution"] == [14, 14, 1]
-    assert result["train"]["resized"] == 60
-    assert result["samples"]["resized"] == 0
-    assert "60 of 60 train images (28 × 28, grey) were resized to 14 × 14" in result["notes"]
-    assert result["metrics"]["calibrated"]["flagged"] >= 8  # enlarged and reduced again
-
-
-def test_grey_and_colour_meet_in_colour_and_that_is_said(digits, audit):
-    colour = np.repeat(digits[:10], 3, axis=3)
-    _, result, _ = audit(digits[:60], colour, digits[100:150])
-    assert result["resolution"] == [14, 14, 3]
-    assert "60 of 60 train images were turned to colour" in result["notes"]
-    assert result["metrics"]["byte_identical"]["flagged"] == 10
-
-
-def test_one_sample_and_one_held_out_image_are_enough(digits, audit):
-    _, result, pairs = audit(digits[:30], digits[:1], digits[40:41])
-    assert pairs["verdict"].to_pylist() == ["copy"]
-    assert result["metrics"]["calibrated"]["rate"] == 1
-    assert result["metrics"]["calibrated"]["ci_low"] == wilson(1, 1)[0]
-    assert result["frechet"]["value"] is None
-    assert result["c_t"]["value"] is None
-
-
-def test_one_training_image_is_an_error(digits, audit):
-    message = r"--train holds 1 readable image\(s\), too few: r1/r2 needs a second training image: give at least 2"
-    with pytest.raises(InputError, match=message):
-        audit(digits[:1], digits[:5], digits[40:45])
-    with pytest.raises(InputError, match=r"each half of it needs two, without --holdout: give at least 4"):
-        audit(digits[:3], digits[:5])
-
-
-def test_two_training_images_are_enough(digits, audit):
-    _, result, _ = audit(digits[:2], digits[:5], digits[40:45])
-    assert result["metrics"]["byte_identical"]["flagged"] == 2
-
-
-def test_all_black_images_are_copies_of_each_other(audit):
-    black = np.zeros((30, 8, 8, 1), np.uint8)
-    _, result, pairs = audit(black, black[:6], black[:4])
-    assert result["train"]["duplicates_groups"] == 1
-    assert result["train"]["duplicates_images"] == 30
-    assert set(pairs["verdict"].to_pylist()) == {"copy"}
-    assert result["metrics"]["byte_identical"]["rate"] == result["metrics"]["byte_identical"]["holdout_rate"] == 1
-    assert result["metrics"]["calibrated"]["excess"] == 0
-    with pytest.raises(InputError, match="its images are all near duplicates .* give --holdout, or a smaller --near"):
-        audit(black, black[:6])
-
-
-def test_samples_identical_to_the_training_set(digits, audit):
-    _, result, _ = audit(digits[:80], digits[:80], digits[100:160])
-    assert result["metrics"]["byte_identical"]["rate"] == 1
-    assert result["verdicts"]["copy"] == 80
-    assert result["extraction"]["unique_training_images"] == 80
-    assert result["frechet"]["value"] == pytest.approx(0, abs=1e-9)
-    assert (result["c_t"]["value"] or -9) < -3
-
-
-def test_more_samples_than_training_images(digits, audit):
-    _, result, pairs = audit(digits[:20], digits[200:420], digits[500:560])
-    assert (result["train"]["count"], pairs.num_rows) == (20, 220)
-
-
-def test_paths_in_any_script(digits, audit, tmp_path):
-    folder = tmp_path / "données ✓ 画像"
-    folder.mkdir()
-    with zipfile.ZipFile(folder / "échantillons.zip", "w") as archive:
-        for row in range(5):
-            buffer = io.BytesIO()
-            Image.fromarray(digits[row, :, :, 0]).save(buffer, "PNG")
-            archive.writestr(f"ñ/{row}.png", buffer.getvalue())
-    out = folder / "résultat"
-    _, result, pairs = audit(digits[:40], f"zip:{folder / 'échantillons.zip'}", digits[100:130], out=out)
-    assert result["samples"]["source"].endswith("échantillons.zip")
-    assert pairs["sample_where"].to_pylist()[0].endswith("échantillons.zip!ñ/0.png")
-    assert "échantillons.zip" in (out / "report.html").read_text()
-
-
-def test_an_output_folder_that_cannot_be_written_is_told_before_any_work(digits, tmp_path, monkeypatch):
-    def refused(*_args, **_options):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(stage.Path, "mkdir", refused)  # root may write everywhere: chmod would test nothing
-    with pytest.raises(InputError, match="--out .*/out cannot be written .Permission denied.: choose a folder that"):
-        run(audit_params(train="no", samples="no", out=str(tmp_path / "out")), quiet=True)
-
-
-def test_a_file_in_the_place_of_the_output_folder(tmp_path):
-    (tmp_path / "out").write_text("mine")
-    with pytest.raises(InputError, match="--out .*/out cannot be written .Not a directory.: choose a folder that"):
-        run(audit_params(train="no", samples="no", out=str(tmp_path / "out")), quiet=True)
-    assert (tmp_path / "out").read_text() == "mine"
-
-
-def command(*arguments: str) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, "-m", "pipeline.cli", "audit", *arguments], env=environment, capture_output=True, text=True
-    )
-
-
-def test_the_command_ends_with_2_and_one_line_for_wrong_input(tmp_path):
-    done = command("--train", "folder:nowhere", "--samples", "npz:x", "--out", str(tmp_path / "out"))
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: --train: image source: nowhere does not exist")
-    assert len(done.stderr.splitlines()) == 1
-
-
-def test_an_interrupted_command_says_how_to_go_on(monkeypatch):
-    def interrupted(*_args):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("stages.audit.run", interrupted)
-    done = CliRunner().invoke(app, ["audit", "--train", "a", "--samples", "b", "--out", "c"])
-    assert (done.exit_code, done.stderr) == (INTERRUPTED, "interrupted: the same command resumes where it stopped\n")
-
-
-def test_the_command_answers_and_needs_no_prefect(digits, tmp_path):
-    """`python -m stages.audit` is the same command; a module that raises on import stands in the place of Prefect."""
-    (tmp_path / "prefect.py").write_text("raise ImportError('prefect is not here')")
-    specs = [f"--{role}={save(tmp_path / f'{role}.npy', images)}" for role, images in
-             (("train", digits[:60]), ("samples", digits[:20]), ("holdout", digits[100:150]))]  # fmt: skip
-    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
-    arguments = [*specs, f"--out={tmp_path / 'out'}", "--encoder=pixels", "--fail-above=0.5"]
-    done = subprocess.run(
-        [sys.executable, "-m", "stages.audit", *arguments], env=environment, capture_output=True, text=True
-    )
-    assert done.returncode == COPIES_ABOVE_LIMIT, done.stderr
-    assert "20 of 20 samples are copies: 100.00% [83.89%, 100.00%]" in done.stdout
-    assert f"report: {tmp_path / 'out' / 'report.html'}" in done.stdout

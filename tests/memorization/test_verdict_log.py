@@ -117,8 +117,8 @@ def test_a_torn_last_line_is_said_kept_aside_and_nothing_else_is_lost(tmp_path, 
         ("[1]", r"line 2 is damaged \(it is not an object of strings"),
         ('{"id": "x"}', r"line 2 is damaged \(it has the keys id\)"),
         (act("2", A, "copy").to_line().decode().replace("copy", "maybe").strip(), r"its verdict is 'maybe'"),
-        (Act("2", now(), "bert", undoes="1").to_line().decode().strip(), r"takes back '1', which is no standing"),
-        (Act("2", now(), "anna", undoes="9").to_line().decode().strip(), r"takes back '9', which is no standing"),
+        (Act("2", now(), "bert", undoes="1").to_line().decode().strip(), r"takes back '1', which is not a standing"),
+        (Act("2", now(), "anna", undoes="9").to_line().decode().strip(), r"takes back '9', which is not a standing"),
     ],
 )
 def test_a_damaged_line_is_named(tmp_path, line, message):

@@ -58,9 +58,9 @@ def render(
         "title": lambda name: TITLES.get(name, name.replace("_", " ")),
     }
     environment.globals |= {"interval": interval}
-    return environment.get_template("audit.html").render(
-        css="".join(path.read_text(encoding="utf-8") for path in (here / "report.css", here / "audit.css")),
-        script="".join(path.read_text(encoding="utf-8") for path in (here / "report.js", here / "audit.js")),
+    return environment.get_template("page.html").render(
+        css="".join(path.read_text(encoding="utf-8") for path in (here.parent / "report.css", here / "page.css")),
+        script="".join(path.read_text(encoding="utf-8") for path in (here.parent / "report.js", here / "page.js")),
         result=result,
         metric=result["metrics"]["calibrated"],
         answer=_answer(result),
