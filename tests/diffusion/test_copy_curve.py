@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from filter_inputs import TREE, write_index
 from scipy.linalg import sqrtm
-from test_filter import TREE, write_index
 from test_train_sample import outs, project, small_params, write_params
 
 from stages import train

@@ -7,15 +7,13 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from filter_inputs import TREE, write_index
 
 from stages import filter as stage
 from stages.errors import InputError
-from stages.features.encoders import load_encoder
-from stages.features.weights import EncoderParams
 from stages.files.artifacts import read_metadata
 from stages.files.features import FeatureTable, write_features
 from stages.files.images import image_table, read_images, write_images
-from stages.files.neighbors import NeighborTable, write_neighbors
 from stages.files.png import png_bytes
 from stages.memorization.candidates import read_candidates
 from stages.memorization.matching import Matches, match, whole_reference, with_groups
@@ -26,23 +24,6 @@ from stages.memorization.thresholds import calibrate, copies, cross_fitted
 from stages.memorization.verdict_log import Act, VerdictLog, now
 from stages.protocol import run_plain
 
-PIXELS = {"name": "pixels", "weights": None, "sha256": None, "resize": None}
-TREE = {
-    "embed": {"encoder": PIXELS, "device": "cpu"},
-    "filter": {
-        "neighbors": 12,
-        "percentile": 10.0,
-        "margin": 1.0,
-        "ratios": {"copy_below": 1 / 3, "near_copy_below": 0.7},
-        "carlini": {"alpha": 0.5, "n": 8},
-        "headline": "nn_ratio_0_7",
-        "grid": {"rows": 3, "columns": 2},
-        "candidates": 1000,
-        "verdicts": {},
-        "repeated_within": 0.02,
-        "shards": 1,
-    },
-}
 IDENTICAL, NOISY, COUNT = 10, 20, 100
 
 
@@ -65,18 +46,6 @@ def project(tmp_path, monkeypatch):
     write_index(train)
     Path("params.yaml").write_text(yaml.safe_dump(TREE))
     return tmp_path
-
-
-def write_index(train: np.ndarray) -> None:
-    encoder, ids = load_encoder(EncoderParams(**PIXELS), "cpu"), image_table(train).ids
-    features = encoder(train)
-    write_features("data/embed/train.arrow", FeatureTable(features, ids, encoder.metadata))
-    distances = np.linalg.norm(features[:, None].astype(np.float64) - features[None], axis=-1)
-    np.fill_diagonal(distances, np.inf)
-    order = np.argsort(distances, axis=1)[:, :5]
-    own = distances.min(axis=1).astype(np.float32)
-    table = NeighborTable(order.astype(np.int32), np.take_along_axis(distances, order, 1).astype(np.float32), ids, own)
-    write_neighbors("data/index/feature_neighbors.arrow", table)
 
 
 def run(**changes) -> tuple[dict, list[dict]]:
