@@ -25,8 +25,8 @@ from benchmarks.published import SHAPE
 from benchmarks.training_step import trainer
 from benchmarks.turns import in_turns
 from stages.device import uses_bfloat16
-from stages.diffusion.losses import denoising_target
-from stages.diffusion.sampling import prepare_network
+from stages.diffusion.model import prepare_network
+from stages.diffusion.targets import denoising_target
 from stages.diffusion.variants import network_score
 
 DOWN = ("SkipDownBlock2D", "AttnSkipDownBlock2D", "SkipDownBlock2D", "SkipDownBlock2D")
@@ -91,13 +91,12 @@ def compare(
     with tempfile.TemporaryDirectory() as folder:
         network = published.network(channels=channels, embedding="fourier")
         own = trainer(network, batch, images, Path(folder), precision, conditioned=True, compiled=compiled)
-        own.target = denoising_target
-        score = network_score(prepare_network(copy.deepcopy(own.state.network), device, half, compiled), True, half)
+        own.training.target = denoising_target
+        score = network_score(prepare_network(copy.deepcopy(own.training.network), device, half, compiled), True, half)
         candidates = {}
 
         def our_training() -> None:
-            own._step()
-            own.state.step += 1
+            next(own.steps())
             synchronise(device)
 
         @torch.inference_mode()

@@ -24,11 +24,14 @@ import numpy as np
 import torch
 
 from benchmarks.published import ROOT
-from stages.diffusion import sampling
-from stages.diffusion.losses import denoising_target
+from stages.diffusion.model import load_model
 from stages.diffusion.network import NCSNpp
 from stages.diffusion.parameters import NetworkParams, NoiseParams, OptimizationParams
-from stages.diffusion.training import Trainer, TrainingSet
+from stages.diffusion.sampling import trajectory
+from stages.diffusion.targets import denoising_target
+from stages.diffusion.trainer import Trainer
+from stages.diffusion.training import start_training
+from stages.diffusion.training_set import TrainingSet
 from stages.files.tensors import save_tensors
 from stages.protocol import load_tree
 
@@ -51,12 +54,12 @@ def tasks(folder: Path) -> dict[str, Callable[[], int]]:
     def build() -> NCSNpp:
         return NCSNpp(network, 1, size, True, noise.sigma_min, noise.sigma_max)
 
-    trainer = Trainer(optimization, noise, build, TrainingSet(images, None), denoising_target, True, folder, {})
+    training = start_training(optimization, noise, build, TrainingSet(images, None), denoising_target, True)
+    trainer = Trainer(training, folder, {})
     weights = folder / "model.safetensors"
 
     def train() -> int:
-        trainer._step()
-        trainer.state.step += 1
+        next(trainer.steps())
         return optimization.batch
 
     def sample(name: str, path: str | None) -> Callable[[], int]:
@@ -65,13 +68,13 @@ def tasks(folder: Path) -> dict[str, Callable[[], int]]:
         if path:
             save_tensors(path, build().state_dict(), {"score": score, "image_shape": [1, size, size]})
         sampler, precision = tree["variants"][name]["sampler"], tree["sample"]["precision"]
-        model = sampling.load_model(score, sampler, pixels, path, "cpu", precision=precision)
+        model = load_model(score, sampler, pixels, path, "cpu", precision=precision)
         states = iter(())
 
         def step() -> int:
             nonlocal states
             if next(states, None) is None:
-                states = sampling.trajectory(model, 0, torch.arange(tree["sample"]["batch"]))
+                states = trajectory(model, 0, torch.arange(tree["sample"]["batch"]))
                 next(states)
             return tree["sample"]["batch"]
 

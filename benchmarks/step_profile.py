@@ -96,14 +96,14 @@ def measure(name: str, batch: int, precision: str, device: torch.device, compile
         run = training_step.trainer(network, batch, images, Path(folder), precision)
 
         def step() -> None:
-            training_step.step(run, run.target, None)
+            training_step.step(run, run.training.target, None)
             if device.type == "cuda":
                 torch.cuda.synchronize()
 
         with FlopCounterMode(display=False) as counter:
             step()
         if compiled:
-            run.forward = torch.compile(run.forward)
+            run.training.forward = torch.compile(run.training.forward)
         clock = time.perf_counter if device.type == "cuda" else time.process_time
         seconds = in_turns({"step": step}, 8, clock)["step"]
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]

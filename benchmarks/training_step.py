@@ -19,10 +19,12 @@ from torch.nn import functional
 from benchmarks import published
 from benchmarks.published import NOISE, SHAPE
 from benchmarks.turns import in_turns
-from stages.diffusion.losses import Target, denoising_target, temperature_target
 from stages.diffusion.network import NCSNpp
 from stages.diffusion.parameters import NetworkParams
-from stages.diffusion.training import Trainer, TrainingSet
+from stages.diffusion.targets import Target, denoising_target, temperature_target
+from stages.diffusion.trainer import Trainer
+from stages.diffusion.training import start_training
+from stages.diffusion.training_set import TrainingSet
 
 COUNT = 50_000
 
@@ -43,21 +45,22 @@ def trainer(
         return NCSNpp(network, images.shape[1], images.shape[2], conditioned, NOISE.sigma_min, NOISE.sigma_max)
 
     data = TrainingSet(images, None)
-    return Trainer(optimization, NOISE, build, data, denoising_target, conditioned, folder, {})
+    return Trainer(start_training(optimization, NOISE, build, data, denoising_target, conditioned), folder, {})
 
 
 def step(run: Trainer, target: Target, neighbors: torch.Tensor | None) -> None:
     """One optimizer step of the one network (five would not fit into memory) with this target and these lists."""
-    run.target, run.data = target, TrainingSet(run.data.images, neighbors)
-    run._step()
-    run.state.step += 1
+    training = run.training
+    training.target, training.data = target, TrainingSet(training.data.images, neighbors)
+    next(run.steps())
 
 
 def smoothing(run: Trainer, target: Target, neighbors: torch.Tensor) -> None:
     """What a temperature step does more than a conditioning step, alone: neighbours' pixels, weights, target."""
-    rows = run.order.rows(run.state.step)
-    sigma = run.sigmas[torch.linspace(0, len(run.sigmas) - 1, len(rows)).long()]
-    x0, near = TrainingSet(run.data.images, neighbors).take(rows)
+    training = run.training
+    rows = training.order.rows(training.step)
+    sigma = training.sigmas[torch.linspace(0, len(training.sigmas) - 1, len(rows)).long()]
+    x0, near = TrainingSet(training.data.images, neighbors).take(rows)
     target(x0, sigma, torch.randn_like(x0), near)
 
 
@@ -97,7 +100,7 @@ def main() -> None:
         run = trainer(network, arguments.batch, images, Path(folder))
 
         def searching() -> None:
-            find(run.data.take(run.order.rows(run.state.step))[0])
+            find(run.training.data.take(run.training.order.rows(run.training.step))[0])
             step(run, smooth, lists["feature"][:, :30])
 
         more: dict[str, Callable[[], None]] = {}

@@ -1,30 +1,31 @@
 """Stage sample@variant: draw samples from a variant's score; sample i depends on (seed, i) and the model only.
 
-Outs in data/sample/VARIANT: samples.arrow (an image table) and sample.json (of gradient ascent also where each sample
-stopped); for a trained network also how its score
-compares with the empirical one: alignment.json, and the images of its interpolations, interpolation.arrow; and, where
-train kept snapshots, curve.arrow: samples 0..curve_count-1 of each snapshot, one after the other in the order of their
-steps, which its metadata lists.
+Outs in data/sample/VARIANT:
+
+- samples.arrow, an image table, and sample.json; for gradient ascent it says where each sample stopped;
+- for a trained network, alignment.json compares its score with the empirical one, and interpolation.arrow holds the
+  images of its interpolations;
+- where train kept snapshots, curve.arrow holds samples 0..curve_count-1 of each, in the order of their steps, which its
+  metadata lists.
 """
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from stages.diffusion.alignment import Alignment
-from stages.diffusion.parameters import Variant
+from stages.diffusion.parameters import AlignmentParams, Variant
 from stages.files.artifacts import read_json, write_json
 from stages.files.paths import DATA, curve_of, images_of, samples_of, score_of, snapshots_of, weights_of
 from stages.protocol import Parts, Shard, StageParams, main, spans
 
 if TYPE_CHECKING:
+    from stages.diffusion.model import Model
     from stages.files.images import ImageTable
 
 
 class Params(StageParams):
-    """How many samples are drawn, and how the work is cut."""
+    """How many samples are drawn, and how the work is divided."""
 
     SECTION: ClassVar[str] = "sample"
     SHARED: ClassVar[dict[str, str]] = {"spec": "variants.{variant}"}
@@ -35,121 +36,98 @@ class Params(StageParams):
     count: int = Field(gt=0, description="samples per variant")
     seed: int = Field(ge=0, lt=2**63, description="sample i is drawn from (seed, i)")
     batch: int = Field(
-        gt=0, description="samples computed together; the last batch is filled up, so that rounding is the same"
+        gt=0, description="samples computed together; the last batch is filled up, so that its rounding is the same"
     )
-    shards: int = Field(gt=0, description="pieces of work, cut between batches")
+    shards: int = Field(gt=0, description="pieces of work, divided between batches")
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto: a GPU when there is one")
     precision: Literal["float32", "bfloat16", "auto"] = Field(
-        description="of a network's products; auto: bfloat16 where the device has instructions for it"
+        description="type of a network's products; auto: bfloat16 where the device has instructions for it"
     )
-    compile: bool = Field(description="torch.compile of a network, worth it on a GPU")
-    curve_count: int = Field(ge=2, description="samples from each of train's snapshots, where there are any")
-    alignment: Alignment
+    compile: bool = Field(description="use torch.compile for a network, worth it on a GPU")
+    curve_count: int = Field(ge=2, description="samples from each of train's snapshots, if there are any")
+    alignment: AlignmentParams
 
 
 def plan(params: Params) -> list[Shard]:
-    """Shards of whole batches, one that compares a trained score with the empirical one, then those of snapshots."""
-    inputs = [score_of(params.variant), images_of("train")]
+    """Return shards of samples, one that compares a trained score with the empirical one, and shards of snapshots."""
+    name, inputs = params.variant, [score_of(params.variant), images_of("train")]
     if params.spec.score == "closed-form":
-        return _draws(params, "samples", params.count, params.variant, inputs)
-    weights = weights_of(params.variant)
-    shards = _draws(params, "samples", params.count, params.variant, [*inputs, weights])
-    shards.append(_alignment(params, [*inputs, weights]))
-    for step, path in snapshots_of(params.variant).items():
-        shards += _draws(params, "curve", params.curve_count, f"{params.variant} step {step}", [*inputs, path])
+        return _draws(params, "samples", params.count, name, *inputs)
+    trained = [*inputs, weights_of(name)]
+    shards = _draws(params, "samples", params.count, name, *trained)
+    shards.append(_shard("alignment", f"{name} alignment", _settings(params, "alignment"), *trained))
+    for step, path in snapshots_of(name).items():
+        shards += _draws(params, "curve", params.curve_count, f"{name} step {step}", *inputs, path)
     return shards
 
 
-def _draws(params: Params, task: str, count: int, name: str, inputs: list[Path]) -> list[Shard]:
-    """Samples 0..count-1, in shards of whole batches."""
-    common = {
-        "sampler": params.spec.sampler.model_dump(mode="json"),
-        "seed": params.seed,
-        "batch": params.batch,
-        "device": params.device,
-        "precision": params.precision,
-        "compile": params.compile,
-    }
-    cuts = spans(-(-count // params.batch), params.shards)
+def _draws(params: Params, task: str, count: int, name: str, *inputs: Path) -> list[Shard]:
+    """Return shards of whole batches for samples 0..count-1."""
+    common, batch = _settings(params, "batch", "precision", "compile"), params.batch
+    cuts = spans(-(-count // batch), params.shards)
     return [
-        Shard(
-            "sample",
-            task,
-            f"{name} {n}/{len(cuts)}",
-            {**common, "start": a * params.batch, "stop": min(b * params.batch, count)},
-            tuple(map(str, inputs)),
-        )
+        _shard(task, f"{name} {n}/{len(cuts)}", {**common, "start": a * batch, "stop": min(b * batch, count)}, *inputs)
         for n, (a, b) in enumerate(cuts, 1)
     ]
 
 
-def _alignment(params: Params, inputs: list[Path]) -> Shard:
-    settings = {"alignment": params.alignment.model_dump(mode="json"), "seed": params.seed, "device": params.device}
-    sampler = params.spec.sampler.model_dump(mode="json")
-    name = f"{params.variant} alignment"
-    return Shard("sample", "alignment", name, {**settings, "sampler": sampler}, tuple(map(str, inputs)))
+def _settings(params: Params, *keys: str) -> dict[str, Any]:
+    own = params.model_dump(mode="json", include={"seed", "device", *keys})
+    return {"sampler": params.spec.sampler.model_dump(mode="json"), **own}
+
+
+def _shard(task: str, name: str, settings: dict[str, Any], *inputs: Path) -> Shard:
+    return Shard("sample", task, name, settings, tuple(map(str, inputs)))
 
 
 def work(shard: Shard) -> Path:
     """Draw samples start..stop of the run, or compare the scores."""
-    return _align(shard) if shard.task == "alignment" else _sample(shard)
+    from stages.diffusion.model import load_model
+    from stages.files.images import read_images
+
+    settings, images = shard.settings, read_images(shard.inputs[1]).images
+    weights = shard.inputs[2] if len(shard.inputs) > 2 else None
+    how = settings["device"], settings.get("precision", "float32"), settings.get("compile", False)
+    model = load_model(read_json(shard.inputs[0]), settings["sampler"], images, weights, *how)
+    return _align(shard, model) if shard.task == "alignment" else _sample(shard, model)
 
 
-def _sample(shard: Shard) -> Path:
+def _sample(shard: Shard, model: "Model") -> Path:
     import numpy as np
-    import torch
     from tqdm import tqdm
 
-    from stages.diffusion.sampling import last_states, load_model, to_uint8
-    from stages.files.images import image_table, read_images, write_images
+    from stages.diffusion.sampling import batches, last_states, to_uint8
+    from stages.files.images import image_table, write_images
 
-    settings = shard.settings
-    table = read_images(shard.inputs[1])
-    weights = shard.inputs[2] if len(shard.inputs) > 2 else None
-    how = settings["device"], settings["precision"], settings["compile"]
-    model = load_model(read_json(shard.inputs[0]), settings["sampler"], table.images, weights, *how)
-    images, stops, stop_below = [], [], settings["sampler"]["stop_below"]
-    with tqdm(
-        total=settings["stop"] - settings["start"], desc=f"sample {shard.name}", unit="img", mininterval=2
-    ) as bar:
-        for indices, keep in _batches(settings["start"], settings["stop"], settings["batch"]):
-            ends, steps = last_states(model, settings["seed"], torch.from_numpy(indices))
+    settings, images, stops = shard.settings, [], []
+    start, stop, ascends = settings["start"], settings["stop"], settings["sampler"]["stop_below"] is not None
+    with tqdm(total=stop - start, desc=f"sample {shard.name}", unit="img", mininterval=2) as bar:
+        for indices, keep in batches(start, stop, settings["batch"]):
+            ends, steps = last_states(model, settings["seed"], indices)
             images.append(to_uint8(ends)[:keep])
-            if stop_below is not None:
+            if ascends:
                 stops += list(zip(steps.tolist(), model.actual_level(ends).tolist()))[:keep]
             bar.update(keep)
     return write_images(shard.path, image_table(np.concatenate(images), metadata={"stops": stops}))
 
 
-def _align(shard: Shard) -> Path:
-    """The images of the interpolations, with everything that was measured as the table's metadata."""
+def _align(shard: Shard, model: "Model") -> Path:
+    """Write the images of the interpolations, with all measurements as the table's metadata."""
     from stages.diffusion.alignment import align
-    from stages.diffusion.sampling import load_model
-    from stages.files.images import image_table, read_images, write_images
+    from stages.files.images import image_table, write_images
 
-    settings = shard.settings
-    score, images = read_json(shard.inputs[0]), read_images(shard.inputs[1]).images
-    model = load_model(score, settings["sampler"], images, shard.inputs[2], settings["device"])  # in float32
-    found = align(model, Alignment(**settings["alignment"]), settings["seed"])
+    found = align(model, AlignmentParams(**shard.settings["alignment"]), shard.settings["seed"])
     measured = {"levels": found.levels, "paths": found.paths, "grid": list(found.images.shape[:3])}
     table = image_table(found.images.reshape(-1, *found.images.shape[3:]), metadata={"measured": measured})
     return write_images(shard.path, table)
 
 
-def _batches(start: int, stop: int, batch: int) -> Iterator[tuple[Any, int]]:
-    """(indices, how many to keep): always `batch` indices, so that rounding does not depend on where a shard ends."""
-    import numpy as np
-
-    for first in range(start, stop, batch):
-        yield np.arange(first, first + batch, dtype=np.int64), min(batch, stop - first)
-
-
 def gather(params: Params, parts: Parts) -> None:
-    """Join the shards into one image table, in order; write what was measured of a trained score beside it."""
+    """Join the shards into one image table, in order; write the measurements of a trained score beside it."""
     from stages.files.images import image_table, read_images, write_images
 
     out, sampler = DATA / "sample" / params.variant, params.spec.sampler
-    curve_of(params.variant).unlink(missing_ok=True)  # of an earlier run that had snapshots
+    curve_of(params.variant).unlink(missing_ok=True)  # from an earlier run that had snapshots
     if "alignment" in parts:
         aligned = read_images(parts["alignment"][0])
         write_images(out / "interpolation.arrow", image_table(aligned.images))
@@ -167,7 +145,7 @@ def gather(params: Params, parts: Parts) -> None:
 
 
 def _stopped(stops: list[tuple[int, float]], stop_below: float | None) -> dict[str, Any]:
-    """Where each sample of a gradient ascent stopped (METHODS §5): its step, its actual noise level there."""
+    """Return where each sample of a gradient ascent stopped (METHODS §5): its step, and its actual noise level."""
     if stop_below is None:
         return {}
     steps, levels = zip(*stops)

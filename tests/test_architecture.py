@@ -27,7 +27,7 @@ REACH = {
     "deduplicate": (22, ["engine", "features", "files", "images", "search"]),
     "embed": (14, ["features", "files"]),
     "index": (19, ["engine", "features", "files", "search"]),
-    "train": (29, ["diffusion", "files"]),
+    "train": (23, ["diffusion", "files"]),
     "sample": (30, ["diffusion", "engine", "files", "search"]),
     "filter": (48, ["engine", "features", "files", "images", "memorization", "search"]),
     "fid": (15, ["features", "files"]),

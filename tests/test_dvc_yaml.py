@@ -64,7 +64,7 @@ def test_a_stages_code_list_holds_its_import_closure(tmp_path, monkeypatch):
         digests = dict(reversed(line.split("  ")) for line in text.splitlines())
         assert list(digests) == closure.code_files(name)
         assert all(digests[file] == hashlib.sha256((ROOT / file).read_bytes()).hexdigest() for file in digests)
-    reached = {name for name, text in lists.items() if "stages/diffusion/losses.py" in text}
+    reached = {name for name, text in lists.items() if "stages/diffusion/targets.py" in text}
     assert reached == {"train"}
 
 

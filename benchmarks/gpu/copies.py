@@ -10,8 +10,8 @@ from PIL import Image
 
 from benchmarks.gpu.setup import MODELS, Scale, forget, make_trainer, show, spec
 from benchmarks.published import NOISE
-from stages.diffusion import sampling
-from stages.diffusion.training import Progress
+from stages.diffusion.model import make_model
+from stages.diffusion.sampling import draw_samples
 from stages.memorization.ratios import nn_ratio
 from stages.search.nearest import nearest
 
@@ -34,15 +34,15 @@ def copies(
                                scratch)  # fmt: skip
         trainer.resume()
         started, last = time.perf_counter(), None
-        for found in trainer.run():
-            last = found if isinstance(found, Progress) else last
+        for row in trainer.run():
+            last = row
         trained = time.perf_counter() - started
         how = optimization.precision, optimization.compile
-        model_ = sampling.make_model(variant, NOISE, train, trainer.state.average, device, *how)
+        model_ = make_model(variant, NOISE, train, trainer.average, device, *how)
         started = time.perf_counter()
-        samples = sampling.draw_samples(model_, 0, size.samples, size.batch)
+        samples = draw_samples(model_, 0, size.samples, size.batch)
         rows[name] = ratios(samples, flat) | {
-            "steps": trainer.state.step,
+            "steps": trainer.training.step,
             "seconds_training": round(trained, 1),
             "seconds_sampling": round(time.perf_counter() - started, 1),
             "loss": None if last is None else round(last.loss, 5),

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from benchmarks.gpu.setup import OPTIMIZATION, Scale, make_trainer, spec, synchronise
-from stages.diffusion.training import Trainer
+from stages.diffusion.trainer import Trainer
 
 
 def cost(size: Scale, device: torch.device, compiled: bool) -> dict[str, Any]:
@@ -62,8 +62,7 @@ def cost(size: Scale, device: torch.device, compiled: bool) -> dict[str, Any]:
 
 def advance(trainer: Trainer) -> None:
     """One training step, and nothing read back from the GPU."""
-    trainer._step()
-    trainer.state.step += 1
+    next(trainer.steps())
 
 
 def allocated(device: torch.device) -> int:

@@ -9,9 +9,12 @@ import torch
 from benchmarks.gpu.setup import MODELS, Scale, show, spec, synchronise
 from benchmarks.published import NOISE
 from stages.device import uses_bfloat16
-from stages.diffusion import noise, sampling
+from stages.diffusion import noise
+from stages.diffusion.model import Model, prepare_network
 from stages.diffusion.network import NCSNpp
 from stages.diffusion.parameters import Variant
+from stages.diffusion.samplers import SAMPLERS
+from stages.diffusion.sampling import sample_batch
 
 
 def samplers(size: Scale, device: torch.device, train: np.ndarray, compiled: bool) -> dict[str, Any]:
@@ -23,7 +26,7 @@ def samplers(size: Scale, device: torch.device, train: np.ndarray, compiled: boo
     def prepared(conditioned: bool) -> torch.nn.Module:
         torch.manual_seed(0)
         network = NCSNpp(size.cost[0], channels, height, conditioned, NOISE.sigma_min, NOISE.sigma_max)
-        return sampling.prepare_network(network, device, half, compiled)
+        return prepare_network(network, device, half, compiled)
 
     networks = {conditioned: prepared(conditioned) for conditioned in (True, False)}
     own = {
@@ -33,7 +36,7 @@ def samplers(size: Scale, device: torch.device, train: np.ndarray, compiled: boo
         "reverse-ode": {"snr": 0.16},
     }
     rows = {}
-    for name in sampling.SAMPLERS:
+    for name in SAMPLERS:
         sampler = {"name": name, "levels": levels, **own.get(name, {})}
         if name == "cfdm":
             variant = Variant(score="closed-form", form="cfdm", kernel={"h": 0.3, "draws": 4}, sampler=sampler)
@@ -42,11 +45,11 @@ def samplers(size: Scale, device: torch.device, train: np.ndarray, compiled: boo
             blind = name in ("actual-noise", "gradient-ascent")
             variant = spec(MODELS["unconditioning" if blind else "conditioning"], sampler)
             network = networks[variant.conditioned]
-        model = sampling.Model(variant, noise.levels(NOISE, levels), train, device, network, half)
-        sampling.sample_batch(model, 0, torch.arange(batch))  # warm-up
+        model = Model(variant, noise.levels(NOISE, levels), train, device, network, half)
+        sample_batch(model, 0, torch.arange(batch))  # warm-up
         synchronise(device)
         started = time.perf_counter()
-        sampling.sample_batch(model, 1, torch.arange(batch))
+        sample_batch(model, 1, torch.arange(batch))
         seconds = time.perf_counter() - started
         evaluations = variant.sampler.evaluations
         rows[name] = {

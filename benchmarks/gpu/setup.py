@@ -11,13 +11,9 @@ import torch
 
 from benchmarks import published
 from benchmarks.published import NOISE
-from stages.diffusion.losses import denoising_target, temperature_target
-from stages.diffusion.network import NCSNpp
 from stages.diffusion.parameters import NetworkParams, OptimizationParams, Variant
-from stages.diffusion.scores import shell_power
-from stages.diffusion.training import Trainer
-from stages.diffusion.training_set import open_training_set
-from stages.diffusion.variants import temperature_rule
+from stages.diffusion.trainer import Trainer
+from stages.diffusion.training import build_training
 
 OPTIMIZATION = published.optimization(
     warmup=500, ema=0.999, compile=False, checkpoint_every=2000, keep=1, log_every=50
@@ -87,23 +83,13 @@ def make_trainer(
     neighbors: np.ndarray | None, device: torch.device, scratch: Path,
 ) -> Trainer:  # fmt: skip
     """The trainer of stage train, without its files. images: uint8 (M, H, W, C)."""
-    _, height, _, channels = images.shape
-    dimension, target = images[0].size, denoising_target
-    if variant.temperature is not None:
-        rule = temperature_rule(variant.temperature, dimension)
-        target = temperature_target(rule, None, shell_power(dimension), variant.precision)
-
-    def build() -> NCSNpp:
-        return NCSNpp(network, channels, height, variant.conditioned, NOISE.sigma_min, NOISE.sigma_max)
-
     identity = {
         "spec": variant.model_dump(mode="json"),
         "network": network.model_dump(mode="json"),
         "optimization": optimization.model_dump(mode="json", exclude={"max_seconds"}),  # more time may be given later
         "images": hashlib.sha256(images.tobytes()).hexdigest(),
     }
-    data = open_training_set(images, neighbors, device)
-    return Trainer(optimization, NOISE, build, data, target, variant.conditioned, scratch, identity)
+    return Trainer(build_training(variant, NOISE, network, optimization, images, neighbors, device), scratch, identity)
 
 
 def synchronise(device: torch.device) -> None:

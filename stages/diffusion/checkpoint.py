@@ -1,4 +1,4 @@
-"""The state of a training as named tensors, and the files in which its checkpoints lie."""
+"""Checkpoints of a training: its state as named tensors in a file that says to which training it belongs."""
 
 import json
 from pathlib import Path
@@ -7,61 +7,62 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from stages.files.tensors import select
+from stages.errors import InputError
+from stages.files.artifacts import differing
+from stages.files.tensors import load_tensors, save_tensors
 
 
-def module_tensors(module: torch.nn.Module, prefix: str) -> dict[str, Tensor]:
-    """A module's parameters and buffers under `prefix`."""
-    return {f"{prefix}.{name}": tensor for name, tensor in module.state_dict().items()}
+def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], identity: dict[str, Any], keep: int) -> None:
+    """Write the checkpoint of a step and remove all but the last `keep`.
 
-
-def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, Tensor]:
-    """An optimizer's per-parameter state under `prefix`, by the parameter's index."""
-    state = optimizer.state_dict()["state"]
-    return {f"{prefix}.{index}.{key}": tensor for index, slots in state.items() for key, tensor in slots.items()}
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], prefix: str) -> None:
-    """Restore what `optimizer_tensors` took.
-
-    A fused optimizer walks parameters and their moments in memory order, so each moment gets its parameter's strides
-    (channels_last); a file holds them contiguous.
+    identity: JSON values (settings, digests of inputs) that tell which training the checkpoint belongs to.
     """
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in select(tensors, prefix).items():
-        index, key = name.split(".", 1)
-        like = parameters[int(index)]
-        if tensor.shape == like.shape:
-            tensor = torch.empty_like(like, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
-        state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+    path = folder / f"checkpoint-{step:010d}.safetensors"  # the names sort by step
+    save_tensors(path, tensors, {"identity": identity, "step": step})
+    for old in sorted(folder.glob("checkpoint-*.safetensors"))[:-keep]:
+        old.unlink()
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint of the last step in a folder, or None."""
+    """Return the checkpoint of the last step in a folder, or None."""
     return max(folder.glob("checkpoint-*.safetensors"), default=None)
 
 
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies; the names sort by step."""
-    return folder / f"checkpoint-{step:010d}.safetensors"
+def load_checkpoint(path: Path, identity: dict[str, Any]) -> tuple[dict[str, Tensor], int]:
+    """Return a checkpoint's tensors and its step.
+
+    Raises InputError for a damaged file, and for one of a training with another identity, naming what differs.
+    """
+    tensors, metadata = load_tensors(path)
+    if "identity" not in metadata or not isinstance(metadata.get("step"), int):
+        raise InputError(f"{path} is not a checkpoint of a training: remove it")
+    if lines := differing(metadata["identity"], json.loads(json.dumps(identity))):
+        raise InputError(
+            f"{path} belongs to a training with other parameters: {'; '.join(lines)}: "
+            f"restore them, or remove {path.parent} to restart from step 0"
+        )
+    return tensors, metadata["step"]
 
 
-def rotate(folder: Path, keep: int) -> None:
-    """Remove all but the last `keep` checkpoints."""
-    for path in sorted(folder.glob("checkpoint-*.safetensors"))[:-keep]:
-        path.unlink()
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return AdamW's state of each parameter, by the parameter's index."""
+    state = optimizer.state_dict()["state"]
+    return {f"{index}.{key}": tensor for index, slots in state.items() for key, tensor in slots.items()}
 
 
-def differing(saved: Any, wanted: Any, prefix: str = "") -> list[str]:
-    """What differs between two trees of JSON values: "KEY SAVED there, WANTED here" for every dotted key."""
-    if isinstance(saved, dict) and isinstance(wanted, dict):
-        keys = [*wanted, *(key for key in saved if key not in wanted)]
-        absent = "nothing"
-        return [
-            line
-            for key in keys
-            for line in differing(saved.get(key, absent), wanted.get(key, absent), f"{prefix}.{key}" if prefix else key)
-        ]
-    return [] if saved == wanted else [f"{prefix} {json.dumps(saved)} there, {json.dumps(wanted)} here"]
+def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Tensor]) -> None:
+    """Restore what `optimizer_tensors` returned. Raises KeyError for a missing tensor, ValueError for another shape.
+
+    A fused optimizer reads parameters and their moments in memory order, so each moment gets its parameter's strides
+    (channels_last); a file holds them contiguous.
+    """
+    state = {}
+    for index, parameter in enumerate(p for group in optimizer.param_groups for p in group["params"]):
+        state[index] = {"step": saved[f"{index}.step"]}
+        for key in ("exp_avg", "exp_avg_sq"):
+            moment = saved[f"{index}.{key}"]
+            if moment.shape != parameter.shape:
+                shapes = f"{tuple(moment.shape)}, not {tuple(parameter.shape)}"
+                raise ValueError(f"{key} of parameter {index} has shape {shapes}")
+            state[index][key] = torch.empty_like(parameter).copy_(moment)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})

@@ -1,4 +1,4 @@
-"""The two-point expansion factor: how one step of a score pulls a point and its mirror point apart (METHODS §2).
+"""The two-point expansion factor: how far one step of a score moves a point and its mirror point apart (METHODS §2).
 
 Two centres x_0, x_1 at distance L; a point x at r_1 from x_1 and r_0 = C r_1 from x_0; x' its mirror image in the
 perpendicular bisector. One step x⁺ = x + η σ*² s(x); γ_ex = ‖x'⁺ − x⁺‖ / ‖x' − x‖. float64 numpy.
@@ -27,10 +27,10 @@ class Pair:
 
 
 def place(centres: np.ndarray, reach: float, ratio: float, direction: np.ndarray) -> Pair:
-    """The pair of points for two centres (2, d).
+    """Return the pair of points for two centres (2, d). Raises ValueError where no such point exists.
 
-    reach: r_1/L, at least about 1/2 (the point must exist). ratio: C > 1. direction: (d,), any vector not along the
-    line of the centres; its part across that line says in which direction the point lies off the line.
+    reach: r_1/L, at least about 1/2. ratio: C > 1. direction: (d,), not along the line of the centres; the point lies
+    off that line in the direction of its perpendicular part.
     """
     gap = float(np.linalg.norm(centres[1] - centres[0]))
     axis = (centres[1] - centres[0]) / gap
@@ -46,13 +46,13 @@ def place(centres: np.ndarray, reach: float, ratio: float, direction: np.ndarray
 
 
 def point_exists(reach: float, ratio: float) -> bool:
-    """Whether some point has r_1 = reach · L and r_0 = ratio · r_1: no side of the triangle exceeds the others' sum."""
+    """Return whether a point has r_1 = reach · L and r_0 = ratio · r_1, by the triangle inequality."""
     return (ratio - 1) * reach <= 1 <= (ratio + 1) * reach
 
 
 def factor_conditioning(dimension: int, ratio: float, eta: float, stretch: float) -> float:
     """γ_ex = |(1−η) + η (a−1)/(a+1) · L/‖x'−x‖|, a = exp(d(C²−1)/2), at σ = r_1/√d. stretch: L/‖x'−x‖."""
-    share = math.tanh(dimension * (ratio**2 - 1) / 4)  # (a−1)/(a+1), which overflows nowhere
+    share = math.tanh(dimension * (ratio**2 - 1) / 4)  # (a−1)/(a+1) without overflow
     return abs((1 - eta) + eta * share * stretch)
 
 

@@ -1,19 +1,18 @@
-"""A trained network as a diffusers pipeline folder, where diffusers has the same blocks.
+"""Export of a trained network as a diffusers pipeline folder, if diffusers has the same blocks.
 
     python -m stages.diffusion.export data/train/VARIANT FOLDER
 
-diffusers' UNet2DModel holds NCSN++'s BigGAN blocks, FIR resampling, attention and Fourier features (SkipDownBlock2D
-and its kin), so such a network is copied weight by weight and gives the same scores
-(tests/diffusion/test_export.py). It lacks:
+diffusers' UNet2DModel has NCSN++'s BigGAN blocks, FIR resampling, attention and Fourier features (SkipDownBlock2D and
+its relatives). A network of these is copied weight by weight and gives the same scores. UNet2DModel lacks:
 
 - the residual progressive input of the published CIFAR-10 network (its own skip path adds a 1x1 convolution of the
-  image to the features instead of merging a pyramid that goes on), and the plain nearest/average resampling;
+  image to the features and has no pyramid that continues downwards), and the plain nearest/average resampling;
 - patches, the division by the amplitude, grey images (its skip convolutions have 3 channels) and the level's index
   as positional embedding (its pipeline passes sigma);
-- other group sizes than min(C/4, 32), and than 32 in the attention outside the middle.
+- group sizes other than min(C/4, 32), and other than 32 in the attention outside the middle.
 
-A network with one of these is refused with the key that stands in the way. A noise-blind network is exported with
-embedding projections of zero: F ignores sigma, and UNet2DModel divides F by sigma as the score asks (METHODS §4).
+A network that needs one of these is refused, naming its key in params.yaml. A noise-blind network is exported with
+embedding projections of zero: F ignores sigma, and UNet2DModel divides F by sigma, as the score requires (METHODS §4).
 """
 
 import argparse
@@ -25,9 +24,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from stages.diffusion.model import load_network
 from stages.diffusion.network import Attention, NCSNpp, ResidualBlock
 from stages.diffusion.parameters import NoiseParams
-from stages.diffusion.sampling import load_network
 from stages.errors import InputError
 from stages.files.artifacts import read_json
 
@@ -36,7 +35,7 @@ if TYPE_CHECKING:
 
 
 def obstacles(network: NCSNpp) -> list[str]:
-    """The settings of a network that UNet2DModel cannot express, as they stand in params.yaml; empty if it can."""
+    """Return the settings of a network that UNet2DModel cannot express, by their keys in params.yaml."""
     p = network.params
     found = [
         (network.image_channels != 3, f"ingest.channels {network.image_channels} (3 needed)"),
@@ -64,7 +63,7 @@ def _other_groups(network: NCSNpp) -> bool:
 
 
 def to_diffusers(network: NCSNpp) -> "UNet2DModel":
-    """A UNet2DModel whose output at (x, sigma) is the score F/sigma. Raises InputError where it cannot be one."""
+    """Return a UNet2DModel whose output at (x, sigma) is the score F/sigma; InputError where `obstacles` finds some."""
     wrong = obstacles(network)
     if wrong:
         raise InputError(f"diffusers' UNet2DModel cannot hold this network: {'; '.join(wrong)}")
@@ -101,7 +100,7 @@ def _empty(network: NCSNpp) -> "UNet2DModel":
 
 def _copy_all(network: NCSNpp, unet: "UNet2DModel") -> None:
     for parameter in unet.parameters():
-        parameter.zero_()  # what has no counterpart (skip path, a blind network's projections) adds nothing
+        parameter.zero_()  # layers without counterpart (skip path, a blind network's projections) add nothing
     if network.embed is not None:
         first, _, second = network.embed.layers
         unet.time_proj.weight.copy_(network.embed.frequencies)
@@ -162,7 +161,7 @@ def _copy_attention(ours: Attention, theirs: nn.Module) -> None:
 
 
 def to_pipeline(network: NCSNpp, noise: NoiseParams, snr: float = 0.16) -> "ScoreSdeVePipeline":
-    """The network with diffusers' predictor-corrector sampler of the VE-SDE at the same noise levels."""
+    """Return the network with diffusers' predictor-corrector sampler of the VE-SDE at the same noise levels."""
     unet = to_diffusers(network)
     from diffusers import ScoreSdeVePipeline, ScoreSdeVeScheduler
 
@@ -172,9 +171,9 @@ def to_pipeline(network: NCSNpp, noise: NoiseParams, snr: float = 0.16) -> "Scor
 
 
 def export(trained: Path, folder: Path) -> None:
-    """Write the pipeline folder of data/train/VARIANT, whole or not at all; one that is there already is refused."""
+    """Write the pipeline folder of data/train/VARIANT, whole or not at all; an existing folder is refused."""
     if folder.exists():
-        raise InputError(f"{folder} is there already: name another folder, or remove it")
+        raise InputError(f"{folder} already exists: name another folder, or remove it")
     description = read_json(trained / "score.json")
     if description["spec"]["score"] != "network":
         raise InputError(f"{trained} is a closed-form score and has no network: name a trained variant")
@@ -187,7 +186,7 @@ def export(trained: Path, folder: Path) -> None:
 
 
 def main() -> None:
-    """The command line; wrong input is one line and exit code 2."""
+    """Run the command line; wrong input gives one line and exit code 2."""
     parser = argparse.ArgumentParser(prog="python -m stages.diffusion.export", description=__doc__.splitlines()[0])
     parser.add_argument("trained", type=Path, help="data/train/VARIANT")
     parser.add_argument("folder", type=Path, help="the new pipeline folder")

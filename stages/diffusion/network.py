@@ -1,7 +1,7 @@
-"""NCSN++ (Song et al. 2021, "score SDE"), with noise conditioning or blind to it (METHODS §4).
+"""NCSN++ (Song et al. 2021, https://arxiv.org/abs/2011.13456), noise-conditioned or noise-blind (METHODS §4).
 
 BigGAN residual blocks, FIR resampling, residual progressive input, attention, skip connections scaled by 1/sqrt 2.
-With `noise_conditioning` off no sigma reaches the network and no embedding parameters exist.
+Without `noise_conditioning` sigma does not reach the network, which then has no embedding parameters.
 """
 
 import functools
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from stages.diffusion.parameters import NetworkParams
+from stages.diffusion.parameters import NetworkParams, NoiseParams, ScoreSpec
 
 SQRT_HALF = 1 / math.sqrt(2)  # keeps the variance of a sum of two
-MANY_PIXELS = 256  # from here on attention's layers are matrix products in bfloat16 on a CPU
+MANY_PIXELS = 256  # from this number on attention's layers are matrix products in bfloat16 on a CPU
 
 
 def _initialise(layer: nn.Conv2d | nn.Linear, scale: float = 1.0) -> nn.Conv2d | nn.Linear:
@@ -40,8 +40,8 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 @functools.cache
 def _fir_matrix(size: int, dtype: torch.dtype) -> Tensor:
-    """(size, size/2): the filter [1,3,3,1]/8 with stride 2 along one side of an image, zeros outside. On the CPU."""
-    with torch.inference_mode(False):  # it outlives the caller's mode, and a gradient may pass through it later
+    """Return the filter [1,3,3,1]/8 with stride 2 along one side of an image, zeros outside, (size, size/2)."""
+    with torch.inference_mode(False):  # it is cached, and a gradient may pass through it later
         places = torch.arange(size)[:, None] - 2 * torch.arange(size // 2)  # -1, 0, 1, 2 within the filter
         taps = torch.tensor([0.0, 1.0, 3.0, 3.0, 1.0, 0.0]) / 8
         return taps[(places + 2).clamp(0, 5)].to(dtype)
@@ -50,8 +50,8 @@ def _fir_matrix(size: int, dtype: torch.dtype) -> Tensor:
 class Resample(nn.Module):
     """Halve or double the resolution: FIR [1,3,3,1] or nearest/average.
 
-    On a CPU the filter is a matrix on either side of the image: the gradient of the depthwise convolution takes ten
-    times as long in bfloat16, that of the interpolation two to six times.
+    On a CPU the filter is a matrix on either side of the image, since in bfloat16 the gradient of the depthwise
+    convolution takes ten times as long, that of the interpolation two to six times.
     """
 
     def __init__(self, direction: Literal["up", "down"], fir: bool) -> None:
@@ -87,8 +87,8 @@ class Resample(nn.Module):
 class Blur(nn.Module):
     """The FIR filter [1,3,3,1] at full resolution, zeros outside: (B, C, H, W) to (B, C, H + 1, W + 1).
 
-    Before a 3 x 3 convolution with stride 2 and no padding it is NCSN++'s `Downsample` with a convolution, of the
-    residual progressive input: the convolution sees what lies between the pixels that stay.
+    With a 3 x 3 convolution of stride 2 without padding after it, it is NCSN++'s `Downsample` with a convolution, as in
+    the residual progressive input.
     """
 
     def __init__(self) -> None:
@@ -104,7 +104,7 @@ class Blur(nn.Module):
         return functional.conv2d(x, weight, padding=2, groups=x.shape[1])
 
     def _by_sums(self, x: Tensor) -> Tensor:
-        """In float32: small products would round an image differently by its place in the batch, as that in memory."""
+        """Sum in float32: the rounding of small products depends on an image's place in memory, hence in the batch."""
         y = functional.pad(x.float(), (2, 2, 2, 2))
         y = y[..., :-3] + 3 * (y[..., 1:-2] + y[..., 2:-1]) + y[..., 3:]
         y = y[..., :-3, :] + 3 * (y[..., 1:-2, :] + y[..., 2:-1, :]) + y[..., 3:, :]
@@ -112,9 +112,9 @@ class Blur(nn.Module):
 
 
 class Dropout(nn.Dropout):
-    """Dropout whose masks on a CPU take 16 random bits a value, less than half the time of torch's own.
+    """Dropout whose masks on a CPU take 16 random bits per value, in less than half the time of torch's own.
 
-    The share that is dropped is rounded to a multiple of 2^-16, and what is kept is scaled by just that share.
+    The share of dropped values is rounded to a multiple of 2^-16, and the values kept are scaled accordingly.
     """
 
     def forward(self, x: Tensor) -> Tensor:
@@ -157,7 +157,7 @@ class ResidualBlock(nn.Module):
 
 
 def _silu(normed: Tensor) -> Tensor:
-    """swish, in place where no gradient needs what it was."""
+    """Return swish of x, computed in place where no gradient needs x."""
     return functional.silu(normed, inplace=not torch.is_grad_enabled())
 
 
@@ -183,20 +183,20 @@ class Attention(nn.Module):
 
 
 def _product(layer: nn.Conv2d, pixels: Tensor) -> Tensor:
-    """A 1 x 1 convolution of pixels (B, n, c) as the matrix product that it is."""
+    """Return the 1 x 1 convolution of pixels (B, n, c) as a matrix product."""
     return functional.linear(pixels, layer.weight[:, :, 0, 0], layer.bias)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt c) v for q, k, v (B, n, c). On a CPU by its formula: torch's fused kernel takes nine times
-    as long in bfloat16 as in float32."""
-    if q.is_cuda:  # the fused kernels want a dimension of heads
+    """Return softmax(q k^T / sqrt c) v for q, k, v (B, n, c). A CPU evaluates the formula, since torch's fused kernel
+    takes nine times as long in bfloat16 as in float32."""
+    if q.is_cuda:  # the fused kernels expect a dimension of heads
         return functional.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0]
     return torch.softmax(q @ k.transpose(1, 2) / math.sqrt(q.shape[2]), dim=2) @ v
 
 
 class LevelEmbedding(nn.Module):
-    """sigma (B,) -> (B, 4 nf): sinusoids of the level's index, or random Fourier features of ln sigma."""
+    """Embedding of sigma (B,) as (B, 4 nf): sinusoids of the level's index, or random Fourier features of ln sigma."""
 
     def __init__(self, params: NetworkParams, sigma_min: float, sigma_max: float, levels: int = 1000) -> None:
         super().__init__()
@@ -230,7 +230,7 @@ class NCSNpp(nn.Module):
     """F of METHODS §4: the score is F/sigma, and F(x) approximates -z for x = x_0 + sigma z.
 
     forward(x, sigma): x float32 (B, C, H, W) in [0,1] units plus noise, sigma (B,) or None; returns (B, C, H, W).
-    A noise-blind network takes sigma=None only, so that none can leak in.
+    A noise-blind network accepts sigma=None alone, so that no sigma can leak in.
     """
 
     def __init__(
@@ -343,3 +343,11 @@ class NCSNpp(nn.Module):
             if stage < len(self.enlarge):
                 h = self.enlarge[stage](h, embedding)
         return h
+
+
+def build_network(
+    params: NetworkParams, spec: ScoreSpec, noise: NoiseParams, image_shape: tuple[int, int, int]
+) -> NCSNpp:
+    """Return the network of a specification for images (C, H, W), H = W, with random weights, on the CPU."""
+    channels, height, _ = image_shape
+    return NCSNpp(params, channels, height, spec.conditioned, noise.sigma_min, noise.sigma_max)

@@ -1,10 +1,12 @@
-"""Noise: the levels of the VE-SDE, and normal draws that depend on (seed, sample, draw) only.
+"""The noise levels of the VE-SDE, and random numbers that depend on (seed, index, draw) alone.
 
-The generator is counter-based (Philox 4x32-10, Salmon et al. 2011): the bits of draw n of sample i are a
-function of (seed, i, n), so a sample is the same whatever its batch, shard, device or the moment a run was
-interrupted, and nothing has to be saved to resume.
+The generator is counter-based (Philox 4x32-10, Salmon et al. 2011): the bits of draw n of sample i are a function of
+(seed, i, n). A sample is therefore the same in every batch, shard and device, and an interrupted run has no generator
+state to save. `Stream` names every draw of the project. Torch's and numpy's own generators take the rest: initial
+weights and dropout masks, the order of an epoch (`generator_seed`) and the directions of alignment's pairs.
 """
 
+import enum
 import hashlib
 import math
 
@@ -18,8 +20,35 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 
+class Stream(enum.Enum):
+    """The random streams. Each value is (what the index counts, first draw number, distance of its draw numbers).
+
+    Streams whose index counts different things never meet, as long as their seeds are different parameters.
+    """
+
+    INITIAL_STATE = "sample", 0, 0
+    PREDICTOR = "sample", 1, 2
+    CORRECTOR = "sample", 2, 2
+    KERNEL = "sample", 1 << 30, 1
+
+    ALIGNED_IMAGE = "alignment", 1 << 29, 0
+    ALIGNED_NOISE = "alignment", (1 << 29) + 1, 0
+    PAIR_IMAGE = "alignment", (1 << 29) + 2, 0
+    PATH_IMAGE = "alignment", (1 << 29) + 3, 0
+    PATH_NOISE = "alignment", (1 << 29) + 4, 0
+
+    TRAINING_LEVEL = "training image", 0, 0
+    TRAINING_NOISE = "training image", 1, 0
+    TRAINING_FLIP = "training image", 2, 0
+
+    def draw(self, n: int = 0) -> int:
+        """Return the number of the stream's n-th draw."""
+        _, first, distance = self.value
+        return first + n * distance
+
+
 def levels(noise: NoiseParams, count: int) -> Tensor:
-    """`count` levels, log-uniform from sigma_max down to sigma_min. Returns float64 (count,)."""
+    """Return `count` levels, log-uniform from sigma_max down to sigma_min, float64 (count,)."""
     if count < 2:
         return torch.tensor([noise.sigma_max], dtype=torch.float64)
     return torch.logspace(math.log10(noise.sigma_max), math.log10(noise.sigma_min), count, dtype=torch.float64)
@@ -28,9 +57,9 @@ def levels(noise: NoiseParams, count: int) -> Tensor:
 def philox(
     counter: tuple[Tensor, Tensor, Tensor, Tensor], key: tuple[int, int]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Philox 4x32-10. counter: four int64 tensors of one shape holding 32-bit words; key: two 32-bit words.
+    """Return Philox 4x32-10 of a counter, four int64 tensors of one shape holding 32-bit words.
 
-    Returns four int64 tensors of 32-bit words. Checked against the published test vectors.
+    counter: four such tensors; key: two 32-bit words. The published test vectors are in tests/diffusion/test_noise.py.
     """
     c0, c1, c2, c3 = counter
     k0, k1 = key
@@ -42,7 +71,7 @@ def philox(
 
 
 def _words(seed: int, indices: Tensor, draw: int, count: int) -> Tensor:
-    """32-bit words as int64 (B, count): word n of sample i is a function of (seed, i, draw, n)."""
+    """Return 32-bit words as int64 (B, count); word n of sample i is a function of (seed, i, draw, n)."""
     blocks = torch.arange(-(-count // 4), device=indices.device)
     low, high = indices & _MASK, (indices >> 32) & _MASK
     shape = (len(indices), len(blocks))
@@ -57,7 +86,7 @@ def _words(seed: int, indices: Tensor, draw: int, count: int) -> Tensor:
 
 
 def generator_seed(*numbers: int) -> int:
-    """A seed of 64 bits for torch's own generators from several numbers, by sha256.
+    """Return a 64-bit seed for torch's own generators, by sha256 of several numbers.
 
     On a CPU torch keeps the low 32 bits of a seed (MT19937), so that (a << 32) + b would not depend on a.
     """
@@ -65,7 +94,7 @@ def generator_seed(*numbers: int) -> int:
 
 
 def uniform(seed: int, indices: Tensor, draw: int, count: int) -> Tensor:
-    """Uniform numbers in (0, 1), float64 (B, count), a function of (seed, indices[b], draw) only.
+    """Return uniform numbers in (0, 1), float64 (B, count), a function of (seed, indices[b], draw) only.
 
     indices: int64 (B,), on the device where the numbers are wanted.
     """
@@ -73,7 +102,7 @@ def uniform(seed: int, indices: Tensor, draw: int, count: int) -> Tensor:
 
 
 def normal(seed: int, indices: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal numbers, float32 (B, *shape), a function of (seed, indices[b], draw) only.
+    """Return standard normal numbers, float32 (B, *shape), a function of (seed, indices[b], draw) only.
 
     Box-Muller in float64 on 32-bit uniforms: |z| reaches 6.7, and CPU and CUDA agree to float32 rounding.
     """
@@ -85,5 +114,5 @@ def normal(seed: int, indices: Tensor, draw: int, shape: tuple[int, ...]) -> Ten
 
 
 def integers(seed: int, indices: Tensor, draw: int, high: int) -> Tensor:
-    """Integers in [0, high), int64 (B,), a function of (seed, indices[b], draw) only."""
+    """Return integers in [0, high), int64 (B,), a function of (seed, indices[b], draw) only."""
     return (uniform(seed, indices, draw, 1)[:, 0] * high).long()

@@ -1,4 +1,4 @@
-"""The parameters of the diffusion core, typed and checked, without torch: a stage starts in no time to read them."""
+"""The parameters of the diffusion core, typed and checked. Nothing here imports torch, so that plans are quick."""
 
 import re
 from typing import Annotated, Literal, Self
@@ -11,7 +11,7 @@ from stages.protocol import Section
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["optimal", "scheduled"]
 Power = Literal["d-2", "d"]
-HOTTEST = 1e30  # temperature: weights are even to the last bit long before
+HOTTEST = 1e30  # temperature; the weights are equal to the last bit long before
 
 
 class NoiseParams(Section):
@@ -40,11 +40,11 @@ class NetworkParams(Section):
     fir: bool = Field(description="FIR [1,3,3,1] resampling; else nearest up and average down")
     progressive_input: bool = Field(description="residual progressive input: the image enters at every resolution")
     amplitude: Literal["raw", "normalised"] = Field(
-        description="what enters: 2x-1 as it is, or divided by sqrt(mean square + 1/4), a function of x alone"
+        description="input: 2x-1 as it is, or divided by sqrt(mean square + 1/4), a function of x alone"
     )
 
     def check_resolution(self, resolution: int) -> None:
-        """Raise InputError where no such network exists for images of side `resolution`."""
+        """Raise InputError where images of side `resolution` do not fit this network."""
         factor = 2 ** (len(self.multipliers) - 1) * self.patch
         if resolution % factor:
             raise InputError(
@@ -76,18 +76,18 @@ class OptimizationParams(Section):
     levels: int = Field(gt=1, description="discrete noise levels, drawn uniformly")
     flip: bool = Field(description="random horizontal flips")
     precision: Literal["float32", "bfloat16", "auto"] = Field(
-        description="of the network's products; auto: bfloat16 where the device has instructions for it"
+        description="type of the network's products; auto: bfloat16 where the device has instructions for it"
     )
-    compile: bool = Field(description="torch.compile, worth it on a GPU")
-    seed: int = Field(ge=0, lt=2**32, description="of weights, order, levels, noise, dropout; 32 bits")
+    compile: bool = Field(description="use torch.compile, worth it on a GPU")
+    seed: int = Field(ge=0, lt=2**32, description="seed of weights, order, levels, noise and dropout; 32 bits")
     checkpoint_every: int = Field(gt=0, description="steps between checkpoints")
-    keep: int = Field(gt=0, description="how many checkpoints are kept while training")
+    keep: int = Field(gt=0, description="number of checkpoints kept while training")
     log_every: int = Field(gt=0, description="steps averaged into one row of the loss curve")
-    max_seconds: float | None = Field(gt=0, description="stop here with a usable model; not reproducible")
+    max_seconds: float | None = Field(gt=0, description="stop after this time with a usable model; not reproducible")
 
 
 class SamplerParams(Section):
-    """Which sampler, with how many levels."""
+    """The sampler and its number of levels."""
 
     name: Literal["reverse-sde", "reverse-ode", "euler", "heun", "actual-noise", "gradient-ascent", "cfdm"]
     levels: int = Field(gt=1, description="noise levels, or steps")
@@ -122,15 +122,22 @@ class SamplerParams(Section):
 class Neighbors(Section):
     """Over which training images a smoothed score's sums run (METHODS §1.6).
 
-    A network's target sums over the neighbours of the clean source image; a closed form knows none and sums over the
-    neighbours of x itself, in pixels.
+    A network's target sums over the neighbours of the clean source image. A closed form has no source image and sums
+    over the neighbours of x itself, in pixels.
     """
 
     space: Literal["pixel", "feature"] = Field(description="the space in which the neighbours are near")
-    k: int = Field(gt=0, description="how many centres, the source image itself included")
+    k: int = Field(gt=0, description="number of centres, the source image included")
     radius: float | None = Field(
-        default=None, ge=1, description="of the k, keep those within radius x distance to the second nearest"
+        default=None, ge=1, description="of the k, keep those within radius x the distance to the second nearest"
     )
+
+    def check_count(self, count: int) -> None:
+        """Raise InputError where there are more neighbours than training images (`count`)."""
+        if self.k > count:
+            raise InputError(
+                f"neighbors.k is {self.k} but the training set has {count} images: lower k or ingest.train more"
+            )
 
 
 class Kernel(Section):
@@ -140,11 +147,11 @@ class Kernel(Section):
     draws: int = Field(gt=0, description="Monte Carlo draws, the same along a trajectory")
 
 
-class Variant(Section):
-    """One diffusion model of the comparison.
+class ScoreSpec(Section):
+    """What one score of the comparison is: the content of score.json, and all that its training depends on.
 
-    score: a trained network, or the closed-form empirical score.
-    form: what it targets (METHODS §1, §4).
+    score: a trained network, or the empirical score in closed form.
+    form: which score it is, or which one the network learns (METHODS §1, §4).
     """
 
     score: Literal["network", "closed-form"]
@@ -163,7 +170,6 @@ class Variant(Section):
     )
     neighbors: Neighbors | None = None
     kernel: Kernel | None = None
-    sampler: SamplerParams
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -180,12 +186,10 @@ class Variant(Section):
             self._check_network()
         else:
             self._check_closed_form()
-        if (self.form == "cfdm") != (self.sampler.name == "cfdm"):
-            raise ValueError(f"form {self.form!r} cannot use sampler {self.sampler.name!r}: cfdm goes with cfdm alone")
         return self
 
     def _check_shells(self) -> None:
-        """A network's plain target, -z, has no shells: neither has the closed forms at a given level."""
+        """A network's plain target -z has no shells, and neither have the closed forms at a given level."""
         shells = self.form == "temperature" or (self.score == "closed-form" and self.form == "unconditioning")
         if self.precision == "scheduled" and not shells:
             raise ValueError(f"a {self.score} of form {self.form} has no precision scheduled: remove it")
@@ -210,8 +214,32 @@ class Variant(Section):
 
     @property
     def conditioned(self) -> bool:
-        """Does sigma reach the score?"""
+        """Whether sigma reaches the score."""
         return self.form == "conditioning" if self.noise_conditioning is None else self.noise_conditioning
+
+
+class Variant(ScoreSpec):
+    """One diffusion model of the comparison: a score, and the sampler that draws from it."""
+
+    sampler: SamplerParams
+
+    @model_validator(mode="after")
+    def _sampler_fits(self) -> Self:
+        if (self.form == "cfdm") != (self.sampler.name == "cfdm"):
+            raise ValueError(f"form {self.form!r} cannot use sampler {self.sampler.name!r}: cfdm goes with cfdm alone")
+        return self
+
+
+class AlignmentParams(Section):
+    """How closely a trained score is compared with the empirical one."""
+
+    levels: int = Field(ge=2, description="noise levels, log-uniform between sigma_min and sigma_max")
+    images: int = Field(ge=1, description="noised training images per level")
+    pairs: int = Field(ge=1, description="pairs of training images per level, for the expansion factor")
+    paths: int = Field(ge=1, description="pairs of noised images that are interpolated")
+    points: int = Field(ge=3, description="mixtures per pair, the two ends included")
+    level: float = Field(gt=0, description="noise level of the interpolated images")
+    steps: int = Field(ge=1, description="steps of the deterministic sampler that runs from there")
 
 
 def check_temperature(rule: float | str) -> None:

@@ -5,7 +5,7 @@ float64 product |x|^2 + |x_i|^2 - 2 x.x_i: at d = 3072 and sigma = 50 its error 
 would lose the digits in which copies live. Centres are visited in blocks with a running maximum, so that nothing of
 size samples x centres x d, nor samples x all centres, is ever held.
 
-Many uint8 images on a CPU go through `truncated_score` where that has the form: integer products, few centres.
+Where the form allows it, many uint8 images on a CPU go through `engine.truncated_score`: integer products, few centres.
 """
 
 import dataclasses
@@ -16,16 +16,24 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from stages.diffusion.parameters import Power, Precision
+from stages.diffusion.parameters import Precision
+from stages.diffusion.samplers import Score
+from stages.diffusion.temperature import (
+    conditioning_log_weights,
+    mixture_log_weights,
+    radius_limit,
+    shell_log_weights,
+    shell_power,
+    shell_precisions,
+)
 from stages.engine import truncated_score
 from stages.engine.many_centres import ManyCentres, make_many_centres
 from stages.errors import InputError
 
-Score = Callable[[Tensor, Tensor], Tensor]
-BATCH, ARRAYS = 1024, 9  # points at once, and arrays of (points, centres), for which a block is measured
-CANCELLED = 1e-6  # of |x|^2
+BATCH, ARRAYS = 1024, 9  # the points, and the arrays (points, centres), that a block's memory budget allows for
+CANCELLED = 1e-6  # share of |x|^2 below which r^2 is computed from differences
 ROWS = 2048  # points at which a score is evaluated at once where a kernel shifts the samples
-SHARE = 0.125  # of a GPU's memory that the centres may take as float64
+GPU_SHARE = 0.125  # share of a GPU's memory that the centres may take as float64
 MANY = 1 << 23  # values of uint8 images from which on they are kept as bytes: 2,731 images of CIFAR-10
 
 
@@ -36,7 +44,7 @@ class Centres:
     Attributes:
         pixels: float64 (M, d) in [0,1], or uint8 (M, d).
         norms: float64 (M,), squared norms in units of [0,1]; None: computed with every block.
-        block: how many centres are visited at once, with up to BATCH points; fewer with more.
+        block: the number of centres visited at once with up to BATCH points; with more points it is smaller.
         many: the same centres for `truncated_score`, or None.
     """
 
@@ -62,10 +70,10 @@ class Centres:
 
 
 def _by_differences(r2: Tensor, own: Tensor, x: Tensor, centres: Tensor, block: int) -> Tensor:
-    """r^2 with those that are small against |x|^2 computed again from the differences: the product has lost them.
+    """Return r^2 with the values that are small against |x|^2, which the product has lost, computed from differences.
 
     Beyond CANCELLED |x|^2 a product of d terms in float64 is off by about 1e-10 of r^2 at most, at d = 3072.
-    own: |x|^2, (B, 1); block: how many centres fit the memory budget with BATCH points.
+    own: |x|^2, (B, 1); block: the number of centres that fit the memory budget with BATCH points.
     """
     near = torch.nonzero(r2 < CANCELLED * own)
     for part in near.split(max(1, block * BATCH // centres.shape[1])):
@@ -75,8 +83,11 @@ def _by_differences(r2: Tensor, own: Tensor, x: Tensor, centres: Tensor, block: 
 
 
 def make_centres(images: Tensor, memory_budget: int = 1 << 28) -> Centres:
-    """Centres from uint8 (M, ...) or floating (M, ...) in [0,1]; `memory_budget` bytes bound one block's work, beyond
-    arrays of the points' own size. Raises InputError for an empty training set."""
+    """Return centres from uint8 (M, ...) or floating (M, ...) images in [0,1].
+
+    memory_budget: bytes that bound one block's work, beyond arrays of the points' own size. Raises InputError for an
+    empty training set.
+    """
     if len(images) == 0:
         raise InputError("the training set is empty: an empirical score needs at least one image")
     pixels = images.reshape(len(images), -1)
@@ -85,40 +96,32 @@ def make_centres(images: Tensor, memory_budget: int = 1 << 28) -> Centres:
         pixels = _unit(pixels)
     per_centre = 8 * (ARRAYS * BATCH + (2 * pixels.shape[1] if keep else 0))  # float64 (points, block), and pixels
     block = max(1, memory_budget // per_centre)
-    if keep and pixels.device.type == "cpu":  # rarely go in blocks: norms would be 8 bytes of memory per centre
+    if keep and pixels.device.type == "cpu":  # they rarely go in blocks: their norms, 8 bytes each, are not kept
         return Centres(pixels, None, block, make_many_centres(pixels.numpy()))
     return Centres(pixels, torch.cat([_squared(_unit(part)) for part in pixels.split(block)]), block)
 
 
 def _most(device: torch.device) -> int:
-    """Values of uint8 images from which on they are kept as bytes; a GPU with room for more spares converting them."""
+    """Return the number of values from which on uint8 images are kept as bytes; a GPU with room converts more."""
     if device.type != "cuda":
         return MANY
-    return max(MANY, int(SHARE * torch.cuda.get_device_properties(device).total_memory) // 8)
+    return max(MANY, int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory) // 8)
 
 
 def _unit(pixels: Tensor) -> Tensor:
-    """float64 in [0,1]."""
+    """Return pixels as float64 in [0,1]."""
     return pixels.double() / 255 if pixels.dtype == torch.uint8 else pixels.double()
 
 
 def _squared(centres: Tensor) -> Tensor:
-    """Squared norms of float64 (m, d)."""
+    """Return the squared norms of float64 (m, d)."""
     return centres.square().sum(1)
 
 
-def shell_power(dimension: int, convention: Power = "d-2") -> int:
-    """The exponent c in sigma*^2 = r^2 / c: d-2 for the loss weight sigma^2, d for weight 1 (METHODS §1.3).
-
-    For d <= 2 only weight 1 has an optimal level, so c = d.
-    """
-    return dimension - 2 if convention == "d-2" and dimension > 2 else dimension
-
-
 def _weighted(centres: Centres, x: Tensor, weigh: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Tensor:
-    """Sum_i w_i p_i (x_i - x) with w = softmax of the log-weights. weigh(r2) -> (log-weight, precision p), (B, m) each.
+    """Return sum_i w_i p_i (x_i - x), w = softmax of the log-weights, float64 (B, d), by online softmax over blocks.
 
-    Online softmax over blocks of centres. x: float64 (B, d); returns float64 (B, d).
+    x: float64 (B, d). weigh(r2) -> (log-weights, precisions p), (B, m) each.
     """
     lowest = torch.finfo(torch.float64).min  # finite, so that a block without any weight gives 0 and not NaN
     top = torch.full((len(x), 1), lowest, dtype=torch.float64, device=x.device)
@@ -146,7 +149,7 @@ def conditioning(centres: Centres, x: Tensor, sigma: Tensor) -> Tensor:
     if centres.many is not None:
         return torch.from_numpy(truncated_score.conditioning(centres.many, x.numpy(), sigma.numpy()))
     variance = sigma[:, None] ** 2
-    return _weighted(centres, x, lambda r2: (-r2 / (2 * variance), torch.ones_like(r2))) / variance
+    return _weighted(centres, x, lambda r2: (conditioning_log_weights(r2, variance), torch.ones_like(r2))) / variance
 
 
 def mixture(centres: Centres, x: Tensor, sigmas: Tensor, power: int | None = None) -> Tensor:
@@ -158,9 +161,7 @@ def mixture(centres: Centres, x: Tensor, sigmas: Tensor, power: int | None = Non
     variances = (sigmas.double() ** 2).tolist()  # numbers: no array of samples x centres x levels is made
 
     def weigh(r2: Tensor) -> tuple[Tensor, Tensor]:
-        def joint(variance: float) -> Tensor:
-            return -c / 2 * math.log(variance) - r2 / (2 * variance)
-
+        joint = functools.partial(mixture_log_weights, r2, power=c)
         top = functools.reduce(torch.maximum, map(joint, variances))
         total, precision = torch.zeros_like(r2), torch.zeros_like(r2)
         for variance in variances:
@@ -192,7 +193,7 @@ def unconditioning(
         power: c in place of d-2.
         precision: "optimal" divides by sigma_i*^2, "scheduled" by the given sigma^2 (METHODS §1.6).
         sigma: float64 (B,), needed for "scheduled" only.
-        nearest: sum over this many centres nearest to x (ties included), or over all (METHODS §1.6).
+        nearest: the number of centres nearest to x that are summed (ties included); None: all (METHODS §1.6).
         radius: of the `nearest`, keep those within radius x distance to the second nearest.
     Returns float64 (B, d). On a centre itself (r_i = 0) the score is singular in every direction; 0 is returned.
     """
@@ -203,30 +204,27 @@ def unconditioning(
     if centres.many is not None and nearest is None:
         own, level = t.flatten().expand(len(x)).numpy(), sigma.numpy() if precision == "scheduled" else None
         return torch.from_numpy(truncated_score.unconditioning(centres.many, x.numpy(), own, c, level))
-    tiny = torch.finfo(torch.float64).tiny
     farthest = None if nearest is None else farthest_squared_distance(centres, x, nearest, radius)
+    level = None if sigma is None else sigma[:, None]
 
     def weigh(r2: Tensor) -> tuple[Tensor, Tensor]:
-        r2 = r2.clamp_min(tiny)
-        log_weight = -(c / (2 * t)) * torch.log(r2)
+        log_weight = shell_log_weights(r2, c, t)
         if farthest is not None:
             log_weight = log_weight.masked_fill(r2 > farthest, -math.inf)
-        if precision == "scheduled":
-            return log_weight, (1 / sigma[:, None] ** 2).expand_as(r2)
-        return log_weight, torch.where(r2 > tiny, c / r2, 0.0)
+        return log_weight, shell_precisions(r2, c, precision, level)
 
     return _weighted(centres, x, weigh)
 
 
 def farthest_squared_distance(centres: Centres, x: Tensor, k: int, radius: float | None = None) -> Tensor:
-    """The k-th smallest r_i^2, or the radius' square times the second smallest where that is less: float64 (B, 1).
+    """Return the k-th smallest r_i^2, or `radius_limit` where that is less, float64 (B, 1), for x float64 (B, d).
 
-    Infinite where there are fewer centres. x: float64 (B, d).
+    It is infinite where there are fewer centres than k.
     """
     best = torch.full((len(x), k), math.inf, dtype=torch.float64, device=x.device)
     for r2, _ in centres.squared_distances(x):
         best = torch.cat((best, r2), dim=1).topk(k, dim=1, largest=False).values
-    return best[:, -1:] if radius is None else torch.minimum(best[:, -1:], radius**2 * best[:, :2][:, -1:])
+    return best[:, -1:] if radius is None else torch.minimum(best[:, -1:], radius_limit(best, radius))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,14 +241,14 @@ class Draws:
 
     @classmethod
     def of(cls, draws: "Tensor | Draws") -> "Draws":
-        """From all of them at once, (m, d) or (B, m, d)."""
+        """Return the draws of one tensor, (m, d) or (B, m, d)."""
         return draws if isinstance(draws, cls) else cls(draws.shape[-2], lambda a, b: draws[..., a:b, :])
 
 
 def _mean_over_shifts(field: Callable[[Tensor], Tensor], x: Tensor, h: float, draws: Tensor | Draws) -> Tensor:
-    """E field(x + h xi) over the draws, (B, d), of which as many are taken at once as ROWS shifted points hold.
+    """Return the mean of field(x + h xi) over the draws, (B, d), evaluated at up to ROWS shifted points at once.
 
-    field(y) for y (n, d), n = B times the draws taken, sample by sample: (n, d).
+    field(y): (n, d) for y (n, d), sample by sample, n = B times the draws taken.
     """
     draws, total = Draws.of(draws), torch.zeros_like(x)
     step = max(1, ROWS // len(x))
@@ -261,8 +259,8 @@ def _mean_over_shifts(field: Callable[[Tensor], Tensor], x: Tensor, h: float, dr
     return total / draws.count
 
 
-def smoothed(score: Callable[[Tensor, Tensor], Tensor], h: float, draws: Tensor | Draws) -> Score:
-    """Kernel smoothing (METHODS §1.7): E_xi score(x + h xi; sigma), xi ~ N(0, I), over the given draws.
+def smoothed(score: Score, h: float, draws: Tensor | Draws) -> Score:
+    """Return the kernel-smoothed score (METHODS §1.7): E_xi score(x + h xi; sigma), xi ~ N(0, I), over given draws.
 
     draws: (m, d), common to all samples, or (B, m, d), each sample's own. The same draws along a trajectory make the
     smoothed score a fixed vector field, the gradient of K_h * log(G_sigma * mu_M) up to Monte Carlo error.
@@ -282,7 +280,7 @@ def cfdm_velocity(centres: Centres, z: Tensor, t: float, draws: Tensor | Draws, 
     """
 
     def mean(y: Tensor) -> Tensor:
-        # k_t at y is t times the posterior mean of x_i at y/t with noise (1-t)/t.
+        # k_t(y) is t times the posterior mean of x_i at y/t with noise (1-t)/t
         level = torch.full((len(y),), (1 - t) / t, dtype=torch.float64, device=y.device)
         return y + t * conditioning(centres, y / t, level) * level[:, None] ** 2
 

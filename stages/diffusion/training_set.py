@@ -7,30 +7,34 @@ import torch
 from torch import Tensor
 
 from stages.diffusion import noise
+from stages.files.tensors import shared_tensor
 
-SHARE = 0.25
-"""Share of a GPU's memory that the training images may take; larger sets stay memory-mapped on disk."""
+GPU_SHARE = 0.25
+"""The share of a GPU's memory that the training images may take; larger sets stay memory-mapped on disk."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingSet:
-    """Images and neighbour lists on the device that trains, where the neighbours' pixels are gathered.
+    """The training images and their neighbour lists.
 
     Attributes:
-        images: uint8 (M, C, H, W).
-        neighbors: int64 (M, K), the image itself first, or None.
+        images: uint8 (M, C, H, W), on the device that trains, or on the CPU as a view of a memory-mapped file, of which
+            only the rows of a batch are read; they travel as uint8.
+        neighbors: int64 (M, K) on the device of the images, the image itself first, or None.
+        place: the device that trains; None: that of the images.
     """
 
     images: Tensor
     neighbors: Tensor | None
+    place: torch.device | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def device(self) -> torch.device:
-        """Where `take` puts the pixels."""
-        return self.images.device
+        """The device where `take` puts the pixels."""
+        return self.place or self.images.device
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -38,64 +42,33 @@ class TrainingSet:
         return tuple(self.images.shape[1:])
 
     def take(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images (B, C, H, W) and their neighbours (B, K, C, H, W) or None, float32 in [0,1]. rows: int64 (B,)."""
-        rows = rows.to(self.device)
-        near = None if self.neighbors is None else self.images[self.neighbors[rows]].float() / 255
-        return self.images[rows].float() / 255, near
+        """Return images (B, C, H, W) and neighbours (B, K, C, H, W) or None, float32 in [0,1]. rows: int64 (B,)."""
+        rows = rows.to(self.images.device)
+        return self._pixels(rows), None if self.neighbors is None else self._pixels(self.neighbors[rows])
 
-
-@dataclasses.dataclass(frozen=True)
-class MappedTrainingSet:
-    """The same from a memory-mapped table: only the rows of a batch are read, and travel as uint8.
-
-    Attributes:
-        images: uint8 (M, H, W, C).
-        neighbors: int64 (M, K), the image itself first, or None.
-        device: where `take` puts the pixels.
-    """
-
-    images: np.ndarray
-    neighbors: np.ndarray | None
-    device: torch.device
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(C, H, W)."""
-        height, width, channels = self.images.shape[1:]
-        return channels, height, width
-
-    def take(self, rows: Tensor) -> tuple[Tensor, Tensor | None]:
-        """See TrainingSet.take."""
-        index = rows.numpy()
-        return self._pixels(index), None if self.neighbors is None else self._pixels(self.neighbors[index])
-
-    def _pixels(self, rows: np.ndarray) -> Tensor:
-        pixels = torch.from_numpy(self.images[rows])
-        if self.device.type == "cuda":
+    def _pixels(self, rows: Tensor) -> Tensor:
+        pixels = self.images[rows]
+        if pixels.device != self.device:
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
-        pixels = pixels.movedim(-1, -3)
         # written out: a view of one channel keeps strides that convolutions take for another memory format
         return torch.empty(pixels.shape, device=self.device).copy_(pixels).div_(255)
 
 
-def open_training_set(
-    images: np.ndarray, neighbors: np.ndarray | None, device: torch.device
-) -> TrainingSet | MappedTrainingSet:
-    """The set for a device: on a GPU with room for it in its memory, otherwise memory-mapped. Same pixels either way.
+def open_training_set(images: np.ndarray, neighbors: np.ndarray | None, device: torch.device) -> TrainingSet:
+    """Return the set for a device: in a GPU's memory where it takes at most GPU_SHARE of it, else memory-mapped.
 
     images: uint8 (M, H, W, C), memory-mapped; neighbors: int64 (M, K) or None.
     """
-    if device.type == "cuda" and images.nbytes < SHARE * torch.cuda.get_device_properties(device).total_memory:
-        pixels = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C")).to(device)
-        return TrainingSet(pixels, None if neighbors is None else torch.from_numpy(neighbors).to(device))
-    return MappedTrainingSet(images, neighbors, device)
+    pixels = shared_tensor(images).movedim(-1, 1)
+    lists = None if neighbors is None else torch.from_numpy(neighbors)
+    if device.type == "cuda" and images.nbytes < GPU_SHARE * torch.cuda.get_device_properties(device).total_memory:
+        pixels = pixels.contiguous().to(device)
+        return TrainingSet(pixels, None if lists is None else lists.to(device))
+    return TrainingSet(pixels, lists, device)
 
 
 class EpochOrder:
-    """Image rows of any step: epochs are permutations seeded by (seed, epoch), laid end to end."""
+    """The image rows of any step: epochs are permutations seeded by (seed, epoch), laid end to end."""
 
     def __init__(self, count: int, batch: int, seed: int) -> None:
         self.count, self.batch, self.seed = count, batch, seed
@@ -109,7 +82,7 @@ class EpochOrder:
         return self._epochs[number]
 
     def rows(self, step: int) -> Tensor:
-        """int64 (batch,) rows of step `step`."""
+        """Return the rows of a step, int64 (batch,)."""
         start, stop = step * self.batch, (step + 1) * self.batch
         epochs = range(start // self.count, (stop - 1) // self.count + 1)
         joined = torch.cat([self._epoch(number) for number in epochs])

@@ -1,121 +1,118 @@
-"""A variant as data, and the one table that wires it: score, conditioning, smoothing, sampler."""
+"""The scores of the comparison: `build_score` wires each closed form, `network_score` a trained network.
+
+Its pair is `targets.build_target`, which wires what a network of the same specification learns. They are two files,
+since training must not depend on the closed forms and their search.
+"""
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
-from stages.diffusion import scores as closed
-from stages.diffusion.noise import normal
-from stages.diffusion.parameters import Variant, check_temperature, over_sigma
-from stages.errors import InputError
-
-KERNEL_DRAWS = 1 << 30  # draw numbers from here on belong to the kernel, below to the sampler
-
-
-def temperature_rule(rule: float | str, dimension: int) -> Callable[[Tensor], Tensor]:
-    """T(sigma) of METHODS §1.5, elementwise on sigma: a number, "C/sigma" = max(C/sigma, 1), "sqrt_d" or "d"."""
-    check_temperature(rule)
-    sigma_c = over_sigma(rule) if isinstance(rule, str) else None
-    if sigma_c is not None:
-        return lambda sigma: (sigma_c / sigma).clamp_min(1.0)
-    constant = {"sqrt_d": math.sqrt(dimension), "d": float(dimension)}.get(rule, rule)
-    return lambda sigma: torch.full_like(sigma, constant)
+from stages.diffusion import scores
+from stages.diffusion.noise import Stream, normal
+from stages.diffusion.parameters import ScoreSpec
+from stages.diffusion.samplers import Score
+from stages.diffusion.temperature import is_smoothed, shell_power, temperature_rule
 
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """Which samples a score is evaluated for: kernel draws are each sample's own and fixed along its trajectory."""
+    """The samples that a score is evaluated for: kernel draws are each sample's own and fixed along its trajectory."""
 
     seed: int
     indices: Tensor
 
 
-def closed_form_score(variant: Variant, centres: closed.Centres, sigmas: Tensor, batch: Batch) -> closed.Score:
-    """The closed-form score of a variant, as score(x, sigma) on images.
+def build_score(spec: ScoreSpec, centres: scores.Centres, sigmas: Tensor, batch: Batch) -> Score:
+    """Return the closed-form score of a specification, as score(x, sigma) on images; for cfdm its velocity v(x, t).
 
-    x: float32 (B, C, H, W) in [0,1] units; sigma: (B,); returns the shape and dtype of x. Computed in float64.
-    sigmas: the sampler's levels, over which the unified mixture runs.
+    x: float32 (B, C, H, W) in [0,1] units; sigma: (B,); the score has the shape and type of x. Computed in float64.
+    sigmas: the sampler's levels, over which the unified mixture runs. Raises InputError for more neighbours than there
+    are images.
     """
-    flat = CLOSED_FORMS[variant.form](variant, centres, sigmas, batch)
+    flat = CLOSED_FORMS[spec.form](spec, centres, sigmas, batch)
     return lambda x, sigma: as_images(flat(pixel_rows(x).double(), sigma.double()), x)
 
 
 def pixel_rows(x: Tensor) -> Tensor:
-    """Images (B, C, H, W) as rows (B, d) in the order of image tables, (H, W, C), so that these stay as they are."""
+    """Return images (B, C, H, W) as rows (B, d) in the order of image tables, (H, W, C)."""
     return x.movedim(1, -1).reshape(len(x), -1)
 
 
 def as_images(rows: Tensor, like: Tensor) -> Tensor:
-    """Rows of `pixel_rows` (B, d) as images of the shape and type of `like` (B, C, H, W)."""
+    """Return rows of `pixel_rows` (B, d) as images of the shape and type of `like` (B, C, H, W)."""
     batch, channels, height, width = like.shape
     return rows.to(like.dtype).reshape(batch, height, width, channels).movedim(-1, 1).contiguous()
 
 
-def _conditioning(variant: Variant, centres: closed.Centres, sigmas: Tensor, batch: Batch) -> closed.Score:
-    return lambda x, sigma: closed.conditioning(centres, x, sigma)
+def _conditioning(spec: ScoreSpec, centres: scores.Centres, sigmas: Tensor, batch: Batch) -> Score:
+    return functools.partial(scores.conditioning, centres)
 
 
-def _mixture(variant: Variant, centres: closed.Centres, sigmas: Tensor, batch: Batch) -> closed.Score:
-    power = closed.shell_power(centres.dimension, variant.power)
-    return lambda x, sigma: closed.mixture(centres, x, sigmas, power)
+def _mixture(spec: ScoreSpec, centres: scores.Centres, sigmas: Tensor, batch: Batch) -> Score:
+    power = shell_power(centres.dimension, spec.power)
+    return lambda x, sigma: scores.mixture(centres, x, sigmas, power)
 
 
-def _shells(variant: Variant, centres: closed.Centres, sigmas: Tensor, batch: Batch) -> closed.Score:
-    rule = temperature_rule(1.0 if variant.temperature is None else variant.temperature, centres.dimension)
-    below, count = math.inf if variant.smooth_below is None else variant.smooth_below, len(centres.pixels)
-    options = {"power": closed.shell_power(centres.dimension, variant.power), "precision": variant.precision}
-    if variant.neighbors is not None:
-        k = variant.neighbors.k
-        if k > count:
-            raise InputError(
-                f"neighbors.k is {k} but the training set has {count} images: lower k or ingest.train more"
-            )
-        options |= {"nearest": k, "radius": variant.neighbors.radius}
+def _shells(spec: ScoreSpec, centres: scores.Centres, sigmas: Tensor, batch: Batch) -> Score:
+    rule = temperature_rule(1.0 if spec.temperature is None else spec.temperature, centres.dimension)
+    options = {"power": shell_power(centres.dimension, spec.power), "precision": spec.precision}
+    if spec.neighbors is not None:
+        spec.neighbors.check_count(len(centres.pixels))
+        options |= {"nearest": spec.neighbors.k, "radius": spec.neighbors.radius}
 
     def score(x: Tensor, sigma: Tensor) -> Tensor:
-        temperature = torch.where(sigma < below, rule(sigma), 1.0)
-        return closed.unconditioning(centres, x, temperature, sigma=sigma, **options)
+        hot = rule(sigma)
+        temperature = torch.where(is_smoothed(sigma, hot, spec.smooth_below), hot, 1.0)
+        return scores.unconditioning(centres, x, temperature, sigma=sigma, **options)
 
     return score
 
 
-def kernel_draws(variant: Variant, dimension: int, batch: Batch) -> closed.Draws:
-    """The kernel's draws of each sample, float32 (B, draws, d); pairs xi, -xi, so that their mean is 0."""
-    half = -(-variant.kernel.draws // 2)
+def kernel_draws(spec: ScoreSpec, dimension: int, batch: Batch) -> scores.Draws:
+    """Return the kernel's draws of each sample, float32 (B, draws, d), in pairs xi, -xi, so that their mean is 0."""
+    half = -(-spec.kernel.draws // 2)
 
-    @functools.lru_cache(maxsize=1)  # few are drawn once, many again at every evaluation, a part at a time
+    @functools.lru_cache(maxsize=1)  # few draws are made once; many are made again at every evaluation, in parts
     def take(start: int, stop: int) -> Tensor:
-        drawn = {}
-        for n in sorted({number % half for number in range(start, stop)}):
-            drawn[n] = normal(batch.seed, batch.indices, KERNEL_DRAWS + n, (dimension,))
+        drawn = {
+            n: normal(batch.seed, batch.indices, Stream.KERNEL.draw(n), (dimension,))
+            for n in {number % half for number in range(start, stop)}
+        }
         return torch.stack([drawn[n] if n < half else -drawn[n - half] for n in range(start, stop)], dim=1)
 
-    return closed.Draws(variant.kernel.draws, take)
+    return scores.Draws(spec.kernel.draws, take)
 
 
-def _kernel(variant: Variant, centres: closed.Centres, sigmas: Tensor, batch: Batch) -> closed.Score:
-    plain = _conditioning(variant, centres, sigmas, batch)
-    return closed.smoothed(plain, variant.kernel.h, kernel_draws(variant, centres.dimension, batch))
+def _kernel(spec: ScoreSpec, centres: scores.Centres, sigmas: Tensor, batch: Batch) -> Score:
+    plain = functools.partial(scores.conditioning, centres)
+    return scores.smoothed(plain, spec.kernel.h, kernel_draws(spec, centres.dimension, batch))
 
 
-CLOSED_FORMS: dict[str, Callable[[Variant, closed.Centres, Tensor, Batch], closed.Score]] = {
+def _cfdm(spec: ScoreSpec, centres: scores.Centres, sigmas: Tensor, batch: Batch) -> Score:
+    shifts = kernel_draws(spec, centres.dimension, batch)
+    return lambda z, t: scores.cfdm_velocity(centres, z, float(t[0]), shifts, spec.kernel.h)
+
+
+CLOSED_FORMS: dict[str, Callable[[ScoreSpec, scores.Centres, Tensor, Batch], Score]] = {
     "conditioning": _conditioning,
     "mixture": _mixture,
     "unconditioning": _shells,
     "temperature": _shells,
     "kernel-smoothed": _kernel,
+    "cfdm": _cfdm,
 }
+"""Form -> its closed-form score on rows, x float64 (B, d) and sigma float64 (B,)."""
 
 
-def network_score(network: nn.Module, conditioned: bool, bfloat16: bool = False) -> closed.Score:
-    """score = F/sigma (METHODS §4): F(x, sigma) with noise conditioning, F(x) without, where sigma only scales.
+def network_score(network: nn.Module, conditioned: bool, bfloat16: bool = False) -> Score:
+    """Return the score F/sigma (METHODS §4) of F(x, sigma), or without conditioning of F(x), where sigma only scales.
 
-    bfloat16: run the network's products in it (autocast); what comes in and goes out keeps the type of x.
-    A single image is taken twice on a CPU: alone it would be rounded otherwise than in company (`fixed_rounding`).
+    bfloat16: the network's products run in it (autocast); x and the score keep their type. On a CPU a single image is
+    evaluated twice, since alone it would be rounded differently than in a batch (`fixed_rounding`).
     """
 
     def score(x: Tensor, sigma: Tensor) -> Tensor:

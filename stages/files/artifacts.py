@@ -108,3 +108,16 @@ def sha256_file(path: Path | str) -> str:
 def sha256_json(value: Any) -> str:
     """Hex sha256 of a value's canonical JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, allow_nan=False).encode()).hexdigest()
+
+
+def differing(saved: Any, wanted: Any, prefix: str = "") -> list[str]:
+    """Return the differences of two trees of JSON values: "KEY SAVED there, WANTED here" for every dotted key."""
+    if isinstance(saved, dict) and isinstance(wanted, dict):
+        keys = [*wanted, *(key for key in saved if key not in wanted)]
+        absent = "nothing"
+        return [
+            line
+            for key in keys
+            for line in differing(saved.get(key, absent), wanted.get(key, absent), f"{prefix}.{key}" if prefix else key)
+        ]
+    return [] if saved == wanted else [f"{prefix} {json.dumps(saved)} there, {json.dumps(wanted)} here"]

@@ -48,9 +48,14 @@ def loss_of(variant: str) -> Path:
     return DATA / "train" / variant / "loss.tsv"
 
 
+def snapshot_name(step: int) -> str:
+    """The name of the averaged weights at a step of the training; the names sort by step."""
+    return f"snapshot-{step:010d}"
+
+
 def snapshot_of(variant: str, step: int) -> Path:
-    """The averaged weights at a training step; the names sort by step."""
-    return DATA / "train" / variant / f"snapshot-{step:010d}.safetensors"
+    """The averaged weights of a variant's network at a step of the training."""
+    return DATA / "train" / variant / f"{snapshot_name(step)}.safetensors"
 
 
 def snapshots_of(variant: str) -> dict[int, Path]:

@@ -1,9 +1,12 @@
 """Named tensors as safetensors with a JSON header: no pickle, written atomically."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -45,6 +48,18 @@ def _metadata(header: dict[str, str] | None) -> dict[str, Any]:
     return found
 
 
+def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors under `prefix`."""
+    return {f"{prefix}.{name}": tensor for name, tensor in tensors.items()}
+
+
 def select(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors whose names start with "PREFIX.", under the rest of their names."""
     return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
+
+
+def shared_tensor(array: np.ndarray) -> Tensor:
+    """Return a tensor that shares the memory of an array, possibly memory-mapped and read-only: only read it."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array)

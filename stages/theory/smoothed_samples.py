@@ -128,10 +128,10 @@ def led_samples(
 
     from stages.diffusion import scores as closed
     from stages.diffusion.noise import generator_seed
-    from stages.diffusion.samplers import reverse_diffusion
+    from stages.diffusion.samplers import noise_levels, reverse_diffusion, run
 
     centres = closed.make_centres(torch.from_numpy(np.ascontiguousarray(train)))
-    shape = (count, 1, 1, train.shape[1])  # reverse_diffusion works on images
+    shape = (count, 1, 1, train.shape[1])  # samplers work on images
 
     def plain(x: "Tensor", sigma: "Tensor") -> "Tensor":
         return closed.conditioning(centres, x, sigma)
@@ -144,7 +144,7 @@ def led_samples(
 
     sigmas = torch.logspace(math.log10(noise[1]), math.log10(noise[0]), levels, dtype=torch.float64)
     score = lambda x, sigma: smooth(x.flatten(1), sigma).reshape(x.shape)  # noqa: E731
-    for x in reverse_diffusion(score, draw, sigmas):
+    for x in run(reverse_diffusion, score, draw, *noise_levels(sigmas)):
         last = x
     return last.flatten(1).numpy()
 
@@ -154,7 +154,7 @@ def cfdm_samples(train: np.ndarray, h: float, count: int, levels: int, draws: in
     import torch
 
     from stages.diffusion.noise import generator_seed
-    from stages.diffusion.samplers import cfdm
+    from stages.diffusion.samplers import run, time_euler, unit_times
     from stages.diffusion.scores import cfdm_velocity, make_centres
 
     dimension = train.shape[1]
@@ -162,7 +162,11 @@ def cfdm_samples(train: np.ndarray, h: float, count: int, levels: int, draws: in
     shifts = torch.zeros(1, dimension, dtype=torch.float64) if h == 0 else _draws(count, draws, dimension, seed)
     generator = torch.Generator().manual_seed(generator_seed(seed, NOISE, 0))
     start = torch.randn(count, dimension, generator=generator, dtype=torch.float64)
-    for z in cfdm(lambda z, t: cfdm_velocity(centres, z, t, shifts, h), lambda _: start, levels):
+
+    def velocity(z: "Tensor", t: "Tensor") -> "Tensor":
+        return cfdm_velocity(centres, z, float(t[0]), shifts, h)
+
+    for z in run(time_euler, velocity, lambda _: start, *unit_times(levels)):
         last = z
     return last.numpy()
 

@@ -9,11 +9,11 @@ import torch
 
 from stages.diffusion import alignment
 from stages.diffusion import scores as empirical_score
-from stages.diffusion.parameters import Variant
-from stages.diffusion.sampling import Model
+from stages.diffusion.model import Model
+from stages.diffusion.parameters import AlignmentParams, Variant
 from stages.theory import expansion, learned
 
-SETTINGS = alignment.Alignment(levels=3, images=6, pairs=4, paths=2, points=5, level=0.8, steps=40)
+SETTINGS = AlignmentParams(levels=3, images=6, pairs=4, paths=2, points=5, level=0.8, steps=40)
 CONDITIONED = Variant(score="network", form="conditioning", sampler={"name": "euler", "levels": 4})
 BLIND = Variant(
     score="network", form="unconditioning",

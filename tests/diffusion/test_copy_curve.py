@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from diffusion_project import outs, small_params, write_params
 from filter_inputs import TREE, write_index
 from scipy.linalg import sqrtm
-from test_train_sample import outs, project, small_params, write_params
 
 from stages import train
-from stages.diffusion.sampling import draw_samples, load_model
+from stages.diffusion import train_network
+from stages.diffusion.model import load_model
+from stages.diffusion.sampling import draw_samples
 from stages.errors import InputError
 from stages.features.encoders import load_encoder
 from stages.features.weights import EncoderParams
@@ -22,7 +24,6 @@ from stages.files.tensors import load_tensors
 from stages.memorization.statistics import wilson
 from stages.protocol import load_tree, run_plain
 
-__all__ = ["project"]
 VARIANT, STEPS, COUNT = "net-temperature-pixel", [7, 12, 20], 10
 
 
@@ -83,7 +84,7 @@ def test_an_interrupted_training_keeps_its_snapshots(project, monkeypatch):
     """It stops at the snapshot of step 12, after the checkpoint of step 10: the one of step 7 is not made again."""
     set_snapshots(STEPS)
     run_plain("train", VARIANT)
-    whole, kept, original = outs(VARIANT), [], train._keep
+    whole, kept, original = outs(VARIANT), [], train_network.keep_snapshot
 
     def stopping(shard, step, trainer):
         kept.append(step)
@@ -91,7 +92,7 @@ def test_an_interrupted_training_keeps_its_snapshots(project, monkeypatch):
             raise RuntimeError("the machine stopped")
         original(shard, step, trainer)
 
-    monkeypatch.setattr(train, "_keep", stopping)
+    monkeypatch.setattr(train_network, "keep_snapshot", stopping)
     with pytest.raises(RuntimeError, match="stopped"):
         run_plain("train", VARIANT)
     run_plain("train", VARIANT)

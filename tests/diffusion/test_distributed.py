@@ -1,7 +1,6 @@
 """Training by several processes (gloo on the CPU) against one, and checkpoints that belong elsewhere."""
 
 import json
-import os
 import re
 import signal
 import subprocess
@@ -11,34 +10,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_train_sample import ROOT, project, small_params, write_params
+from diffusion_project import VARIANT, with_processes
 
 from stages import train
 from stages.diffusion.checkpoint import newest
-from stages.diffusion.distributed import World
+from stages.diffusion.distributed import World, reported_error
 from stages.errors import InputError
 from stages.files.images import image_table, write_images
 from stages.files.tensors import load_tensors, save_tensors
 from stages.protocol import Shard, load_tree, main, run_plain
 
-__all__ = ["project"]
-VARIANT = "net-conditioning"
 LEARNING_RATE, STEPS = 2e-3, 20
-
-
-@pytest.fixture
-def environment(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    return dict(os.environ)
-
-
-def with_processes(count, **optimization):
-    tree = small_params()
-    tree["train"]["processes"] = count
-    tree["train"]["optimization"] |= {"precision": "float32", **optimization}
-    write_params(tree)
-    return tree
 
 
 def trained():
@@ -101,7 +83,7 @@ def test_wrong_input_in_the_processes_is_left_for_the_one_that_started_them(proj
     with_processes(2)
     (shard,) = train.plan(train.Params.from_tree(load_tree(), VARIANT))
     shard = shard.at(project / "out.safetensors")
-    with pytest.raises(InputError), train._told(shard, World(rank, 2)):
+    with pytest.raises(InputError), reported_error(shard.scratch / "error.txt", World(rank, 2)):
         raise InputError("x is wrong")
     assert (shard.scratch / "error.txt").exists() == written
 

@@ -152,7 +152,7 @@ def test_pipeline_folder_is_read_and_sampled_by_diffusers(tmp_path):
 
 
 def test_an_export_that_fails_leaves_no_folder(tmp_path, monkeypatch):
-    """Half a pipeline would be read as one, and refused by the next export as there already."""
+    """Half a pipeline would be read as one, and refused by the next export as existing."""
     made, written = network(blocks=1), []
     score = {"spec": {"score": "network", "form": "conditioning"}, "noise": NOISE.model_dump()}
     score["network"] = made.params.model_dump()
@@ -192,4 +192,4 @@ def test_command_writes_the_folder_of_a_trained_variant_and_never_over_another(t
     with pytest.raises(SystemExit) as stopped:
         export.main()
     assert stopped.value.code == 2
-    assert f"error: {tmp_path / 'out'} is there already" in capsys.readouterr().err
+    assert f"error: {tmp_path / 'out'} already exists" in capsys.readouterr().err

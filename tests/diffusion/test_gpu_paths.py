@@ -9,16 +9,22 @@ from torch.nn.functional import scaled_dot_product_attention as attention
 from stages.device import pick_device, uses_bfloat16
 from stages.diffusion import network as networks
 from stages.diffusion import training_set
-from stages.diffusion.alignment import Alignment, align
-from stages.diffusion.losses import denoising_target, temperature_target
+from stages.diffusion.alignment import align
+from stages.diffusion.model import make_model, prepare_network
 from stages.diffusion.network import NCSNpp
 from stages.diffusion.noise import normal
-from stages.diffusion.parameters import NetworkParams, NoiseParams, OptimizationParams, Variant
-from stages.diffusion.sampling import make_model, prepare_network, sample_batch
-from stages.diffusion.scores import shell_power
-from stages.diffusion.training import Trainer
-from stages.diffusion.training_set import MappedTrainingSet, TrainingSet, open_training_set
-from stages.diffusion.variants import network_score, temperature_rule
+from stages.diffusion.parameters import (
+    AlignmentParams,
+    NetworkParams,
+    NoiseParams,
+    OptimizationParams,
+    ScoreSpec,
+    Variant,
+)
+from stages.diffusion.sampling import sample_batch
+from stages.diffusion.trainer import Trainer
+from stages.diffusion.training import build_training
+from stages.diffusion.variants import network_score
 from stages.features.encoders import load_encoder
 from stages.features.feature_search import nearest_features
 from stages.features.weights import EncoderParams
@@ -135,20 +141,15 @@ def test_a_network_in_bfloat16_is_near_itself_in_float32(conditioned):
 
 
 def trainer(folder, device, form, images, **changes):
-    variant = {"score": "network", "form": form, "sampler": EULER}
-    lists, target = None, denoising_target
+    spec, lists = {"score": "network", "form": form}, None
     if form == "temperature":
         lists = np.stack([np.roll(np.arange(len(images)), -n) for n in range(4)], 1)
-        rule = temperature_rule("5/sigma", images[0].size)
-        target = temperature_target(rule, 3.0, shell_power(images[0].size), "optimal", 1.5)
-        variant |= {"temperature": "5/sigma", "neighbors": {"space": "pixel", "k": 4}}
-    params, made = OPTIMIZATION.model_copy(update=changes), Variant(**variant)
-
-    def build():
-        return NCSNpp(NETWORK, 3, 16, made.conditioned, LEVELS.sigma_min, LEVELS.sigma_max)
-
-    data = open_training_set(images, lists, device)
-    return Trainer(params, LEVELS, build, data, target, made.conditioned, folder, {"form": form})
+        neighbors = {"space": "pixel", "k": 4, "radius": 1.5}
+        spec |= {"temperature": "5/sigma", "smooth_below": 3.0, "neighbors": neighbors}
+    params = OPTIMIZATION.model_copy(update=changes)
+    return Trainer(
+        build_training(ScoreSpec(**spec), LEVELS, NETWORK, params, images, lists, device), folder, {"form": form}
+    )
 
 
 def curve(run):
@@ -162,15 +163,15 @@ def test_training_computes_the_same_and_resumes_on_either_device(tmp_path, monke
     own = trainer(tmp_path / "cpu", CPU, form, images)
     losses = curve(own)
     if not resident:
-        monkeypatch.setattr(training_set, "SHARE", 0.0)
+        monkeypatch.setattr(training_set, "GPU_SHARE", 0.0)
     with simulated_gpu():
         there = trainer(tmp_path / "gpu", GPU, form, images)
-        assert isinstance(there.data, TrainingSet if resident else MappedTrainingSet)
-        assert all(p.device.type == "cuda" for p in there.state.average.parameters())
+        assert there.training.data.images.device.type == ("cuda" if resident else "cpu")
+        assert all(p.device.type == "cuda" for p in there.average.parameters())
         torch.testing.assert_close(curve(there), losses, rtol=1e-4, atol=0)
         again = trainer(tmp_path / "cpu", GPU, form, images)
         assert again.resume() == 6
-    for a, b in zip(own.state.average.parameters(), again.state.average.parameters()):
+    for a, b in zip(own.average.parameters(), again.average.parameters()):
         torch.testing.assert_close(a.data, b.data.cpu(), rtol=0, atol=0)
     assert trainer(tmp_path / "gpu", CPU, form, images).resume() == 6
 
@@ -185,7 +186,7 @@ def test_training_in_passes_and_in_bfloat16(tmp_path, changes):
 
 
 def test_the_comparison_with_the_empirical_score():
-    settings = Alignment(levels=3, images=4, pairs=4, paths=2, points=3, level=1.0, steps=2)
+    settings = AlignmentParams(levels=3, images=4, pairs=4, paths=2, points=3, level=1.0, steps=2)
     variant, images = Variant(score="network", form="conditioning", sampler=EULER), pictures()
     own = align(make_model(variant, LEVELS, images, network(), CPU), settings, 0)
     with simulated_gpu():
@@ -237,8 +238,8 @@ def test_an_encoder_on_the_gpu_is_near_itself_on_the_cpu():
 def test_weights_and_their_average_lie_alike_in_memory(tmp_path):
     """Otherwise they are averaged parameter by parameter on a GPU, and not in one pass."""
     with simulated_gpu():
-        state = trainer(tmp_path, GPU, "conditioning", pictures()).state
-        pairs = list(zip(state.network.parameters(), state.average.parameters(), strict=True))
+        run = trainer(tmp_path, GPU, "conditioning", pictures())
+        pairs = list(zip(run.training.network.parameters(), run.average.parameters(), strict=True))
         assert all(one.stride() == other.stride() for one, other in pairs)
         assert any(not one.is_contiguous() for one, _ in pairs)
 

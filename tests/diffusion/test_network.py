@@ -2,29 +2,15 @@
 
 import pytest
 import torch
+from networks import PAPER, SMALL, perturbed
 from scipy.signal import convolve, upfirdn
 
 from stages.device import uses_bfloat16
 from stages.diffusion import network
+from stages.diffusion.model import prepare_network
 from stages.diffusion.network import Attention, Blur, Dropout, NCSNpp, Resample, _attend
-from stages.diffusion.parameters import NetworkParams
-from stages.diffusion.sampling import prepare_network
 from stages.diffusion.variants import network_score
 from stages.errors import InputError
-
-PAPER = NetworkParams(
-    channels=128,
-    multipliers=[1, 2, 2, 2],
-    blocks=4,
-    attention=[16],
-    patch=1,
-    dropout=0.1,
-    embedding="positional",
-    fir=True,
-    progressive_input=True,
-    amplitude="raw",
-)
-SMALL = PAPER.model_copy(update={"channels": 16, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.0})
 
 
 def parameters(network):
@@ -62,15 +48,6 @@ def test_shapes_gradients_and_blindness(amplitude, channels, patch, resolution):
         assert all(p.grad is not None for p in network.parameters())
         with pytest.raises(ValueError, match="sigma"):
             network(x, None if conditioned else torch.ones(2))
-
-
-def perturbed(network):
-    """The output layers start at almost zero; give every weight a size at which differences show."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in network.parameters():
-            p.add_(0.1 * torch.randn(p.shape, generator=generator))
-    return network.eval()
 
 
 def test_conditioned_network_reads_sigma_and_a_blind_one_reads_the_amplitude():

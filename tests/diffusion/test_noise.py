@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from stages.diffusion.noise import integers, levels, normal, philox, uniform
+from stages.diffusion.noise import Stream, integers, levels, normal, philox, uniform
 from stages.diffusion.parameters import NoiseParams
 
 
@@ -77,3 +77,14 @@ def test_cpu_and_gpu_draw_the_same_noise():
     )
     assert torch.equal(*words)
     torch.testing.assert_close(normals[1], normals[0], rtol=1e-6, atol=1e-6)
+
+
+def test_streams_over_the_same_index_share_no_draw():
+    """Samplers take as many draws as they have levels, kernels as many as they have shifts; alignment's lie between."""
+    assert [Stream.PREDICTOR.draw(n) for n in range(3)] == [1, 3, 5]
+    assert [Stream.CORRECTOR.draw(n) for n in range(3)] == [2, 4, 6]
+    assert [Stream.KERNEL.draw(n) for n in range(2)] == [1 << 30, (1 << 30) + 1]
+    of_samples = [stream for stream in Stream if stream.value[0] in ("sample", "alignment")]
+    drawn = [stream.draw(n) for stream in of_samples for n in range(1000 if stream.value[2] else 1)]
+    assert len(drawn) == len(set(drawn))
+    assert len(Stream) == len(Stream.__members__)  # no two names for one stream

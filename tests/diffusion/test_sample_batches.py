@@ -9,12 +9,12 @@ batches of 1, 7 and 64 (test_variants.py); over many centres their scores keep e
 import numpy as np
 import pytest
 import torch
-from test_network import SMALL, perturbed
+from networks import SMALL, perturbed
 
+from stages.diffusion.model import Model, make_model
 from stages.diffusion.network import NCSNpp
 from stages.diffusion.parameters import NetworkParams, NoiseParams, Variant
-from stages.diffusion.sampling import Model, make_model, trajectory
-from stages.diffusion.winograd import WinogradConv
+from stages.diffusion.sampling import trajectory
 
 SAMPLERS = {
     "reverse-sde": {"levels": 5, "snr": 0.16},
@@ -52,7 +52,6 @@ def test_companions_and_the_place_in_the_batch_change_no_bit(sampler, precision)
 
 
 KNOWN = torch.backends.cpu.get_cpu_capability() == "AVX512"
-WIDE = SMALL.model_copy(update={"channels": 128, "multipliers": [1], "blocks": 1, "attention": []})
 
 
 @pytest.mark.skipif(not KNOWN, reason="which batches oneDNN computes alike is known for processors with AVX-512 only")
@@ -62,15 +61,6 @@ def test_batches_of_1_7_and_64_are_the_same_bits(sampler, precision):
     found = model(sampler, precision)
     together = drawn(found, list(range(64)))
     for rows in (list(range(7)), list(range(57, 64)), [0], [63]):
-        assert torch.equal(drawn(found, rows), together[rows])
-
-
-@pytest.mark.skipif(not KNOWN, reason="which batches oneDNN computes alike is known for processors with AVX-512 only")
-def test_winograd_s_convolutions_are_the_same_bits_in_any_batch():
-    found = model("heun", "float32", WIDE)
-    assert any(isinstance(layer, WinogradConv) for layer in found.network.modules())
-    together = drawn(found, list(range(20)))
-    for rows in (list(range(7)), list(range(13, 20)), [0], [19]):
         assert torch.equal(drawn(found, rows), together[rows])
 
 

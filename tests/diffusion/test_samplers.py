@@ -1,5 +1,6 @@
 """Samplers against exact solutions: Gaussian data, whose reverse ODE and law are known."""
 
+import functools
 import math
 
 import pytest
@@ -21,32 +22,31 @@ def draw_for(count, shape=(1, 2, 2), seed=0):
     return lambda n: normal(seed, torch.arange(count), n, shape).double()
 
 
-def last(states):
-    for state in states:
-        x = state
-    return x
+def states(move, score, draw, sigmas, **options):
+    """The states of a step with these options down to level 0."""
+    return samplers.run(functools.partial(move, **options), score, draw, *samplers.noise_levels(sigmas))
+
+
+def last(*arguments, **options):
+    return list(states(*arguments, **options))[-1]
 
 
 def exact_flow(start, sigma_max):
     return MEAN + (start - MEAN) * SPREAD / math.sqrt(SPREAD**2 + sigma_max**2)
 
 
-def ode_error(make, count):
+def ode_error(step, count):
     sigmas = levels(NoiseParams(sigma_min=1e-4, sigma_max=5), count)
     draw = draw_for(4)
-    return float((last(make(draw, sigmas)) - exact_flow(draw(0) * 5, 5)).abs().max())
+    return float((last(step, gaussian_score, draw, sigmas) - exact_flow(draw(0) * 5, 5)).abs().max())
 
 
 @pytest.mark.parametrize(
-    ("make", "order"),
-    [
-        (lambda draw, s: samplers.karras(gaussian_score, draw, s), 1),
-        (lambda draw, s: samplers.karras(gaussian_score, draw, s, heun=True), 2),
-        (lambda draw, s: samplers.reverse_diffusion(gaussian_score, draw, s, ode=True), 1),
-    ],
+    ("step", "order"),
+    [(samplers.euler, 1), (samplers.heun, 2), (functools.partial(samplers.reverse_diffusion, ode=True), 1)],
 )
-def test_ode_samplers_converge_at_their_order(make, order):
-    errors = [ode_error(make, count) for count in (100, 200, 400)]
+def test_ode_samplers_converge_at_their_order(step, order):
+    errors = [ode_error(step, count) for count in (100, 200, 400)]
     slopes = [math.log2(a / b) for a, b in zip(errors, errors[1:])]
     assert slopes == pytest.approx([order, order], abs=0.25)
 
@@ -71,7 +71,7 @@ def test_reverse_diffusion_is_methods_5_written_out(ode, snr):
         else:
             x = x + gap * gaussian_score(x, at) + gap**0.5 * draw(2 * n + 1)
         wanted.append(x)
-    got = list(samplers.reverse_diffusion(gaussian_score, draw, sigmas, ode=ode, snr=snr))
+    got = list(states(samplers.reverse_diffusion, gaussian_score, draw, sigmas, ode=ode, snr=snr))
     torch.testing.assert_close(torch.stack(got), torch.stack(wanted))
 
 
@@ -79,7 +79,7 @@ def test_reverse_diffusion_is_methods_5_written_out(ode, snr):
 def test_reverse_sde_has_the_mean_and_variance_of_the_data(snr):
     """At d = 256: a Langevin step set by a sample's own norms is unbiased only as d grows."""
     sigmas = levels(NoiseParams(sigma_min=0.005, sigma_max=20), 400)
-    x = last(samplers.reverse_diffusion(gaussian_score, draw_for(100, (1, 16, 16)), sigmas, snr=snr)).flatten()
+    x = last(samplers.reverse_diffusion, gaussian_score, draw_for(100, (1, 16, 16)), sigmas, snr=snr).flatten()
     standard_error = SPREAD / math.sqrt(len(x))
     assert abs(float(x.mean()) - MEAN) < 5 * standard_error
     # discretisation leaves a bias of the order of one level's ratio minus one
@@ -96,7 +96,7 @@ def test_reverse_sde_finds_both_modes_of_a_mixture_in_proportion():
         return -(w * distance / variance).sum(-1)
 
     sigmas = levels(NoiseParams(sigma_min=0.01, sigma_max=20), 300)
-    x = last(samplers.reverse_diffusion(score, draw_for(4000, (1, 1, 1)), sigmas)).flatten()
+    x = last(samplers.reverse_diffusion, score, draw_for(4000, (1, 1, 1)), sigmas).flatten()
     share = float((x > 0).double().mean())
     assert abs(share - 0.7) < 5 * math.sqrt(0.21 / 4000)
     assert float(x[x > 0].mean()) == pytest.approx(2, abs=0.05)
@@ -127,9 +127,8 @@ def test_reverse_sde_has_the_mean_and_covariance_of_a_correlated_mixture():
     covariance = torch.einsum("k,kij->ij", weights, covariances + centred[:, :, None] * centred[:, None])
     sigmas = levels(NoiseParams(sigma_min=0.01, sigma_max=20), 500)
     count = 4000
-    x = last(
-        samplers.reverse_diffusion(mixture_score(weights, means, covariances), draw_for(count, (1, 1, 2)), sigmas)
-    ).flatten(1)
+    score = mixture_score(weights, means, covariances)
+    x = last(samplers.reverse_diffusion, score, draw_for(count, (1, 1, 2)), sigmas).flatten(1)
     assert ((x.mean(0) - mean).abs() < 5 * (covariance.diag() / count).sqrt()).all()
     # an entry's standard error is sqrt((C_ii C_jj + C_ij^2)/n) for normal data; 1.5 % is one level's share of the noise
     error = torch.sqrt((torch.outer(covariance.diag(), covariance.diag()) + covariance**2) / count)
@@ -138,7 +137,7 @@ def test_reverse_sde_has_the_mean_and_covariance_of_a_correlated_mixture():
 
 def test_langevin_step_is_its_formula_with_each_samples_own_norms():
     x, z = torch.randn(3, 1, 2, 2, dtype=torch.float64), torch.randn(3, 1, 2, 2, dtype=torch.float64)
-    got = samplers.langevin(gaussian_score, x, 0.7, 0.16, z)
+    got = samplers.langevin(x, 0.7, gaussian_score, z, 0.16)
     for i in range(3):
         s = gaussian_score(x[i : i + 1], torch.tensor([0.7], dtype=torch.float64))
         eps = 2 * (0.16 * z[i].norm() / s.norm()) ** 2
@@ -161,8 +160,9 @@ def test_actual_noise_sampler_shrinks_the_distance_to_one_centre_geometrically()
     centre = torch.full((1, 4, 4), 0.4, dtype=torch.float64)
     score, level = shell_score(centre)
     sigmas = levels(NoiseParams(sigma_min=0.01, sigma_max=5), 50)
-    states = list(samplers.actual_noise(score, draw_for(5, (1, 4, 4)), sigmas, step=0.16, exact_below=5.0, level=level))
-    radii = torch.stack([(x - centre).flatten(1).norm(dim=1) for x in states])
+    options = {"step": 0.16, "exact_below": 5.0, "level": level}
+    found = states(samplers.actual_noise, score, draw_for(5, (1, 4, 4)), sigmas, **options)
+    radii = torch.stack([(x - centre).flatten(1).norm(dim=1) for x in found])
     torch.testing.assert_close(radii[1:] / radii[:-1], torch.full_like(radii[1:], 1 - 0.16 * 14 / 16))
 
 
@@ -170,26 +170,28 @@ def test_gradient_ascent_stops_each_sample_below_the_threshold_and_leaves_it_the
     centre = torch.full((1, 4, 4), 0.4, dtype=torch.float64)
     score, level = shell_score(centre)
     sigmas = levels(NoiseParams(sigma_min=0.01, sigma_max=5), 500)
-    states = list(
-        samplers.gradient_ascent(score, draw_for(5, (1, 4, 4)), sigmas, step=0.1, stop_below=0.05, level=level)
-    )
-    assert len(states) < 500
-    assert (level(states[-1]) < 0.05).all()
-    assert (level(states[-1]) >= 0.05 * (1 - 0.1 * 14 / 16) - 1e-12).all()
+    options = {"step": 0.1, "stop_below": 0.05, "level": level}
+    found = list(states(samplers.gradient_ascent, score, draw_for(5, (1, 4, 4)), sigmas, **options))
+    assert len(found) < 500
+    assert (level(found[-1]) < 0.05).all()
+    assert (level(found[-1]) >= 0.05 * (1 - 0.1 * 14 / 16) - 1e-12).all()
 
 
 def test_gradient_ascent_that_need_not_start_yields_where_it_is():
     score, level = shell_score(torch.full((1, 4, 4), 0.4, dtype=torch.float64))
     sigmas = levels(NoiseParams(sigma_min=0.01, sigma_max=5), 9)
     draw = draw_for(5, (1, 4, 4))
-    (state,) = samplers.gradient_ascent(score, draw, sigmas, step=0.1, stop_below=100.0, level=level)
+    options = {"step": 0.1, "stop_below": 100.0, "level": level}
+    (state,) = states(samplers.gradient_ascent, score, draw, sigmas, **options)
     assert torch.equal(state, draw(0) * float(sigmas[0]))
 
 
 def test_cfdm_euler_carries_a_single_centre_to_itself():
     """With one centre k_t = t x_1, so v = (x_1 - z)/(1 - t) and Euler's last step lands on x_1 exactly."""
     centre = torch.rand(1, 2, 2, dtype=torch.float64)
-    end = last(samplers.cfdm(lambda z, t: (centre - z) / (1 - t), draw_for(3), 20))
+    velocity = lambda z, t: (centre - z) / (1 - t[:, None, None, None])  # noqa: E731
+    params = SamplerParams(name="cfdm", levels=20)
+    *_, end = samplers.sample(params, torch.ones(20), lambda x: None, velocity, draw_for(3))
     torch.testing.assert_close(end, centre.expand(3, 1, 2, 2))
 
 
@@ -212,7 +214,12 @@ def test_wrong_sampler_parameters_are_named(values, message):
     [
         ({"name": "reverse-sde", "levels": 50, "snr": 0.16}, 100),
         ({"name": "reverse-sde", "levels": 50}, 50),
+        ({"name": "reverse-ode", "levels": 50, "snr": 0.16}, 100),
+        ({"name": "euler", "levels": 18}, 18),
         ({"name": "heun", "levels": 18}, 35),
+        ({"name": "actual-noise", "levels": 18, "step": 0.2, "exact_below": 1.0}, 18),
+        ({"name": "gradient-ascent", "levels": 18, "step": 0.2, "stop_below": 1e-9}, 18),
+        ({"name": "cfdm", "levels": 18}, 18),
     ],
 )
 def test_nfe_is_what_the_sampler_really_evaluates(values, evaluations):
@@ -224,8 +231,6 @@ def test_nfe_is_what_the_sampler_really_evaluates(values, evaluations):
         return gaussian_score(x, sigma)
 
     sigmas = levels(NoiseParams(sigma_min=0.01, sigma_max=5), params.levels)
-    if params.name == "heun":
-        last(samplers.karras(score, draw_for(2), sigmas, heun=True))
-    else:
-        last(samplers.reverse_diffusion(score, draw_for(2), sigmas, snr=params.snr))
+    found = list(samplers.sample(params, sigmas, lambda x: torch.ones(len(x)).double(), score, draw_for(2)))
+    assert len(found) == params.levels
     assert len(calls) == params.evaluations == evaluations

@@ -12,65 +12,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import yaml
+from diffusion_project import COUNT, ROOT, K, outs, small_params, write_params
 
 from stages import sample, train
-from stages.diffusion.distributed import World
-from stages.diffusion.sampling import load_model, trajectory
+from stages.diffusion.distributed import ALONE
+from stages.diffusion.model import load_model
+from stages.diffusion.sampling import trajectory
 from stages.diffusion.scores import make_centres, unconditioning
-from stages.diffusion.training import Trainer
+from stages.diffusion.train_network import make_trainer
+from stages.diffusion.trainer import Trainer
 from stages.errors import InputError
-from stages.files.artifacts import read_json, sha256_file
-from stages.files.images import image_table, read_images, write_images
-from stages.files.neighbors import NeighborTable, read_neighbors, write_neighbors
+from stages.files.artifacts import read_json
+from stages.files.images import read_images
+from stages.files.neighbors import read_neighbors, write_neighbors
 from stages.protocol import load_tree, run_plain
-from stages.search.nearest import nearest
-
-ROOT = Path(__file__).parents[2]
-COUNT, K = 30, 8
-
-
-def small_params():
-    tree = load_tree(ROOT / "params.yaml")
-    network = {"channels": 8, "multipliers": [1, 1], "patch": 2}
-    optimization = {"steps": 20, "batch": 4, "checkpoint_every": 5, "log_every": 5, "warmup": 2}
-    tree["train"]["network"] |= network
-    tree["train"]["optimization"] |= optimization
-    tree["sample"] |= {"count": 23, "batch": 4, "shards": 3}
-    for variant in tree["variants"].values():
-        variant["sampler"]["levels"] = 6
-        if variant.get("neighbors"):
-            variant["neighbors"]["k"] = K
-        if variant.get("kernel"):
-            variant["kernel"]["draws"] = 4
-    return tree
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    pixels = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 1), dtype=np.uint8)
-    table = image_table(pixels)
-    write_images("data/deduplicate/train.arrow", table)
-    flat = pixels.reshape(COUNT, -1)
-    rows, squared = nearest(flat, flat, K, exclude=np.arange(COUNT))
-    lists = NeighborTable(rows.astype(np.int32), np.sqrt(squared / 64).astype(np.float32) / 255, table.ids, None, {})
-    for space in ("pixel", "feature"):
-        write_neighbors(f"data/index/{space}_neighbors.arrow", lists)
-    write_params(small_params())
-    return tmp_path
-
-
-def write_params(tree):
-    Path("params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
 
 
 def names(score):
     return [name for name, spec in load_tree(ROOT / "params.yaml")["variants"].items() if spec["score"] == score]
-
-
-def outs(*variants):
-    return {path: sha256_file(path) for v in variants for path in sorted(Path("data").glob(f"*/{v}/*"))}
 
 
 def test_training_uses_the_threads_of_its_parameters(project, monkeypatch):
@@ -147,10 +106,10 @@ def test_a_networks_target_is_the_one_that_its_variant_describes(project, option
     spec["neighbors"]["radius"] = options.pop("radius", None)
     spec |= {"smooth_below": None, **options}
     shard = train.plan(train.Params.from_tree(tree, "net-temperature-pixel"))[0].at("out.safetensors")
-    trainer = train._trainer(shard, torch.device("cpu"), World())
-    x0, near = trainer.data.take(torch.arange(6))
+    training = make_trainer(shard, torch.device("cpu"), ALONE).training
+    x0, near = training.data.take(torch.arange(6))
     sigma, z = torch.tensor([0.1, 0.3, 0.45, 0.6, 1.5, 2.9]), torch.randn(x0.shape)
-    got = trainer.target(x0, sigma, z, near)
+    got = training.target(x0, sigma, z, near)
     for i in range(6):
         temperature = max(2 / float(sigma[i]), 1.0) if "temperature" in options else 30.0
         wanted = -z[i].double().flatten()
@@ -232,7 +191,7 @@ def test_gradient_ascent_says_where_each_sample_stopped(project):
     run_plain("train", "ascent")
     run_plain("sample", "ascent")
     stopped = json.loads(Path("data/sample/ascent/sample.json").read_text())["stopped"]
-    images, score = read_images(train.TRAIN_IMAGES).images, read_json("data/train/ascent/score.json")
+    images, score = read_images("data/deduplicate/train.arrow").images, read_json("data/train/ascent/score.json")
     model = load_model(score, {**sampler, "snr": None, "exact_below": None}, images, None, "cpu")
     flat = images.reshape(COUNT, -1) / 255
     states = torch.stack(list(trajectory(model, tree["sample"]["seed"], torch.arange(23)))).double().numpy()

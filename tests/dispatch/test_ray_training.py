@@ -7,8 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_distributed import VARIANT, environment, with_processes
-from test_train_sample import ROOT, project
+from diffusion_project import ROOT, VARIANT, environment, project, with_processes
 
 from pipeline.shared import SharedPlace
 from stages import train

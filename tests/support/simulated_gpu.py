@@ -156,5 +156,7 @@ def simulated_gpu() -> Iterator[None]:
         stack.enter_context(
             mock.patch.object(torch, "autocast", lambda kind, *rest, **more: autocast("cpu", *rest, **more))
         )
+        stream = types.SimpleNamespace(is_capturing=lambda: False)
+        stack.enter_context(mock.patch.object(torch.accelerator, "current_stream", return_value=stream))
         stack.enter_context(_Mode())
         yield

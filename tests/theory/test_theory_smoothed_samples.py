@@ -116,13 +116,13 @@ def test_frechet_distance_of_pixels_by_hand():
 def test_the_kernels_draws_are_not_the_noise_that_sampling_starts_from(monkeypatch):
     """With seed 0 both were one stream: sample 0 started at its own first shift."""
     starts = []
-    real = samplers.reverse_diffusion
+    real = samplers.run
 
-    def watched(score, draw, sigmas):
+    def watched(step, score, draw, *levels):
         starts.append(draw(0).flatten())
-        return real(score, draw, sigmas)
+        return real(step, score, draw, *levels)
 
-    monkeypatch.setattr(samplers, "reverse_diffusion", watched)
+    monkeypatch.setattr(samplers, "run", watched)
     ss.led_samples(TRAIN, 0.5, 4, 5, (0.1, 1.0), 2, seed=0)
     shifts = ss._draws(4, 2, TRAIN.shape[1], 0)
     assert starts[0][0] != shifts.flatten()[0]

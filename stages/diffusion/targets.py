@@ -1,6 +1,7 @@
-"""Score-matching losses: one signature, half a squared distance to a target (METHODS §4).
+"""What a network learns, by the form of its score (`build_target`), and the score-matching loss (METHODS §4).
 
-target(x0, sigma, z, neighbors) is what F must become at x = x0 + sigma z. The network knows nothing of the target.
+target(x0, sigma, z, neighbors) is what F must become at x = x0 + sigma z; the network never sees it. Its pair is
+`variants.build_score`, which wires the closed forms.
 """
 
 from collections.abc import Callable
@@ -8,9 +9,22 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from stages.diffusion.parameters import Precision
+from stages.diffusion.parameters import Precision, ScoreSpec
+from stages.diffusion.temperature import (
+    is_smoothed,
+    radius_limit,
+    shell_log_weights,
+    shell_power,
+    shell_precisions,
+    temperature_rule,
+)
 
 Target = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
+
+
+def build_target(spec: ScoreSpec, dimension: int) -> Target:
+    """Return the target of a network with this specification, on images of `dimension` values."""
+    return TARGETS[spec.form](spec, dimension)
 
 
 def denoising_target(x0: Tensor, sigma: Tensor, z: Tensor, neighbors: Tensor | None) -> Tensor:
@@ -37,22 +51,27 @@ def temperature_target(
         delta = x0.flatten(1)[:, None] - neighbors.flatten(2)
         r2 = (delta + wide[..., None] * noise[:, None]).square().sum(2)
         t = temperature(sigma)[:, None]
-        log_weight = -(power / (2 * t)) * torch.log(r2)
+        log_weight = shell_log_weights(r2, power, t)
         if radius is not None:
-            log_weight = log_weight.masked_fill(_too_far(r2, radius), -torch.inf)
-        weight = torch.softmax(log_weight, dim=1)
-        share = weight / wide**2 if precision == "scheduled" else weight * (power / r2)
+            nearest = r2.topk(min(2, r2.shape[1]), dim=1, largest=False).values
+            log_weight = log_weight.masked_fill(r2 > radius_limit(nearest, radius), -torch.inf)
+        share = torch.softmax(log_weight, dim=1) * shell_precisions(r2, power, precision, wide)
         smooth = -wide * (share.sum(1, keepdim=True) * wide * noise + torch.einsum("bk,bkd->bd", share, delta))
-        chosen = (t > 1) if smooth_below is None else (wide < smooth_below)
-        return torch.where(chosen, smooth, -noise).reshape(z.shape)
+        return torch.where(is_smoothed(wide, t, smooth_below), smooth, -noise).reshape(z.shape)
 
     return target
 
 
-def _too_far(r2: Tensor, radius: float) -> Tensor:
-    """Centres beyond radius x the distance to the second nearest (METHODS §1.6). r2: (B, K); K = 1 keeps the one."""
-    second = r2.topk(min(2, r2.shape[1]), dim=1, largest=False).values[:, -1:]
-    return r2 > radius**2 * second
+def _temperature(spec: ScoreSpec, dimension: int) -> Target:
+    rule, power = temperature_rule(spec.temperature, dimension), shell_power(dimension, spec.power)
+    return temperature_target(rule, spec.smooth_below, power, spec.precision, spec.neighbors.radius)
+
+
+TARGETS: dict[str, Callable[[ScoreSpec, int], Target]] = {
+    "conditioning": lambda spec, dimension: denoising_target,
+    "unconditioning": lambda spec, dimension: denoising_target,
+    "temperature": _temperature,
+}
 
 
 def denoising_loss(
@@ -64,7 +83,7 @@ def denoising_loss(
     neighbors: Tensor | None,
     conditioned: bool,
 ) -> Tensor:
-    """1/2 |F(x0 + sigma z) - F*|^2 of every image: (B,), summed over pixels."""
+    """Return 1/2 |F(x0 + sigma z) - F*|^2 of every image, (B,), summed over pixels."""
     x = x0 + sigma[:, None, None, None] * z
     wanted = target(x0, sigma, z, neighbors)
     return 0.5 * (network(x, sigma if conditioned else None).float() - wanted).square().flatten(1).sum(1)

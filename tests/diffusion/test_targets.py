@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from stages.diffusion import scores as closed
-from stages.diffusion.losses import denoising_loss, denoising_target, temperature_target
-from stages.diffusion.variants import temperature_rule
+from stages.diffusion.targets import denoising_loss, denoising_target, temperature_target
+from stages.diffusion.temperature import temperature_rule
 
 SHAPE = (1, 4, 4)
 D = 16

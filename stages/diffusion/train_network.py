@@ -1,0 +1,107 @@
+"""The work of stage train: from its shard to one file with the trained weights, the snapshots and the loss curve."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from stages.device import pick_device
+from stages.diffusion.distributed import World, join, reported_error, started_by_torchrun, torchrun
+from stages.diffusion.loss_curve import format_curve, read_curve
+from stages.diffusion.parameters import NetworkParams, NoiseParams, OptimizationParams, ScoreSpec
+from stages.diffusion.trainer import Trainer
+from stages.diffusion.training import build_training
+from stages.errors import InputError
+from stages.files.artifacts import sha256_file, write_text
+from stages.files.images import read_images
+from stages.files.neighbors import read_neighbors
+from stages.files.paths import snapshot_name
+from stages.files.tensors import load_tensors, prefixed, save_tensors
+from stages.protocol import Shard
+
+LOSS, ERROR = "loss.tsv", "error.txt"
+
+
+def train_network(shard: Shard) -> Path:
+    """Train from the last checkpoint in `shard.scratch`, with torchrun where there are several processes."""
+    settings, processes = shard.settings, shard.settings["processes"]
+    World(0, processes).span(settings["optimization"]["batch"])  # refuse before any process starts
+    if processes > 1 and not started_by_torchrun():
+        description = write_text(shard.scratch / "shard.json", shard.to_json())
+        torchrun(["stages.train", "--shard", str(description)], processes, shard.scratch / ERROR)
+        return shard.path
+    if settings.get("threads") is not None:
+        torch.set_num_threads(settings["threads"])  # the weights depend on it in their last bits
+    with join(processes, pick_device(settings["device"])) as (world, device):
+        with reported_error(shard.scratch / ERROR, world):
+            _train(shard, make_trainer(shard, device, world))
+        world.barrier()
+    return shard.path
+
+
+def make_trainer(shard: Shard, device: torch.device, world: World) -> Trainer:
+    """Return the trainer that a shard of stage train describes."""
+    settings, table = shard.settings, read_images(shard.inputs[0])
+    spec = ScoreSpec(**settings["spec"])
+    training = build_training(
+        spec,
+        NoiseParams(**settings["noise"]),
+        NetworkParams(**settings["network"]),
+        OptimizationParams(**settings["optimization"]),
+        table.images,
+        _neighbors(spec, shard.inputs, table.ids),
+        device,
+        world,
+    )
+    identity = {**settings, "inputs": {path: sha256_file(path) for path in shard.inputs}}
+    return Trainer(training, shard.scratch, identity)
+
+
+def _neighbors(spec: ScoreSpec, inputs: tuple[str, ...], ids: list[str]) -> np.ndarray | None:
+    """Return rows of the K nearest centres, the image itself first, int64 (M, K); None without neighbours.
+
+    inputs: paths of the training images and their neighbour table; ids: those of the images (M).
+    """
+    if spec.neighbors is None:
+        return None
+    table = read_neighbors(inputs[1])
+    if table.ids != ids:
+        raise InputError(f"{inputs[1]} does not list the images of {inputs[0]}, row by row: rerun stage index")
+    lists, k, count = table.neighbors, spec.neighbors.k, len(ids)
+    spec.neighbors.check_count(count)
+    if k - 1 > lists.shape[1]:
+        raise InputError(f"neighbors.k is {k} but {inputs[1]} lists {lists.shape[1]}: raise index.neighbors to {k - 1}")
+    return np.concatenate([np.arange(count)[:, None], lists[:, : k - 1]], axis=1).astype(np.int64)
+
+
+def _train(shard: Shard, trainer: Trainer) -> None:
+    training, start = trainer.training, trainer.resume()
+    main, batch, steps = training.world.is_main, training.params.batch, training.params.steps
+    rows, snapshots = read_curve(shard.scratch / LOSS, start), shard.settings.get("snapshots", ())
+    bar = {"initial": start * batch, "unit": "img", "unit_scale": True, "mininterval": 2, "disable": not main}
+    with tqdm(total=steps * batch, desc=f"train {shard.name}", **bar) as progress:
+        for row in trainer.run(snapshots, lambda step: keep_snapshot(shard, step, trainer)):
+            if main:
+                rows.append(row)
+                write_text(shard.scratch / LOSS, format_curve(rows))
+                progress.update(row.step * batch - progress.n)
+                progress.set_postfix(loss=f"{row.loss:.4f}")
+    if main:
+        _save(shard, trainer, format_curve(rows), [step for step in snapshots if step <= training.step])
+
+
+def keep_snapshot(shard: Shard, step: int, trainer: Trainer) -> None:
+    """Write the average of the weights at a step beside the checkpoints, where an interrupted training finds it."""
+    name = snapshot_name(step)
+    if trainer.training.world.is_main:
+        save_tensors(shard.scratch / f"{name}.safetensors", prefixed(name, trainer.average.state_dict()), {})
+
+
+def _save(shard: Shard, trainer: Trainer, loss: str, snapshots: list[int]) -> None:
+    """Write the average of the weights and, under their names, those of the snapshots."""
+    tensors = trainer.average.state_dict()
+    for step in snapshots:
+        tensors |= load_tensors(shard.scratch / f"{snapshot_name(step)}.safetensors")[0]
+    notes = {"loss": loss, "image_shape": list(trainer.training.data.shape)}
+    save_tensors(shard.path, tensors, notes | ({"snapshots": snapshots} if snapshots else {}))
