@@ -1,0 +1,233 @@
+"""Contrasts: which parameters two variants differ in, and what may be said about the difference of their numbers.
+
+A contrast differs in one factor with everything else equal; variants that differ in more are confounded, and no
+sentence may attribute anything to either factor (METHODS §6, contrast). "Fewer copies" needs r₁/r₂ and a
+distance-based measure to agree, because r₁/r₂ cannot see blends (METHODS §6, blend measure).
+"""
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from pydantic import Field
+
+from stages.errors import InputError
+from stages.memorization.seeds import SeedMean
+from stages.protocol import Section
+from stages.reporting.words import listing
+
+Tree = Mapping[str, Any]
+
+TARGET, NOISE_CONDITIONING = "the target's smoothing", "noise conditioning"
+PLAIN = ("conditioning", "unconditioning")  # the two forms of the plain target, with the noise level and without
+LEVEL_GIVEN = ("conditioning", "kernel-smoothed", "cfdm")  # forms that are given the noise level unless spec says else
+
+FACTORS = (  # dotted keys of a variant's tree -> the factor that they belong to; the first pattern that fits
+    ("spec.score", "network or closed form"),
+    ("spec.temperature", "temperature"),
+    ("spec.smooth_below", "the levels that are smoothed"),
+    ("spec.neighbors.space", "the neighbours' space"),
+    ("spec.neighbors.*", "the number of neighbours"),
+    ("spec.kernel.h", "the kernel's width"),
+    ("spec.kernel.draws", "the kernel's draws"),
+    ("spec.p*", "the shells' convention"),
+    ("spec.sampler.*", "sampler"),
+    ("train.noise.*", "noise levels"),
+    ("train.network.*", "network"),
+    ("train.optimization.steps", "training length"),
+    ("train.optimization.max_seconds", "training length"),
+    ("train.stopped_at", "training length"),
+    ("train.optimization.seed", "seeds"),
+    ("train.seeds", "seeds"),
+    ("sample.seed", "seeds"),
+    ("data.*", "data"),
+)
+SMOOTHING = ("spec.temperature", "spec.smooth_below", "spec.neighbors.*", "spec.kernel.*", "spec.p*")
+UNSET = (None, "optimal", "d-2")  # the values of those keys where a form has no use for them
+
+
+class ContrastParams(Section):
+    """One entry of report.contrasts: the variant `of` against the variant `against`."""
+
+    name: str = Field(min_length=1, description="what the report calls it")
+    of: str = Field(description="the variant whose numbers are compared")
+    against: str = Field(description="the variant that they are compared with")
+
+
+@dataclasses.dataclass(frozen=True)
+class Contrast:
+    """Two variants and what they differ in.
+
+    Attributes:
+        name, of, against: as in report.contrasts.
+        differences: dotted key -> (value of `of`, value of `against`), every key in which they differ.
+        factors: what these keys amount to, sorted.
+    """
+
+    name: str
+    of: str
+    against: str
+    differences: dict[str, tuple[Any, Any]]
+    factors: tuple[str, ...]
+
+    @property
+    def supports_claims(self) -> bool:
+        """Tell whether a sentence may attribute a difference: to one factor, everything else equal."""
+        return len(self.factors) == 1
+
+    @property
+    def confounded(self) -> bool:
+        """Tell whether more than one factor differs."""
+        return len(self.factors) > 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Change:
+    """How three shares of the samples change from `against` to `of`, paired over training seeds.
+
+    Attributes:
+        ratio: copies by r₁/r₂.
+        distance: samples nearer to the training set than all but 1 % of held-out images.
+        blend: samples that are blends.
+    """
+
+    ratio: SeedMean
+    distance: SeedMean
+    blend: SeedMean
+
+
+def read_contrasts(entries: Sequence[ContrastParams], trees: Mapping[str, Tree]) -> list[Contrast]:
+    """Return the contrasts of report.contrasts. Raises InputError for a variant that does not exist.
+
+    trees: variant -> its full parameters, as `contrast` takes them.
+    """
+    for entry in entries:
+        for key in ("of", "against"):
+            if getattr(entry, key) not in trees:
+                raise InputError(
+                    f"report.contrasts: {entry.name}.{key} names {getattr(entry, key)!r}, which is no variant: choose "
+                    f"one of {', '.join(trees)}"
+                )
+    return [contrast(entry, trees[entry.of], trees[entry.against]) for entry in entries]
+
+
+def contrast(entry: ContrastParams, of: Tree, against: Tree) -> Contrast:
+    """Return what two variants differ in.
+
+    of, against: {"spec": the variant, "train": …, "sample": …, "data": …}, as the stages' Params hold them, so that
+    every key is spelled out. A key that is absent counts as null.
+    """
+    found = differences(of, against)
+    return Contrast(entry.name, entry.of, entry.against, found, factors(of["spec"], against["spec"], found))
+
+
+def differences(of: Tree, against: Tree) -> dict[str, tuple[Any, Any]]:
+    """Return every dotted key in which two nested mappings differ, with both values, sorted by key."""
+    one, other = dict(_leaves(of)), dict(_leaves(against))
+    pairs = {key: (one.get(key), other.get(key)) for key in sorted({*one, *other})}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _leaves(tree: Tree, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted key and the value of every leaf; null is the absence of one."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{key}.")
+        elif value is not None:
+            yield prefix + key, list(value) if isinstance(value, tuple) else value
+
+
+def factors(of: Tree, against: Tree, found: Mapping[str, tuple[Any, Any]]) -> tuple[str, ...]:
+    """Return the factors that the differing keys `found` amount to; of, against: the two variants' spec.
+
+    Forms conditioning and unconditioning are one target with the noise level and without, so a form says two things.
+    Where the targets differ, keys of smoothing that one side alone uses belong to the target: a temperature has
+    neighbours, and a plain target has none. A key that no factor claims is a factor of its own.
+    """
+    names = set()
+    targets = _target(of), _target(against)
+    if targets[0] != targets[1]:
+        names.add(TARGET)
+    if _level_given(of) != _level_given(against):
+        names.add(NOISE_CONDITIONING)
+    for key, values in found.items():
+        implied = targets[0] != targets[1] and _fits(key, SMOOTHING) and any(value in UNSET for value in values)
+        if key not in ("spec.form", "spec.noise_conditioning") and not implied:
+            names.add(next((factor for pattern, factor in FACTORS if fnmatchcase(key, pattern)), key))
+    return tuple(sorted(names))
+
+
+def _target(spec: Tree) -> str:
+    return "plain" if spec["form"] in PLAIN else spec["form"]
+
+
+def _level_given(spec: Tree) -> bool:
+    """Tell whether the score is given the noise level (Variant.conditioned, and closed forms)."""
+    stated = spec.get("noise_conditioning")
+    return spec["form"] in LEVEL_GIVEN if stated is None else stated
+
+
+def _fits(key: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(key, pattern) for pattern in patterns)
+
+
+def sentence(found: Contrast, change: Change | None = None) -> str:
+    """Return what may be said about a contrast; a difference is attributed where one factor differs, else never.
+
+    change: the measured changes; None where the variants have none, which is then said.
+    """
+    pair = f"{found.of} and {found.against}"
+    if not found.factors:
+        return f"{pair} do not differ in any parameter of this comparison."
+    if found.confounded:
+        return (
+            f"{pair} are confounded by {listing(found.factors)}, which differ at once ({_keys(found)}): the difference "
+            f"of their numbers is no result about any of these."
+        )
+    opening = f"{pair} differ in {found.factors[0]} alone ({_keys(found)}). "
+    if change is None:
+        return opening + "The difference is not measured."
+    return opening + f"From {found.against} to {found.of}: {_verdict(change)}."
+
+
+def _verdict(change: Change) -> str:
+    """Word the change of the copies, with the intervals."""
+    ratio, distance, blend = (direction(value) for value in (change.ratio, change.distance, change.blend))
+    numbers = (
+        f"by r1/r2 {points(change.ratio)}, by held-out-calibrated distance {points(change.distance)}, "
+        f"blends {points(change.blend)}"
+    )
+    if blend > 0 and ratio <= 0:
+        return f"by blending, samples turn into averages of training images, which r1/r2 does not count ({numbers})"
+    if ratio == distance != 0:
+        more = " and more blends" if blend > 0 else ""
+        return f"{'fewer' if ratio < 0 else 'more'} copies{more} ({numbers})"
+    if ratio * distance < 0:
+        return f"r1/r2 and distance contradict each other, so nothing is said about copies ({numbers})"
+    return f"no clear change of copies ({numbers})"
+
+
+def direction(value: SeedMean) -> int:
+    """Return the sign of a mean whose interval is clear of 0, else 0; one seed has no interval."""
+    if value.low is None or value.high is None or value.low <= 0 <= value.high:
+        return 0
+    return 1 if value.mean > 0 else -1
+
+
+def points(value: SeedMean) -> str:
+    """Return a change of a share in percentage points: −12.3 points [−15.0, −9.6]."""
+    if value.low is None or value.high is None:
+        return f"{_signed(value.mean)} points (one seed, no interval)"
+    return f"{_signed(value.mean)} points [{_signed(value.low)}, {_signed(value.high)}]"
+
+
+def _signed(share: float) -> str:
+    return f"{100 * share:+.1f}".replace("-", "−")
+
+
+def _keys(found: Contrast) -> str:
+    """Name every differing key with both values."""
+    values = {key: [json.dumps(value) for value in pair] for key, pair in found.differences.items()}
+    return "; ".join(f"{key} {one} against {other}" for key, (one, other) in values.items())
