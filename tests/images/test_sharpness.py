@@ -5,7 +5,7 @@ import pytest
 from planted_images import digits, mean_image, noised
 
 from stages.errors import InputError
-from stages.images.sharpness import BLOCK_BYTES, relative_sharpness, total_variation
+from stages.images.sharpness import BLOCK_BYTES, relative_sharpness, roughness, total_variation
 
 
 def test_one_colour_has_none():
@@ -52,6 +52,17 @@ def test_blurred_images_have_less_than_held_out_ones_and_noisy_ones_more():
     assert relative_sharpness(train, held_out) == pytest.approx(1, abs=0.05)
     assert relative_sharpness(mean_image(train, 5), held_out) < 0.5
     assert relative_sharpness(noised(held_out), held_out) > 1.5
+
+
+def test_roughness_is_that_of_the_pattern_whatever_its_contrast():
+    """E|a − b| of Gaussians is 2/√π deviations; a chessboard varies by two deviations from pixel to pixel."""
+    noise = 128 + 30 * np.random.default_rng(3).normal(size=(20, 64, 64, 3))
+    strong, weak = (np.clip(factor * (noise - 128) + 128, 0, 255).round().astype(np.uint8) for factor in (1, 0.3))
+    for images in (strong, weak):
+        assert roughness(images).mean() == pytest.approx(2 / np.sqrt(np.pi), rel=0.02)
+    board = (np.indices((8, 8)).sum(0) % 2 * 100 + 20).astype(np.uint8)[None, :, :, None]
+    assert roughness(board) == pytest.approx([2])
+    assert roughness(np.full((2, 4, 4, 3), [10, 200, 0], np.uint8)).tolist() == [0, 0]
 
 
 def test_what_cannot_be_compared_is_an_error():
