@@ -44,8 +44,7 @@ FACTORS = (  # dotted keys of a variant's tree -> the factor that they belong to
     ("sample.seed", "seeds"),
     ("data.*", "data"),
 )
-SMOOTHING = ("spec.temperature", "spec.smooth_below", "spec.neighbors.*", "spec.kernel.*", "spec.p*")
-UNSET = (None, "optimal", "d-2")  # the values of those keys where a form has no use for them
+SMOOTHING = ("spec.temperature", "spec.smooth_below", "spec.neighbors.*", "spec.kernel.*")
 
 
 class ContrastParams(Section):
@@ -143,17 +142,16 @@ def factors(of: Tree, against: Tree, found: Mapping[str, tuple[Any, Any]]) -> tu
     """Return the factors that the differing keys `found` amount to; of, against: the two variants' spec.
 
     Forms conditioning and unconditioning are one target with the noise level and without, so a form says two things.
-    Where the targets differ, keys of smoothing that one side alone uses belong to the target: a temperature has
-    neighbours, and a plain target has none. A key that no factor claims is a factor of its own.
+    Keys of smoothing that one of two different forms alone uses follow from the form: a temperature has neighbours, and
+    a plain target has none. A key that no factor claims is a factor of its own.
     """
     names = set()
-    targets = _target(of), _target(against)
-    if targets[0] != targets[1]:
+    if _target(of) != _target(against):
         names.add(TARGET)
     if _level_given(of) != _level_given(against):
         names.add(NOISE_CONDITIONING)
     for key, values in found.items():
-        implied = targets[0] != targets[1] and _fits(key, SMOOTHING) and any(value in UNSET for value in values)
+        implied = of["form"] != against["form"] and any(map(_unused, (of, against), (key, key), values))
         if key not in ("spec.form", "spec.noise_conditioning") and not implied:
             names.add(next((factor for pattern, factor in FACTORS if fnmatchcase(key, pattern)), key))
     return tuple(sorted(names))
@@ -169,8 +167,12 @@ def _level_given(spec: Tree) -> bool:
     return spec["form"] in LEVEL_GIVEN if stated is None else stated
 
 
-def _fits(key: str, patterns: Sequence[str]) -> bool:
-    return any(fnmatchcase(key, pattern) for pattern in patterns)
+def _unused(spec: Tree, key: str, value: Any) -> bool:
+    """Tell whether a form has no use for a key of smoothing; precision and power have values even then."""
+    if key in ("spec.precision", "spec.power"):
+        closed = spec["score"] == "closed-form" and spec["form"] in ("unconditioning", "mixture")
+        return not (closed or spec["form"] == "temperature")
+    return value is None and any(fnmatchcase(key, pattern) for pattern in SMOOTHING)
 
 
 def sentence(found: Contrast, change: Change | None = None) -> str:

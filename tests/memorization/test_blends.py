@@ -161,6 +161,14 @@ def test_points_on_a_line_and_a_singular_gram_matrix():
     assert hull.distance == pytest.approx(expected, abs=1e-12)
 
 
+def test_an_image_inside_the_hull_needs_no_further_point():
+    """Five of the points hold the image; by rounding the others would seem to lie below: a singular corral."""
+    points = [[94, 7, 18, 109], [94, 7, 17, 109], [169, 9, 149, 18], [37, 125, 36, 142], [28, 71, 42, 13]]
+    reference = np.array([*points, [22, 92, 126, 218], [94, 7, 17, 109]], np.uint8)
+    hull = hull_distance(np.array([[90, 12, 23, 114]], np.uint8), reference, rows(1, 7))
+    assert hull.distance[0] < 1e-12
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_degenerate_sets_are_certified_too(seed):
     """Near duplicates, collinear points, pixels of few values, points of the hull, from 1 dimension to 768."""

@@ -129,6 +129,19 @@ def closed(form: str, **keys: Any) -> dict[str, Any]:
             {"the kernel's width"},
         ),
         (closed("conditioning"), CONDITIONED, {"network or closed form"}),
+        # the plain shells have a power, too, which the comparison must leave alone
+        (
+            closed("temperature", temperature="d", power="d"),
+            closed("unconditioning"),
+            {TARGET, "the shells' convention"},
+        ),
+        (closed("temperature", temperature="d", power="d"), closed("unconditioning", power="d"), {TARGET}),
+        (closed("unconditioning", power="d"), closed("conditioning"), {NOISE_CONDITIONING}),
+        (
+            closed("cfdm", kernel={"h": 0.6, "draws": 16}, sampler={"name": "cfdm", "levels": 60}),
+            closed("kernel-smoothed", kernel={"h": 0.8, "draws": 16}),
+            {TARGET, "the kernel's width", "sampler"},
+        ),
     ],
 )
 def test_the_factors_of_closed_forms(of, against, expected):
