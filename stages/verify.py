@@ -2,14 +2,13 @@
 
 Beside it blocks.json (what was computed with which images), one TSV per table, and pictures.
 
-The claims come in blocks (stages/theory/claims.py says how to add one); each is one shard, or several. Their numbers
-stand in a file of their own, stages/theory/blocks.yaml: DVC parses params.yaml once per stage. Values written
-`{quick: A, full: B}` there are read by `mode`: quick runs within the default pipeline, full is the size of the papers.
+The claims come in blocks (stages/theory/README.md says how to add one); each is one shard, or several. Their numbers
+stand in stages/theory/blocks.yaml, because DVC parses params.yaml once per stage. `mode` chooses between values written
+`{quick: A, full: B}` there: quick runs within the default pipeline, full has the size of the papers.
 
 Images come from what the pipeline ingested (data/deduplicate/train.arrow), or from any source named by `dataset`. DVC
-watches the former only: after changing a named source's files, `dvc repro -f verify` reads them again (shards are
-cached under the digests of the files, so what did not change is not computed twice). Since train.arrow stays a
-dependency, ingesting other images runs the stage again in either case; its shards then come from the cache.
+watches the former only: after changing a named source's files, `dvc repro -f verify` reads them again. Shards are
+cached under the digests of the files, so that what did not change is not computed twice.
 """
 
 import base64
@@ -27,8 +26,8 @@ from stages.files.png import png_bytes
 from stages.images.sources.open import open_source
 from stages.images.subset import read_subset, subset_rows
 from stages.protocol import Parts, Section, Shard, StageParams, explain, load_tree, main
-from stages.theory.bias_variance_claims import BiasVariance
-from stages.theory.claims import Block, Findings, ImageBlock, Picture, Table
+from stages.theory.bias_variance import BiasVariance
+from stages.theory.claims import Block, ImageBlock, Picture, Table
 from stages.theory.collapse import Collapse
 from stages.theory.domination import ImageDomination, SigmaDomination
 from stages.theory.expansion import Expansion
@@ -45,7 +44,7 @@ MODES = ("quick", "full")
 
 
 class Blocks(Section):
-    """What is computed: one field per block, in the order of the report."""
+    """What is computed: one field per block, in the report's order."""
 
     shell_mass: ShellMass
     shell_touch: ShellTouch
@@ -64,7 +63,7 @@ class Blocks(Section):
 
     @classmethod
     def kinds(cls) -> dict[str, type[Block]]:
-        """The blocks by name."""
+        """Return the blocks by name."""
         return {name: info.annotation for name, info in cls.model_fields.items()}
 
 
@@ -81,23 +80,22 @@ class Params(StageParams):
 
     @classmethod
     def from_tree(cls, tree: dict[str, Any], variant: str | None = None) -> Self:
-        """See StageParams.from_tree. The blocks' values of both modes are checked, those of `mode` returned."""
+        """See StageParams.from_tree. Check the blocks of both modes and return those of `mode`."""
         section = tree.get(cls.SECTION)
         if not isinstance(section, dict) or "blocks" not in section:
             return super().from_tree(tree, variant)
         both = _read_blocks(section["blocks"])
-        mode = section.get("mode") if section.get("mode") in MODES else MODES[0]  # a wrong one is its field's error
+        mode = section.get("mode") if section.get("mode") in MODES else MODES[0]  # the field `mode` reports a wrong one
         return super().from_tree({**tree, cls.SECTION: {**section, "blocks": both[mode]}}, variant)
 
 
 def _read_blocks(given: Any) -> dict[str, Blocks]:
-    """The blocks of each mode, from the file that params.yaml names. Raises InputError: file and key."""
-    file, place, values = "params.yaml", "verify.blocks", given  # python -m stages.verify takes them written out, too
+    """Return the blocks of each mode, from the file that params.yaml names. Raises InputError with file and key."""
+    file, place, values = "params.yaml", "verify.blocks", given  # they may also be written out in params.yaml
     if isinstance(given, str):
         file, place, values = given, "", load_tree(given)
-    both = {mode: _at(values, mode, file, place) for mode in MODES}
     found = {}
-    for mode, chosen in both.items():
+    for mode, chosen in {mode: _at(values, mode, file, place) for mode in MODES}.items():
         try:
             found[mode] = Blocks.model_validate(chosen)
         except ValidationError as error:
@@ -106,7 +104,7 @@ def _read_blocks(given: Any) -> dict[str, Blocks]:
 
 
 def _at(value: Any, mode: str, file: str, place: str) -> Any:
-    """`value`, at `place` in `file`, with every {quick: A, full: B} in it replaced by the one of `mode`."""
+    """Return `value`, at `place` in `file`, with every {quick: A, full: B} in it replaced by the value of `mode`."""
     if not isinstance(value, dict):
         return value
     if set(value) == set(MODES):
@@ -118,30 +116,23 @@ def _at(value: Any, mode: str, file: str, place: str) -> Any:
 
 
 def plan(params: Params) -> list[Shard]:
-    """One shard per piece of a block."""
+    """Return one shard per piece of a block."""
     return [shard for name in Blocks.kinds() for shard in _block_shards(params, name)]
 
 
 def _block_shards(params: Params, name: str) -> list[Shard]:
-    block = getattr(params.blocks, name)
+    block, shards = getattr(params.blocks, name), []
     images, files = _images(params, block) if isinstance(block, ImageBlock) else (None, ())
     pieces = block.pieces()
-    title = name.replace("_", " ")
-    return [
-        Shard(
-            "verify",
-            name,
-            title if len(pieces) == 1 else f"{title} {number}/{len(pieces)}",
-            {"params": piece.model_dump(mode="json"), "seed": params.seed, "images": images},
-            files,
-            suffix=".json",
-        )
-        for number, piece in enumerate(pieces, 1)
-    ]
+    for number, piece in enumerate(pieces, 1):
+        title = name.replace("_", " ") + (f" {number}/{len(pieces)}" if len(pieces) > 1 else "")
+        settings = {"params": piece.model_dump(mode="json"), "seed": params.seed, "images": images}
+        shards.append(Shard("verify", name, title, settings, files, suffix=".json"))
+    return shards
 
 
 def _images(params: Params, block: ImageBlock) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """Which images a block reads, as JSON, and the files that hold them."""
+    """Return which images a block reads, as JSON, and the files that hold them."""
     spec = block.source(params.dataset)
     if params.dataset is None and params.resolution is not None:
         raise InputError("params.yaml: verify.resolution resizes verify.dataset only: set it to null")
@@ -154,7 +145,10 @@ def _images(params: Params, block: ImageBlock) -> tuple[dict[str, Any], tuple[st
 
 
 def load(settings: dict[str, Any], count: int, seed: int) -> np.ndarray:
-    """uint8 (M, H, W, C): `count` images in a seeded choice, as `_images` described them; all where there are fewer."""
+    """Return `count` images as `_images` chose them, uint8 (M, H, W, C), or all where there are fewer.
+
+    Raises InputError for fewer than two.
+    """
     if settings["source"] is None:
         table = read_images(TRAIN)
         images = table.images[subset_rows(len(table), count, seed)]
@@ -167,27 +161,21 @@ def load(settings: dict[str, Any], count: int, seed: int) -> np.ndarray:
 
 
 def work(shard: Shard) -> Path:
-    """The claims, tables and pictures of one piece, as JSON."""
+    """Write the claims, tables and pictures of one piece, as JSON."""
     settings = shard.settings
     block = Blocks.kinds()[shard.task](**settings["params"])
     images = load(settings["images"], block.images, settings["seed"]) if isinstance(block, ImageBlock) else None
-    findings = block.findings(settings["seed"], images)
-    return write_json(shard.path, _as_json(findings))
-
-
-def _as_json(findings: Findings) -> dict[str, Any]:
-    return {
-        "claims": [claim.row() for claim in findings.claims],
-        "tables": findings.tables,
-        "pictures": {
-            name: {"caption": picture.caption, "png": base64.b64encode(_png(picture)).decode("ascii")}
-            for name, picture in findings.pictures.items()
-        },
+    found = block.findings(settings["seed"], images)
+    pictures = {
+        name: {"caption": picture.caption, "png": base64.b64encode(_png(picture)).decode("ascii")}
+        for name, picture in found.pictures.items()
     }
+    rows = [claim.row() for claim in found.claims]
+    return write_json(shard.path, {"claims": rows, "tables": found.tables, "pictures": pictures})
 
 
 def _png(picture: Picture, gap: int = 1) -> bytes:
-    """The images in their grid, `gap` white pixels apart."""
+    """Return the images in their grid, `gap` white pixels apart, as PNG."""
     rows, columns, height, width, channels = picture.pixels.shape
     sheet = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, channels), 255, np.uint8)
     for row in range(rows):
@@ -198,36 +186,31 @@ def _png(picture: Picture, gap: int = 1) -> bytes:
 
 
 def gather(params: Params, parts: Parts) -> None:
-    """verify.json with all claims, blocks.json, one TSV per table for `dvc plots`, and the pictures."""
+    """Write verify.json with all claims, blocks.json, one TSV per table for `dvc plots`, and the pictures."""
     claims, described = [], []
     for name, kind in Blocks.kinds().items():
-        scope = {"mode": params.mode, "dataset": _dataset(params, getattr(params.blocks, name))}
-        own = [read_json(part) for part in parts[name]]
-        tables = _joined([content["tables"] for content in own])
-        rows = [row for content in own for row in content["claims"]]
-        rows += [claim.row() for claim in getattr(params.blocks, name).conclude(tables)]
-        claims += [{"topic": name, **row} for row in rows]
+        block, own = getattr(params.blocks, name), [read_json(part) for part in parts[name]]
+        tables: dict[str, Table] = {}
+        for content in own:
+            for table, rows in content["tables"].items():
+                tables.setdefault(table, []).extend(rows)
         pictures = {key: value for content in own for key, value in content["pictures"].items()}
         _write(tables, pictures)
+        rows = [row for content in own for row in content["claims"]] + [c.row() for c in block.conclude(tables)]
+        claims += [{"topic": name, **row} for row in rows]
+        images, usual = _dataset(params, block), _dataset(params, None)
         captions = [{"name": key, "caption": value["caption"]} for key, value in pictures.items()]
-        title = kind.TITLE if scope["dataset"] == _dataset(params, None) else f"{kind.TITLE} ({scope['dataset']})"
-        described.append({"name": name, "title": title, **scope, "tables": list(tables), "pictures": captions})
+        title = kind.TITLE if images == usual else f"{kind.TITLE} ({images})"
+        about = {"name": name, "title": title, "mode": params.mode, "dataset": images}
+        described.append({**about, "tables": list(tables), "pictures": captions})
     write_json(OUT / "verify.json", {"claims": claims})
     write_json(OUT / "blocks.json", {"blocks": described})
 
 
 def _dataset(params: Params, block: Block | None) -> str:
-    """What a block's images are, in words; without a block, or without images, those of most blocks."""
+    """Name a block's images; without a block, or without images, those of most blocks."""
     spec = block.source(params.dataset) if isinstance(block, ImageBlock) else params.dataset
     return spec or "the pipeline's training images"
-
-
-def _joined(parts: list[dict[str, Table]]) -> dict[str, Table]:
-    tables: dict[str, Table] = {}
-    for part in parts:
-        for name, rows in part.items():
-            tables.setdefault(name, []).extend(rows)
-    return tables
 
 
 def _write(tables: dict[str, Table], pictures: dict[str, dict[str, str]]) -> None:

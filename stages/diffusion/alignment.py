@@ -99,9 +99,7 @@ def expansion_row(model: Model, sigma: float, number: int, count: int, seed: int
     learned = pixel_rows(x).double() + sigma**2 * pixel_rows(_network_score(model)(x, level)).double()
     empirical = flat + sigma**2 * conditioning(model.centres, flat, level)
     before = spread(flat)
-    ratio, gap = pairs[0].ratio, np.array([pair.gap for pair in pairs])
-    stretch = gap**2 / ((ratio**2 - 1) * np.array([pair.radius for pair in pairs]) ** 2)
-    closed = [factor_conditioning(flat.shape[1], ratio, 1.0, float(one)) for one in stretch]
+    closed = [factor_conditioning(flat.shape[1], pair.ratio, 1.0, pair.stretch) for pair in pairs]
     factors = spread(learned) / before
     error = factors.std(ddof=1) / math.sqrt(len(factors)) if len(factors) > 1 else math.inf
     values = factors.mean(), error, (spread(empirical) / before).mean(), np.mean(closed)

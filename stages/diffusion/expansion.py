@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """Two centres and a mirrored pair of points, each float64 (d,); `radius` is r_1, `ratio` is C."""
+    """Two centres float64 (2, d) and a mirrored pair of points (d,); `radius` is r_1, `ratio` is C."""
 
     centres: np.ndarray
     point: np.ndarray
@@ -25,6 +25,11 @@ class Pair:
         """L = ‖x_0 − x_1‖."""
         return float(np.linalg.norm(self.centres[0] - self.centres[1]))
 
+    @property
+    def stretch(self) -> float:
+        """L/‖x'−x‖, with ‖x'−x‖ = (C²−1) r_1²/L."""
+        return self.gap**2 / ((self.ratio**2 - 1) * self.radius**2)
+
 
 def place(centres: np.ndarray, reach: float, ratio: float, direction: np.ndarray) -> Pair:
     """Return the pair of points for two centres (2, d). Raises ValueError where no such point exists.
@@ -32,16 +37,15 @@ def place(centres: np.ndarray, reach: float, ratio: float, direction: np.ndarray
     reach: r_1/L, at least about 1/2. ratio: C > 1. direction: (d,), not along the line of the centres; the point lies
     off that line in the direction of its perpendicular part.
     """
+    if not point_exists(reach, ratio):
+        raise ValueError(f"no point at r_1 = {reach} L and r_0 = {ratio} r_1: raise reach")
     gap = float(np.linalg.norm(centres[1] - centres[0]))
     axis = (centres[1] - centres[0]) / gap
     across = direction - (direction @ axis) * axis
     across /= np.linalg.norm(across)
     radius = reach * gap
     height = (ratio**2 - 1) * radius**2 / (2 * gap)  # from the bisector towards x_1
-    offset = radius**2 - (gap / 2 - height) ** 2
-    if not point_exists(reach, ratio):
-        raise ValueError(f"no point at r_1 = {reach} L and r_0 = {ratio} r_1: raise reach")
-    middle = centres.mean(axis=0) + math.sqrt(offset) * across
+    middle = centres.mean(axis=0) + math.sqrt(radius**2 - (gap / 2 - height) ** 2) * across
     return Pair(centres, middle + height * axis, middle - height * axis, radius, ratio)
 
 

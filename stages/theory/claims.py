@@ -1,41 +1,16 @@
-"""A claim of the theory as one measured row, what a block of claims hands back, and how a block is added.
-
-A block is a group of claims that are computed together: the unit of work (a shard) of stage verify. To add one:
-
-1.  Write its mathematics and its parameters in a module of its own, `stages/theory/TOPIC.py`. The parameters are a
-    subclass of `Block` (or of `ImageBlock`, which is handed training images). Importing the module must not import
-    torch: import it inside functions.
-
-        class Chen(Block):
-            TITLE: ClassVar[str] = "Smoothing in one dimension"       # heading in the report
-            steps: int = Field(ge=1, description="Euler steps")       # no defaults: params.yaml spells every key
-
-            def findings(self, seed: int, images: np.ndarray | None) -> Findings:
-                return Findings(claims=[Claim(...)], tables={"chen_flow": [{"x": 0.0, "measured": 1.0}]})
-
-2.  Add one field to `Blocks` in stages/verify.py (`chen: Chen`), the section `chen` to stages/theory/blocks.yaml, and
-    run `scoresmooth dag --write`. A value that differs between the two modes is written
-    `steps: {quick: 100, full: 10000}`; the block sees the one number.
-
-3.  Draw its figures in stages/reporting/theory_figures.py: a function from the block's tables to SVG text, entered in
-    FIGURES under the block's name. Every table is also data/verify/NAME.tsv, for `plots` in dvc.yaml. Pictures made of
-    pixels go into `Findings.pictures`.
-
-4.  Work it out in stages/theory/README.md (statement, derivation, number), and test each formula by hand.
-
-A long block is cut into several shards by `pieces`; claims that compare the pieces are made in `conclude`.
-Tables hold JSON values only: no NaN and no infinity (write "∞"), equal keys in every row of one table.
-"""
+"""A claim of the theory as one measured row, and what a block of claims returns. README.md says how to add a block."""
 
 import dataclasses
-from typing import Any, ClassVar, Self
+import math
+from typing import Annotated, Any, ClassVar, Self
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from stages.protocol import Section
 
 Table = list[dict[str, Any]]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +50,62 @@ class Claim:
         return bool(deviation <= self.tolerance)
 
     def row(self) -> dict[str, Any]:
-        """The claim as JSON values, with `passed`."""
+        """Return the claim as JSON values, with `passed`."""
         return {**dataclasses.asdict(self), "passed": self.passed}
+
+
+@dataclasses.dataclass(frozen=True)
+class Statement:
+    """What a claim says, before it is measured; Claim explains the fields. Each method makes the row of the report."""
+
+    claim: str
+    formula: str
+    source: str
+    computed: str
+    dtype: str = "float64"
+
+    def equals(
+        self, measured: Any, expected: Any, tolerance: float, reason: str = "float64 rounding", *,
+        relative_to: Any = 1.0, error: float | None = None,
+    ) -> Claim:  # fmt: skip
+        """Two numbers agree, or two arrays in every entry: then the row holds their mean absolute values and the
+        largest deviation over `relative_to` (a number, or one per entry). error: standard error of `measured`."""
+        if np.ndim(measured) == 0:
+            return self._row(measured, expected, tolerance, reason, uncertainty=error)
+        deviation = float((np.abs(measured - expected) / relative_to).max())
+        means = np.abs(measured).mean(), np.abs(expected).mean()
+        return self._row(*means, tolerance, reason, uncertainty=error, deviation=deviation)
+
+    def near(self, measured: float, expected: float, error: float, reason: str, extra: float = 0.0) -> Claim:
+        """A random number lies within four standard errors: a true claim fails once in 16,000 runs. extra: a systematic
+        part of the tolerance, which `reason` names."""
+        return self._row(measured, expected, 4 * error + extra, reason, uncertainty=error)
+
+    def mean(self, values: np.ndarray, expected: float, extra: float = 0.0, reason: str = "") -> Claim:
+        """The mean of independent values (N,) lies within four standard errors of `expected`; extra: as in `near`."""
+        reason = reason or "four standard errors of the mean"
+        return self.near(values.mean(), expected, mean_error(values), reason, extra)
+
+    def holds(self, violations: float, counted: str = "counts 1 where it does not hold") -> Claim:
+        """An order or a yes-or-no statement: the row holds how often it is violated. counted: what a violation is."""
+        return self._row(violations, 0.0, 0.0, counted)
+
+    def _row(self, measured: float, expected: float, tolerance: float, reason: str, **others: float | None) -> Claim:
+        numbers = {"expected": float(expected), "tolerance": float(tolerance), "measured": float(measured)}
+        return Claim(**vars(self), **numbers, reason=reason, **others)
+
+
+def binomial_error(probability: float, count: int) -> float:
+    """The standard error of a share of `count` draws."""
+    return math.sqrt(probability * (1 - probability) / count)
+
+
+def mean_error(values: np.ndarray) -> float:
+    """The standard error of the mean of values (N,)."""
+    return float(values.std(ddof=1)) / math.sqrt(len(values))
+
+
+ORDER = "an order holds or does not; the number counts its violations"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +123,7 @@ class Picture:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-    """What a block (or one piece of it) hands back.
+    """What a block (or one piece of it) returns.
 
     Attributes:
         claims: its measured rows.
@@ -108,13 +137,19 @@ class Findings:
 
 
 class Block(Section):
-    """Parameters of one block of claims, and its work. TITLE: its heading in the report."""
+    """Parameters of one block of claims, and its work.
+
+    TITLE: its heading in the report. CUT: the list among its parameters whose entries are independent pieces of work.
+    """
 
     TITLE: ClassVar[str]
+    CUT: ClassVar[str | None] = None
 
     def pieces(self) -> list[Self]:
-        """The block cut into independent pieces, one shard each."""
-        return [self]
+        """Return the block cut into independent pieces, one shard each."""
+        if self.CUT is None:
+            return [self]
+        return [self.model_copy(update={self.CUT: [entry]}) for entry in getattr(self, self.CUT)]
 
     def findings(self, seed: int, images: np.ndarray | None) -> Findings:
         """Compute (a piece of) the block: deterministic in its parameters, `seed` and `images`.
@@ -124,15 +159,28 @@ class Block(Section):
         raise NotImplementedError
 
     def conclude(self, tables: dict[str, Table]) -> list[Claim]:
-        """Claims about all pieces together, from their joined tables."""
+        """Return claims about all pieces together, from their joined tables."""
         return []
 
 
 class ImageBlock(Block):
-    """A block that is handed training images: the first `images` of a seeded order of the data set."""
+    """A block that receives training images: the first `images` of a seeded order of the data set."""
 
     images: int = Field(ge=2, description="training images used; all of them where there are fewer")
 
     def source(self, default: str | None) -> str | None:
-        """Where its images come from: `default` is what verify.dataset names (None: what the pipeline ingested)."""
+        """Return the source of its images. default: what verify.dataset names; None: what the pipeline ingested."""
         return default
+
+
+class Schedule(Block):
+    """A block with a geometric schedule of noise levels."""
+
+    largest: float = Field(gt=0, description="first and highest noise level, in pixel units of [0,1]")
+    smallest: float = Field(gt=0, description="last and lowest noise level")
+
+    @model_validator(mode="after")
+    def _falling(self) -> Self:
+        if self.smallest >= self.largest:
+            raise ValueError(f"smallest {self.smallest} must be below largest {self.largest}")
+        return self

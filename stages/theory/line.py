@@ -3,15 +3,19 @@
 Forward dX = dW, p_t = p_0 * N(0, t), reverse flow dx/dt = −½ s_t(x). The data are sorted points on a line; between two
 neighbours with midpoint m and half-gap D the empirical score becomes, as t → 0, (m + D sgn(x−m) − x)/t. Smoothed, the
 jump is a ramp of half-width D − δ_t, δ_t = κ√t: within δ_t of a point the score is left alone. All in float64 numpy;
-x and points in the unit of the data, t in its square.
+x (N,) and points in the unit of the data, t in its square.
 """
 
+import functools
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from scipy.integrate import quad
 from scipy.special import ndtr
+
+from stages.theory import product
 
 PAIR = np.array([-1.0, 1.0])
 Velocity = Callable[[np.ndarray, float], np.ndarray]
@@ -67,9 +71,16 @@ def limit_density(u: np.ndarray, start: float, kappa: float) -> np.ndarray:
     return width * marginal(width * u, start)
 
 
+def interior_distribution(u: np.ndarray, kappa: float, start: float) -> np.ndarray:
+    """P(x ≤ u | not on an atom) of the limit law: p_start's distribution function at (1−δ)u, rescaled."""
+    width, root = 1 - kappa * math.sqrt(start), math.sqrt(start)
+    low, at, high = ((ndtr((x + 1) / root) + ndtr((x - 1) / root)) / 2 for x in (-width, width * u, width))
+    return (at - low) / (high - low)
+
+
 def empirical_score(x: np.ndarray, t: float) -> np.ndarray:
-    """(tanh(x/t) − x)/t: the exact score of p_t for the data {−1, 1}."""
-    return (np.tanh(x / t) - x) / t
+    """The pipeline's empirical score of the data {−1, 1} at x (N,) and level √t: (tanh(x/t) − x)/t."""
+    return product.empirical(PAIR[:, None], "conditioning")(x[:, None], math.sqrt(t))[:, 0]
 
 
 def box_average(x: float, t: float, half_width: float) -> float:
@@ -108,38 +119,49 @@ def loss(t: float, kappa: float, nodes: int = 128) -> float:
     return float(2 * t * ((half * weight).ravel() * gap**2 * marginal(x, t)).sum())
 
 
-def euler(velocity: Velocity, x: np.ndarray, now: float, step: float) -> np.ndarray:
-    """One Euler step of dx/du = velocity(x, u); order 1."""
-    return x + step * velocity(x, now)
+def score_in_space(x: np.ndarray, t: float, kappa: float, direction: np.ndarray) -> np.ndarray:
+    """The smoothed score of data on the line R·direction in R^d: smoothed along it, −x_⊥/t across. x: (N, d).
+
+    direction: unit vector (d,). Along the line the flow is slowed; across it, it is not, so x_⊥ ∝ √t.
+    """
+    along = x @ direction
+    across = x - along[:, None] * direction
+    return smoothed_score(along, t, kappa)[:, None] * direction - across / t
 
 
-def heun(velocity: Velocity, x: np.ndarray, now: float, step: float) -> np.ndarray:
-    """One step of Heun's method; order 2."""
-    first = velocity(x, now)
-    return x + step / 2 * (first + velocity(x + step * first, now + step))
+def sampled(step: str, velocity: Velocity, x: np.ndarray, ends: tuple[float, float], steps: int) -> np.ndarray:
+    """x (N, …) after `steps` equal steps of dx/du = velocity(x, u) from u = ends[0] down to ends[1], by the pipeline's
+    sampler `step`: euler or heun.
+
+    The sampler solves dx/dσ = −σ s(x, σ): s = −velocity/σ with σ = u − ends[1] + 1. Its step to σ = 0 is left out.
+    """
+    shift = 1 - ends[1]
+    sigmas = np.linspace(ends[0] + shift, 1.0, steps + 1)
+
+    def score(flat: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+        return -velocity(flat.reshape(x.shape), sigma[0] - shift).reshape(flat.shape) / sigma[0]
+
+    states = product.path(step, score, lambda _: x.reshape(len(x), -1) / sigmas[0], sigmas)
+    return next(itertools.islice(states, steps - 1, None)).reshape(x.shape)
 
 
-def runge_kutta(velocity: Velocity, x: np.ndarray, now: float, step: float) -> np.ndarray:
-    """One step of the classical Runge–Kutta method; order 4."""
-    a = velocity(x, now)
-    b = velocity(x + step / 2 * a, now + step / 2)
-    c = velocity(x + step / 2 * b, now + step / 2)
-    return x + step / 6 * (a + 2 * b + 2 * c + velocity(x + step * c, now + step))
+def runge_kutta(velocity: Velocity, x: np.ndarray, ends: tuple[float, float], steps: int) -> np.ndarray:
+    """The same by the classical Runge–Kutta method, which the pipeline does not have: the reference, of order 4."""
+    step = (ends[1] - ends[0]) / steps
+    for now in ends[0] + step * np.arange(steps):
+        a = velocity(x, now)
+        b = velocity(x + step / 2 * a, now + step / 2)
+        c = velocity(x + step / 2 * b, now + step / 2)
+        x = x + step / 6 * (a + 2 * b + 2 * c + velocity(x + step * c, now + step))
+    return x
 
 
 METHODS: dict[str, tuple[Callable[..., np.ndarray], int]] = {
-    "Euler": (euler, 1),
-    "Heun": (heun, 2),
+    "Euler": (functools.partial(sampled, "euler"), 1),
+    "Heun": (functools.partial(sampled, "heun"), 2),
     "Runge–Kutta": (runge_kutta, 4),
 }
-
-
-def integrate(method: Callable[..., np.ndarray], velocity: Velocity, x: np.ndarray, ends: Sequence[float], steps: int):
-    """x after `steps` equal steps of dx/du = velocity(x, u) from u = ends[0] to ends[1]."""
-    grid = np.linspace(*ends, steps + 1)
-    for now, following in zip(grid, grid[1:]):
-        x = method(velocity, x, now, following - now)
-    return x
+"""Integrators by name, with their order."""
 
 
 def log_time_velocity(score: Callable[[np.ndarray, float], np.ndarray]) -> Velocity:
@@ -147,16 +169,21 @@ def log_time_velocity(score: Callable[[np.ndarray, float], np.ndarray]) -> Veloc
     return lambda x, u: -0.5 * math.exp(u) * score(x, math.exp(u))
 
 
-def level_velocity(score: Callable[[np.ndarray, float], np.ndarray]) -> Velocity:
-    """dx/dσ = −σ s(x), σ = √t: the variable in which samplers step (METHODS §5)."""
-    return lambda x, sigma: -sigma * score(x, sigma**2)
+def sample_limit(kappa: float, start: float, count: int, generator: np.random.Generator, steps: int = 20):
+    """Draws of p_start on {−1, 1}, float64 (count,), and where the pipeline's Euler sampler takes them, (count,).
 
-
-def score_in_space(x: np.ndarray, t: float, kappa: float, direction: np.ndarray, points: np.ndarray = PAIR):
-    """The smoothed score of data on the line R·direction in R^d: smoothed along it, −x_⊥/t across. x: (N, d).
-
-    direction: unit vector (d,). Along the line the flow is slowed; across it, it is not, so x_⊥ ∝ √t.
+    Levels evenly spaced in σ down to 0.001, then the sampler's last step to the posterior mean. In ln t a step takes
+    samples near a ramp's edge to its other side, which shows in the histogram beside the atoms.
     """
-    along = x @ direction
-    across = x - along[:, None] * direction
-    return smoothed_score(along, t, kappa, points)[:, None] * direction - across / t
+    x = generator.choice(PAIR, count) + math.sqrt(start) * generator.standard_normal(count)
+    sigmas = np.linspace(math.sqrt(start), 1e-3, steps + 1)
+    return x, product.end(euler_path(kappa, x, sigmas))[:, 0]
+
+
+def euler_path(kappa: float, x: np.ndarray, sigmas: np.ndarray):
+    """The states (N, 1) of the pipeline's Euler sampler with the smoothed score, from x (N,) at sigmas[0]."""
+
+    def score(x: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+        return smoothed_score(x[:, 0], sigma[0] ** 2, kappa)[:, None]
+
+    return product.path("euler", score, lambda _: x[:, None] / sigmas[0], sigmas)

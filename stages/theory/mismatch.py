@@ -1,52 +1,58 @@
 """Noise-level mismatch: what one step does to the actual noise of a score that does not know its level (METHODS §3).
 
-R = ‖x − x_i‖/√d is the actual noise level near one training image, where the score is −(x − x_i)/R². A schedule
-step from σ_n to σ_{n+1} has β = (σ_n² − σ_{n+1}²)/R². float64 numpy.
+R = ‖x − x_i‖/√d is the actual noise level near one training image, where the pipeline's unconditioning score of power
+d is −(x − x_i)/R². A schedule step from σ_n to σ_{n+1} has β = (σ_n² − σ_{n+1}²)/R². The steps are those of
+`samplers.reverse_diffusion`; the training image is black, so that x − x_i is x.
 """
 
 import math
-from collections.abc import Sequence
 from typing import Annotated, ClassVar, Self
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from stages.theory.claims import Block, Claim, Findings
+from stages.theory import product
+from stages.theory.claims import Block, Claim, Findings, Positive, Schedule, Statement, Table
 from stages.theory.shell import Dimension
+
+CHECKED = "METHODS §3 [chk]"
 
 
 class Mismatch(Block):
-    """The noise-level mismatch of samplers without noise conditioning (METHODS §3)."""
+    """One step of both samplers at every β, from points at level 1 around a training image (METHODS §3)."""
 
     TITLE: ClassVar[str] = "Noise-level mismatch: scores that do not know their level"
 
     dimension: Dimension
-    betas: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
-        min_length=1, description="(σ_n² − σ_{n+1}²)/R²"
-    )
-    draws: int = Field(ge=10)
+    betas: list[Positive] = Field(min_length=1, description="(σ_n² − σ_{n+1}²)/R²")
+    draws: int = Field(ge=10, description="points, and noise vectors of the SDE step")
 
     def findings(self, seed: int, images: np.ndarray | None) -> Findings:
-        """See verify_mismatch."""
-        return verify_mismatch(self.dimension, self.betas, self.draws, seed)
+        generator = np.random.default_rng([seed, self.dimension])
+        start = at_level(1.0, generator.standard_normal((self.draws, self.dimension)))
+        claims, table = [], []
+        for number, beta in enumerate(self.betas):
+            sigmas, key = np.sqrt([1 + beta, 1.0]), [seed, self.dimension, number]
+            ode, sde = (actual_levels(start, sigmas, ode, key)[:, 1] for ode in (True, False))
+            claims += _step_claims(beta, ode, sde**2, f"one step on {len(ode)} points, d = {self.dimension}")
+            row = {"beta": beta, "ode": float(ode.mean()), "sde_rms": math.sqrt(float((sde**2).mean()))}
+            formulas = {"ode_formula": ode_level(1, beta), "sde_formula": math.sqrt(sde_squared_level(1, beta))}
+            table.append({**row, **formulas})
+        return Findings(claims, {"mismatch": table})
 
 
-class MismatchTrajectory(Block):
+class MismatchTrajectory(Schedule):
     """R/σ along a whole schedule, from a start whose actual noise is not the scheduled one (METHODS §3)."""
 
     TITLE: ClassVar[str] = "Noise-level mismatch along a schedule: the ODE overshoots, the SDE corrects itself"
 
     dimension: Dimension
     levels: int = Field(ge=10, description="noise levels, geometric")
-    largest: float = Field(gt=0, description="first noise level, in pixel units of [0,1]")
-    smallest: float = Field(gt=0, description="last noise level")
     starts: list[Annotated[float, Field(gt=0, lt=10)]] = Field(min_length=1, description="R/σ at the first level")
     draws: int = Field(ge=2, description="SDE trajectories per start")
 
     @model_validator(mode="after")
-    def _falling(self) -> Self:
-        if self.smallest >= self.largest:
-            raise ValueError(f"smallest {self.smallest} must be below largest {self.largest}")
+    def _fine(self) -> Self:
         if 4 * step_share(self.ratio) >= 1:
             raise ValueError(f"{self.levels} levels are too few: steps shrink σ by {self.ratio:.3g}, the limit is 1.15")
         return self
@@ -57,8 +63,16 @@ class MismatchTrajectory(Block):
         return float((self.largest / self.smallest) ** (1 / (self.levels - 1)))
 
     def findings(self, seed: int, images: np.ndarray | None) -> Findings:
-        """See verify_trajectories."""
-        return verify_trajectories(self, seed)
+        sigmas = np.geomspace(self.largest, self.smallest, self.levels)
+        claims, table = [], []
+        for number, start in enumerate(self.starts):
+            key = [seed, self.dimension, 5, number]
+            offset = np.random.default_rng(key).standard_normal((self.draws, self.dimension))
+            offset = at_level(start * sigmas[0], offset)
+            ode, sde = actual_levels(offset[:1], sigmas, True, key)[0], actual_levels(offset, sigmas, False, key)
+            table += _rows(start, sigmas, ode, sde, sde_fixed_point(self.ratio))
+            claims += _start_claims(f"start R/σ = {start:g}", start, self, sigmas, ode, sde)
+        return Findings(claims, {"mismatch_trajectory": table})
 
 
 def step_share(ratio: float) -> float:
@@ -91,179 +105,75 @@ def sde_squared_level(level: float, beta: float) -> float:
     return level**2 * (1 - beta + beta**2)
 
 
-def ode_step(offset: np.ndarray, beta: float) -> np.ndarray:
-    """x − x_i after x += ½(σ_n² − σ_{n+1}²) s(x). offset: (B, d), x − x_i."""
-    squared_level = (offset**2).mean(axis=1, keepdims=True)
-    return offset + 0.5 * (beta * squared_level) * (-offset / squared_level)
+def at_level(level: float, direction: np.ndarray) -> np.ndarray:
+    """Points (B, d) at the actual noise `level`, in the directions given."""
+    return direction * (level * math.sqrt(direction.shape[1]) / np.linalg.norm(direction, axis=1, keepdims=True))
 
 
-def sde_step(offset: np.ndarray, beta: float, noise: np.ndarray) -> np.ndarray:
-    """x − x_i after x += (σ_n² − σ_{n+1}²) s(x) + √(σ_n² − σ_{n+1}²) z. offset, noise: (B, d)."""
-    squared_level = (offset**2).mean(axis=1, keepdims=True)
-    drop = beta * squared_level
-    return offset + drop * (-offset / squared_level) + np.sqrt(drop) * noise
+def actual_levels(start: np.ndarray, sigmas: np.ndarray, ode: bool, seed: list[int]) -> np.ndarray:
+    """R (B, L) at every level of the schedule `sigmas` when the pipeline's sampler starts from `start` (B, d)."""
+    score = product.unconditioning(np.zeros((1, start.shape[1])), power=start.shape[1])
+    draw = product.draws(seed, start.shape, start / sigmas[0])
+    states = product.path("reverse_diffusion", score, draw, sigmas, ode=ode)
+    return np.sqrt([(x**2).mean(axis=1) for x in (start, *(x for _, x in zip(sigmas[1:], states)))]).T
 
 
-def verify_mismatch(dimension: int, betas: Sequence[float], draws: int, seed: int) -> Findings:
-    """Both steps at every β on `draws` points at level 1 around a training image, against the formulas."""
-    generator = np.random.default_rng([seed, dimension])
-    start = generator.standard_normal((draws, dimension))
-    start *= math.sqrt(dimension) / np.linalg.norm(start, axis=1, keepdims=True)
-    claims, table = [], []
-    for beta in betas:
-        ode = np.sqrt((ode_step(start, beta) ** 2).mean(axis=1))
-        sde = (sde_step(start, beta, generator.standard_normal(start.shape)) ** 2).mean(axis=1)
-        claims += [_ode_claim(beta, ode, dimension), _sde_claim(beta, sde, dimension)]
-        row = {"beta": beta, "ode": float(ode.mean()), "sde_rms": math.sqrt(float(sde.mean()))}
-        table.append({**row, "ode_formula": ode_level(1, beta), "sde_formula": math.sqrt(sde_squared_level(1, beta))})
-    return Findings(claims, {"mismatch": table})
-
-
-def _ode_claim(beta: float, levels: np.ndarray, dimension: int) -> Claim:
+def _step_claims(beta: float, ode: np.ndarray, squared: np.ndarray, size: str) -> list[Claim]:
     expected = ode_level(1.0, beta)
-    return Claim(
-        claim=f"ODE step with β = {beta:g}: the actual noise {'grows' if expected > 1 else 'does not grow'}",
-        formula="R'/R = |1 − β/2|; overshoot when β > 4",
-        source="METHODS §3 [chk]",
-        computed=f"one step on {len(levels)} points, d = {dimension}",
-        expected=expected,
-        tolerance=1e-12,
-        reason="float64 rounding",
-        measured=float(levels.mean()),
-        deviation=float(np.abs(levels - expected).max()),
-    )
+    grows, formula = "grows" if expected > 1 else "does not grow", "R'/R = |1 − β/2|; overshoot when β > 4"
+    first = Statement(f"ODE step with β = {beta:g}: the actual noise {grows}", formula, CHECKED, size)
+    other = Statement(f"SDE step with β = {beta:g}: mean squared noise", "E[R'²]/R² = 1 − β + β²", CHECKED, size)
+    return [first.equals(ode, expected, 1e-12), other.mean(squared, sde_squared_level(1.0, beta))]
 
 
-def _sde_claim(beta: float, squared: np.ndarray, dimension: int) -> Claim:
-    error = float(squared.std(ddof=1)) / math.sqrt(len(squared))
-    return Claim(
-        claim=f"SDE step with β = {beta:g}: mean squared noise",
-        formula="E[R'²]/R² = 1 − β + β²",
-        source="METHODS §3 [chk]",
-        computed=f"one step on {len(squared)} points, d = {dimension}",
-        expected=sde_squared_level(1.0, beta),
-        tolerance=4 * error,
-        reason="four standard errors of the mean",
-        measured=float(squared.mean()),
-        uncertainty=error,
-    )
-
-
-def verify_trajectories(block: MismatchTrajectory, seed: int) -> Findings:
-    """Both samplers down the schedule from every start, in d dimensions, beside the recursion for R."""
-    generator = np.random.default_rng([seed, block.dimension, 5])
-    sigmas = np.geomspace(block.largest, block.smallest, block.levels)
-    claims, table = [], []
-    for start in block.starts:
-        offset = generator.standard_normal((block.draws, block.dimension))
-        offset *= start * sigmas[0] * math.sqrt(block.dimension) / np.linalg.norm(offset, axis=1, keepdims=True)
-        ode, sde = _levels(offset[:1], sigmas, None), _levels(offset, sigmas, generator)
-        table += [
-            {
-                "start": start,
-                "level": n + 1,
-                "sigma": float(sigma),
-                "ode": float(ode[0, n] / sigma),
-                "sde": float(np.median(sde[:, n]) / sigma),
-                "sde_low": float(sde[:, n].min() / sigma),
-                "sde_high": float(sde[:, n].max() / sigma),
-                "sde_expected": sde_fixed_point(block.ratio),
-            }
-            for n, sigma in enumerate(sigmas)
-        ]
-        claims += _start_claims(start, block, sigmas, ode[0], sde)
-    return Findings(claims, {"mismatch_trajectory": table})
-
-
-def _levels(offset: np.ndarray, sigmas: np.ndarray, generator: np.random.Generator | None) -> np.ndarray:
-    """R (B, N) along the schedule; by the ODE, or with a generator by the SDE. offset: x − x_i (B, d) at sigmas[0]."""
-    found = [np.sqrt((offset**2).mean(axis=1))]
-    for drop in sigmas[:-1] ** 2 - sigmas[1:] ** 2:
-        beta = drop / found[-1][:, None] ** 2
-        if generator is None:
-            offset = ode_step(offset, beta)
-        else:
-            offset = sde_step(offset, beta, generator.standard_normal(offset.shape))
-        found.append(np.sqrt((offset**2).mean(axis=1)))
-    return np.stack(found, axis=1)
+def _rows(start: float, sigmas: np.ndarray, ode: np.ndarray, sde: np.ndarray, fixed: float) -> Table:
+    over, names = sde / sigmas, ("sigma", "ode", "sde", "sde_low", "sde_high")
+    columns = zip(sigmas, ode / sigmas, np.median(over, axis=0), over.min(axis=0), over.max(axis=0))
+    return [
+        {"start": start, "level": n, **dict(zip(names, map(float, row))), "sde_expected": fixed}
+        for n, row in enumerate(columns, 1)
+    ]
 
 
 def _start_claims(
-    start: float, block: MismatchTrajectory, sigmas: np.ndarray, ode: np.ndarray, sde: np.ndarray
+    named: str, start: float, block: MismatchTrajectory, sigmas: np.ndarray, ode: np.ndarray, sde: np.ndarray
 ) -> list[Claim]:
-    claims = [_recursion_claim(start, block, sigmas, ode)]
-    doubt = 4 / math.sqrt(block.dimension)  # R/σ of one noise vector varies by 1/√(2d): near 1 chance decides
-    if start < ode_fixed_points(block.ratio)[0] - doubt:
-        claims += [_overshoot_claim(start, block, sigmas, ode), _return_claim(start, block, sigmas, sde)]
-    if start > 1 + doubt:
-        claims.append(_stall_claim(start, block, sigmas, sde))
-    return claims
-
-
-def _recursion_claim(start: float, block: MismatchTrajectory, sigmas: np.ndarray, ode: np.ndarray) -> Claim:
-    # one step at a time: where the ODE overshoots, rounding grows by 2γ+1 a step
-    drops = sigmas[:-1] ** 2 - sigmas[1:] ** 2
-    expected = np.array([ode_level(level, drop / level**2) for level, drop in zip(ode, drops)])
-    return Claim(
-        claim=f"Every ODE step of the schedule scales the actual noise by |1 − β/2| (start R/σ = {start:g})",
-        formula="R_{n+1} = |1 − β_n/2| R_n, β_n = (σ_n² − σ_{n+1}²)/R_n²",
-        source="METHODS §3 [chk]",
-        computed=f"{block.levels - 1} steps, d = {block.dimension}; the last R/σ, deviation relative to R_n",
-        expected=float(expected[-1] / sigmas[-1]),
-        tolerance=1e-12,
-        reason="float64 rounding of one step",
-        measured=float(ode[-1] / sigmas[-1]),
-        deviation=float((np.abs(ode[1:] - expected) / ode[:-1]).max()),
-    )
-
-
-def _overshoot_claim(start: float, block: MismatchTrajectory, sigmas: np.ndarray, ode: np.ndarray) -> Claim:
+    """named: the start in words. ode: R (L,); sde: R (draws, L)."""
     beta = (sigmas[:-1] ** 2 - sigmas[1:] ** 2) / ode[:-1] ** 2
-    grown = int((ode[1:] > ode[:-1]).sum())
-    return Claim(
-        claim=f"The ODE overshoots when it starts with too little noise (R/σ = {start:g})",
-        formula="some β_n > 4; then R_{n+1} > R_n although σ_{n+1} < σ_n",
-        source="METHODS §3 [chk]",
-        computed=f"{grown} of {block.levels - 1} steps raise R; largest β = {beta.max():.3g}",
-        expected=0.0,
-        tolerance=0.0,
-        reason="it overshoots or does not; the number is 0 if some β exceeds 4, else 1",
-        measured=float(not (beta > 4).any()),
-    )
+    # one step at a time: where the ODE overshoots, rounding grows by 2γ+1 a step
+    recursion = Statement(
+        f"Every ODE step of the schedule scales the actual noise by |1 − β/2| ({named})",
+        "R_{n+1}/R_n = |1 − β_n/2|, β_n = (σ_n² − σ_{n+1}²)/R_n²", CHECKED,
+        f"{len(beta)} steps, d = {block.dimension}; R/σ = {ode[-1] / sigmas[-1]:.4g} at the end",
+    ).equals(ode[1:] / ode[:-1], np.abs(1 - beta / 2), 1e-12, "float64 rounding of one step")  # fmt: skip
+    overshoot = Statement(
+        f"The ODE overshoots when it starts with too little noise ({named.removeprefix('start ')})",
+        "some β_n > 4; then R_{n+1} > R_n although σ_{n+1} < σ_n", CHECKED,
+        f"{(ode[1:] > ode[:-1]).sum()} of {len(beta)} steps raise R; largest β = {beta.max():.3g}",
+    ).holds(not (beta > 4).any(), "counts 1 where no β exceeds 4")  # fmt: skip
+    doubt = 4 / math.sqrt(block.dimension)  # R/σ of one noise vector varies by 1/√(2d): near 1 chance decides
+    low, high = start < ode_fixed_points(block.ratio)[0] - doubt, start > 1 + doubt
+    returns = [overshoot, _return_claim(named, block, sigmas, sde)] if low else []
+    return [recursion, *returns, *([_stall_claim(named, start, block, sigmas, sde[:, -1])] if high else [])]
 
 
-def _return_claim(start: float, block: MismatchTrajectory, sigmas: np.ndarray, sde: np.ndarray) -> Claim:
+def _return_claim(named: str, block: MismatchTrajectory, sigmas: np.ndarray, sde: np.ndarray) -> Claim:
     tail = (sde[:, -len(sigmas) // 4 :] / sigmas[-len(sigmas) // 4 :]) ** 2
-    means = np.sqrt(tail.mean(axis=1))
-    error = float(means.std(ddof=1)) / len(means) ** 0.5
-    return Claim(
-        claim=f"The SDE corrects itself: R/σ settles at its stable fixed point (start R/σ = {start:g})",
-        formula="R/σ → √((1 − √(1−4δ))/2), δ = 1 − (σ_{n+1}/σ_n)²",
-        source="METHODS §3 [chk]; fixed point [ours]",
-        computed=f"{len(sde)} trajectories, the last quarter of {block.levels} levels, d = {block.dimension}",
-        expected=sde_fixed_point(block.ratio),
-        tolerance=4 * error + 1 / block.dimension,
-        reason="four standard errors; E[1/R²] exceeds 1/E[R²] by a part of order 1/d",
-        measured=float(means.mean()),
-        uncertainty=error,
-    )
+    reason = "four standard errors; E[1/R²] exceeds 1/E[R²] by a part of order 1/d"
+    return Statement(
+        f"The SDE corrects itself: R/σ settles at its stable fixed point ({named})",
+        "R/σ → √((1 − √(1−4δ))/2), δ = 1 − (σ_{n+1}/σ_n)²", f"{CHECKED}; fixed point [ours]",
+        f"{len(sde)} trajectories, the last quarter of {block.levels} levels, d = {block.dimension}",
+    ).mean(np.sqrt(tail.mean(axis=1)), sde_fixed_point(block.ratio), 1 / block.dimension, reason)  # fmt: skip
 
 
-def _stall_claim(start: float, block: MismatchTrajectory, sigmas: np.ndarray, sde: np.ndarray) -> Claim:
-    drops = sigmas[:-1] ** 2 - sigmas[1:] ** 2
-    level = start * sigmas[0]
-    for drop in drops:
-        level = math.sqrt(sde_squared_level(level, drop / level**2))
-    squared = sde[:, -1] ** 2
-    error = float(squared.std(ddof=1)) / len(squared) ** 0.5
-    return Claim(
-        claim=f"Too much noise stays: neither sampler removes it (start R/σ = {start:g})",
-        formula="R_{n+1}² = R_n² − Δ_n + Δ_n²/R_n², so that R² − σ² never falls; Δ_n = σ_n² − σ_{n+1}²",
-        source="METHODS §3 [chk]; METHODS §4 (R stalls above σ)",
-        computed=f"R² at σ = {sigmas[-1]:g} over {len(sde)} SDE trajectories, d = {block.dimension}",
-        expected=level**2,
-        tolerance=4 * error,
-        reason="four standard errors",
-        measured=float(squared.mean()),
-        uncertainty=error,
-    )
+def _stall_claim(named: str, start: float, block: MismatchTrajectory, sigmas: np.ndarray, last: np.ndarray) -> Claim:
+    squared = (start * sigmas[0]) ** 2
+    for drop in sigmas[:-1] ** 2 - sigmas[1:] ** 2:
+        squared = sde_squared_level(math.sqrt(squared), drop / squared)
+    return Statement(
+        f"Too much noise stays: neither sampler removes it ({named})",
+        "R_{n+1}² = R_n² − Δ_n + Δ_n²/R_n², so that R² − σ² never falls; Δ_n = σ_n² − σ_{n+1}²",
+        f"{CHECKED}; METHODS §4 (R stalls above σ)",
+        f"R² at σ = {sigmas[-1]:g} over {len(last)} SDE trajectories, d = {block.dimension}",
+    ).mean(last**2, squared)  # fmt: skip

@@ -7,24 +7,40 @@ g, which `least_objective` solves by other means. Everything in float64.
 """
 
 import dataclasses
+import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import torch
-from scipy.optimize import OptimizeResult, minimize
+from scipy.optimize import nnls
 from torch import Tensor
+from torch.optim.adam import adam
 
 from stages.diffusion.noise import generator_seed
+from stages.diffusion.scores import conditioning, make_centres
 
-RESTARTS = 100  # of the convex reference's solver, at most
-Draw = Callable[[int], tuple[Tensor, Tensor]]
+NODES = 32  # Gauss–Hermite nodes per data point
+RIDGE_POINTS = 1024  # points per level for the linear problem that training starts from
+ON_LINE = 1.5  # times as many steps where d = 1: a step costs little there
 
 
-def posterior_mean(x: Tensor, sigmas: Tensor, points: Tensor) -> Tensor:
-    """Σ_i w_i x_i, w = softmax(−‖x − x_i‖²/2σ²): x (L, B, d), sigmas (L,), points (n, d); returns (L, B, d)."""
-    squared = ((x[:, :, None] - points) ** 2).sum(-1)
-    return torch.softmax(-squared / (2 * sigmas[:, None, None] ** 2), dim=2) @ points
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Points x (L, B, d) at every level, their weights (L, B), whose sum per level is 1, and g* at x (L, B, d)."""
+
+    x: Tensor
+    weight: Tensor
+    goal: Tensor
+
+
+Draw = Callable[[int], Batch]
+
+
+def goal(x: Tensor, sigmas: Tensor, points: Tensor) -> Tensor:
+    """g* = σ² s(x), s the pipeline's empirical score: x (L, B, d), sigmas (L,), points (n, d); returns (L, B, d)."""
+    level = sigmas.repeat_interleave(x.shape[1])
+    return (conditioning(make_centres(points), x.flatten(0, 1), level) * level[:, None] ** 2).reshape(x.shape)
 
 
 @dataclasses.dataclass
@@ -45,10 +61,10 @@ class Networks:
         hidden = torch.relu(x @ self.W.mT + self.b[:, None])
         return hidden @ self.A.mT + x @ self.S.mT + self.c[:, None]
 
-    def level(self, number: int) -> Callable[[Tensor], Tensor]:
-        """g of one level alone: (B, d) -> (B, d)."""
+    def level(self, number: int) -> Callable[[np.ndarray], np.ndarray]:
+        """g of one level alone, on arrays: (B, d) -> (B, d)."""
         one = Networks(*(tensor[number : number + 1] for tensor in self.tensors()))
-        return lambda x: one(x[None])[0]
+        return lambda x: one(torch.from_numpy(x)[None])[0].numpy()
 
     @property
     def weight_norm(self) -> Tensor:
@@ -84,84 +100,96 @@ def initial(levels: int, width: int, points: Tensor, sigmas: Tensor, generator: 
     )
 
 
-def fit_last_layer(networks: Networks, x: Tensor, weight: Tensor, target: Tensor, sigmas: Tensor, ridge: float) -> None:
-    """Set A, S and c to the least loss + ridge/2 ‖A‖² at the given W and b: a linear problem, from which Adam starts.
-
-    x, target: (L, B, d); weight: (L, B).
-    """
+def fit_last_layer(networks: Networks, batch: Batch, sigmas: Tensor, ridge: float) -> None:
+    """Set A, S and c to the least loss + ridge/2 ‖A‖² at the given W and b, a linear problem. Adam starts there."""
+    x = batch.x
     hidden = torch.relu(x @ networks.W.mT + networks.b[:, None])
     features = torch.cat([hidden, x, torch.ones_like(x[..., :1])], dim=2)
-    scaled = features * (weight / sigmas[:, None] ** 2)[..., None]
+    scaled = features * (batch.weight / sigmas[:, None] ** 2)[..., None]
     penalty = torch.full(features.shape[2:], 1e-9, dtype=torch.float64)
     penalty[: hidden.shape[2]] = ridge / 2
-    found = torch.linalg.solve(scaled.mT @ features + torch.diag(penalty), scaled.mT @ target).mT
+    found = torch.linalg.solve(scaled.mT @ features + torch.diag(penalty), scaled.mT @ batch.goal).mT
     width = hidden.shape[2]
-    networks.A, networks.S, networks.c = found[..., :width], found[..., width:-1], found[..., -1]
-    networks.A, networks.S, networks.c = (t.contiguous() for t in (networks.A, networks.S, networks.c))
+    parts = found[..., :width], found[..., width:-1], found[..., -1]
+    networks.A, networks.S, networks.c = (part.contiguous() for part in parts)
 
 
-def train(
-    networks: Networks, draw: Draw, points: Tensor, sigmas: Tensor, decay: Tensor, steps: int, rate: float = 0.02
-) -> Networks:
-    """Adam with a cosine learning rate from `rate` to 0. draw(step) gives x (L, B, d) and its weights (L, B), whose sum
-    per level is 1; decay: λ (L,). The networks are changed in place."""
+def train(networks: Networks, draw: Draw, sigmas: Tensor, decay: Tensor, steps: int, rate: float = 0.02) -> Networks:
+    """Adam with a cosine learning rate from `rate` to 0; decay: λ (L,). The networks are changed in place.
+
+    Adam is called as a function: making an optimizer object imports torch's compiler, which takes as long as training.
+    """
     tensors = networks.tensors()
     means, squares = ([torch.zeros_like(tensor) for tensor in tensors] for _ in range(2))
+    counts = [torch.zeros(()) for _ in tensors]
     for step in range(steps):
-        x, weight = draw(step)
-        target = posterior_mean(x, sigmas, points) - x
         for tensor in tensors:
             tensor.requires_grad_()
-        loss = level_loss(networks, x, weight, target, sigmas) + decay * networks.weight_norm
-        gradients = torch.autograd.grad(loss.sum(), tensors)  # every level is a problem of its own
+        loss = level_loss(networks, draw(step), sigmas) + decay * networks.weight_norm
+        gradients = list(torch.autograd.grad(loss.sum(), tensors))  # every level is a problem of its own
         for tensor in tensors:
             tensor.requires_grad_(False)
-        _adam(tensors, gradients, means, squares, step, 0.5 * rate * (1 + math.cos(math.pi * step / steps)))
+        adam(
+            tensors, gradients, means, squares, [], counts, lr=0.5 * rate * (1 + math.cos(math.pi * step / steps)),
+            beta1=0.9, beta2=0.99, eps=1e-8, weight_decay=0.0, amsgrad=False, maximize=False, foreach=True,
+        )  # fmt: skip
     return networks
 
 
-def _adam(
-    tensors: list[Tensor],
-    gradients: Sequence[Tensor],
-    means: list[Tensor],
-    squares: list[Tensor],
-    step: int,
-    rate: float,
-    betas: tuple[float, float] = (0.9, 0.99),
-) -> None:
-    """One step of Adam (Kingma & Ba 2015). Written out: importing torch.optim takes longer than a short training."""
-    torch._foreach_lerp_(means, gradients, 1 - betas[0])
-    torch._foreach_mul_(squares, betas[1])
-    torch._foreach_addcmul_(squares, gradients, gradients, 1 - betas[1])
-    for tensor, mean, square in zip(tensors, means, squares):
-        scale = (square / (1 - betas[1] ** (step + 1))).sqrt_().add_(1e-8)
-        tensor.addcdiv_(mean, scale, value=-rate / (1 - betas[0] ** (step + 1)))
-
-
-def level_loss(networks: Networks, x: Tensor, weight: Tensor, target: Tensor, sigmas: Tensor) -> Tensor:
+def level_loss(networks: Networks, batch: Batch, sigmas: Tensor) -> Tensor:
     """E‖g − g*‖²/σ² per level, (L,)."""
-    return (weight * (networks(x) - target).square().sum(2)).sum(1) / sigmas**2
+    return (batch.weight * (networks(batch.x) - batch.goal).square().sum(2)).sum(1) / sigmas**2
 
 
-def quadrature(points: Tensor, sigmas: Tensor, nodes: int) -> tuple[Tensor, Tensor]:
-    """Gauss–Hermite nodes of p_σ on the line, x (L, n·nodes, 1), and weights (L, n·nodes) that sum to 1."""
+def quadrature(points: Tensor, sigmas: Tensor, nodes: int) -> Batch:
+    """Gauss–Hermite nodes of p_σ on the line, n · nodes per level."""
     place, weight = (torch.from_numpy(values) for values in np.polynomial.hermite_e.hermegauss(nodes))
-    x = points[:, 0][None, :, None] + sigmas[:, None, None] * place
+    x = (points[:, 0][None, :, None] + sigmas[:, None, None] * place).reshape(len(sigmas), -1, 1)
     weights = (weight / weight.sum()).expand(len(sigmas), len(points), -1) / len(points)
-    return x.reshape(len(sigmas), -1, 1), weights.reshape(len(sigmas), -1)
+    return Batch(x, weights.reshape(len(sigmas), -1), goal(x, sigmas, points))
 
 
-def sampled(points: Tensor, sigmas: Tensor, batch: int, seed: int) -> Draw:
-    """Batches of p_σ, anew at every step: a function of (seed, step)."""
+def sampled(points: Tensor, sigmas: Tensor, batch: int, seed: int, together: int = 1) -> Draw:
+    """Batches of p_σ, anew at every step: a function of (seed, step). `together` steps are drawn at once."""
 
-    def draw(step: int) -> tuple[Tensor, Tensor]:
-        generator = torch.Generator().manual_seed(generator_seed(seed, step))
-        rows = torch.randint(len(points), (len(sigmas), batch), generator=generator)
-        noise = torch.randn(len(sigmas), batch, points.shape[1], generator=generator, dtype=torch.float64)
-        x = points[rows] + sigmas[:, None, None] * noise
-        return x, torch.full((len(sigmas), batch), 1 / batch, dtype=torch.float64)
+    @functools.lru_cache(maxsize=1)
+    def some(part: int) -> list[Batch]:
+        generator = torch.Generator().manual_seed(generator_seed(seed, part))
+        shape = len(sigmas), together * batch
+        noise = torch.randn(*shape, points.shape[1], generator=generator, dtype=torch.float64)
+        x = points[torch.randint(len(points), shape, generator=generator)] + sigmas[:, None, None] * noise
+        weight = torch.full((shape[0], batch), 1 / batch, dtype=torch.float64)
+        parts = zip(x.split(batch, dim=1), goal(x, sigmas, points).split(batch, dim=1))
+        return [Batch(own.contiguous(), weight, wanted.contiguous()) for own, wanted in parts]
 
-    return draw
+    return lambda step: some(step // together)[step % together]
+
+
+def fit(
+    points: np.ndarray, sigmas: np.ndarray, decays: np.ndarray, width: int, steps: int, batch: int, seed: int
+) -> tuple[Networks, np.ndarray]:
+    """One network per level σ (L,) and weight decay λ (L,), and their losses (L,) on fresh points.
+
+    points: (n, d). batch: points per step and level; on the line the loss is an integral instead. Training starts from
+    the least last layer, a linear problem.
+    """
+    data, levels, ridge = torch.from_numpy(points), torch.from_numpy(sigmas), float(decays.max())
+    networks = initial(len(levels), width, data, levels, torch.Generator().manual_seed(seed))
+    if points.shape[1] == 1:
+        nodes = quadrature(data, levels, NODES)
+        draw = first = fresh = lambda _: nodes
+    else:
+        draw, first = sampled(data, levels, batch, seed, together=16), sampled(data, levels, RIDGE_POINTS, seed)
+        fresh = sampled(data, levels, 4096, seed + 1)
+    fit_last_layer(networks, first(1 << 20), levels, ridge)
+    train(networks, draw, levels, torch.from_numpy(decays), int(steps * (ON_LINE if points.shape[1] == 1 else 1)))
+    return networks, level_loss(networks, fresh(0), levels).numpy()
+
+
+def starts(points: np.ndarray, sigma: float, count: int, seed: int) -> np.ndarray:
+    """Draws of p_σ, (count, d)."""
+    level = torch.tensor([sigma], dtype=torch.float64)
+    return sampled(torch.from_numpy(points), level, count, seed)(0).x[0].numpy()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,8 +203,8 @@ class Spline:
     objective: float
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        """g(x), x (N,)."""
-        return self.alpha + self.beta * x + np.maximum(x[:, None] - self.knots, 0) @ self.jumps
+        """g(x), x (N, 1)."""
+        return self.alpha + self.beta * x + np.maximum(x - self.knots, 0) @ self.jumps[:, None]
 
     @property
     def variation(self) -> float:
@@ -184,70 +212,37 @@ class Spline:
         return float(np.abs(self.jumps).sum())
 
 
-def least_objective(points: Tensor, sigma: float, decay: float, nodes: int) -> Spline:
-    """The g of least loss + λ ∫|g''| on the line, by convex optimization (L-BFGS-B).
+def least_objective(points: np.ndarray, sigma: float, decay: float, nodes: int = NODES) -> Spline:
+    """The g of least loss + λ ∫|g''| on the line, by convex optimization.
 
     A least-squares problem with a linear term in c⁺, c⁻ ≥ 0. The loss is a sum over the quadrature's nodes, so a
     minimizer has its kinks on nodes, and its objective bounds that of every network at this level from below.
     """
-    level = torch.tensor([sigma], dtype=torch.float64)
-    x, weight = quadrature(points, level, nodes)
-    goal = (posterior_mean(x, level, points) - x)[0, :, 0].numpy()
-    x, root = x[0, :, 0].numpy(), np.sqrt(weight[0].numpy()) / sigma
+    batch = quadrature(torch.from_numpy(points), torch.tensor([sigma], dtype=torch.float64), nodes)
+    x, wanted, root = batch.x[0, :, 0].numpy(), batch.goal[0, :, 0].numpy(), np.sqrt(batch.weight[0].numpy()) / sigma
     places = np.unique(x)
-    knots = len(places)
     hinge, linear = np.maximum(x[:, None] - places, 0), np.stack([np.ones_like(x), x], axis=1)
     # α and β are free: what they explain is projected out, which leaves the kinks alone
     basis, _ = np.linalg.qr(root[:, None] * linear)
-    design, rest = root[:, None] * hinge, root * goal
+    design, rest = root[:, None] * hinge, root * wanted
     design, rest = design - basis @ (basis.T @ design), rest - basis @ (basis.T @ rest)
-    found = _lasso(design, rest, decay)
-    jumps = found.x[:knots] - found.x[knots:]
-    line = np.linalg.lstsq(root[:, None] * linear, root * (goal - hinge @ jumps), rcond=None)[0]
-    return Spline(float(line[0]), float(line[1]), places, jumps, float(found.fun))
+    jumps = _lasso(design, rest, decay)
+    line = np.linalg.lstsq(root[:, None] * linear, root * (wanted - hinge @ jumps), rcond=None)[0]
+    objective = ((design @ jumps - rest) ** 2).sum() + decay * np.abs(jumps).sum()
+    return Spline(float(line[0]), float(line[1]), places, jumps, float(objective))
 
 
-def _lasso(design: np.ndarray, goal: np.ndarray, decay: float) -> OptimizeResult:
-    """argmin ‖design c − goal‖² + decay ‖c‖₁ over c = x[:K] − x[K:], x ≥ 0, certified by its dual.
+def _lasso(design: np.ndarray, goal: np.ndarray, decay: float, small: float = 1e-4) -> np.ndarray:
+    """argmin ‖design c − goal‖² + decay ‖c‖₁ by non-negative least squares over c = u − v, u, v ≥ 0.
 
-    L-BFGS-B may stop early on columns so alike: it starts again from there until the objective lies within 1e-6 of
-    the dual's. Raises FloatingPointError where it never does.
+    The linear term is the cross term of one more row, small · Σ(u + v) = −decay/(2 small), up to (small · ‖c‖₁)².
     """
-    count = design.shape[1]
-
-    def objective(split: np.ndarray) -> tuple[float, np.ndarray]:
-        rest = design @ (split[:count] - split[count:]) - goal
-        slope = 2 * (rest @ design)
-        return rest @ rest + decay * split.sum(), np.concatenate([slope + decay, decay - slope])
-
-    options = {"maxiter": 20_000, "maxfun": 40_000, "ftol": 1e-13, "gtol": 1e-9, "maxcor": 50}
-    point, bounds = np.zeros(2 * count), [(0, None)] * (2 * count)
-    for _ in range(RESTARTS):
-        found = minimize(objective, point, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-        point, bound = found.x, _dual_bound(design, goal, decay, found.x[:count] - found.x[count:])
-        if found.fun - bound <= 1e-6 * found.fun:
-            return found
-    raise FloatingPointError(f"the convex problem is not solved: {found.fun:g} lies above its bound {bound:g}")
-
-
-def _dual_bound(design: np.ndarray, goal: np.ndarray, decay: float, c: np.ndarray) -> float:
-    """A lower bound of the minimum: θ·goal − ‖θ‖²/4 at the residual's θ, scaled into |designᵀθ| ≤ decay."""
-    theta = 2 * (goal - design @ c)
-    theta *= min(1.0, decay / np.abs(design.T @ theta).max())
-    return float(theta @ goal - theta @ theta / 4)
+    rows = np.concatenate([design, -design], axis=1)
+    extra = np.full((1, rows.shape[1]), small)
+    split, _ = nnls(np.concatenate([rows, extra]), np.append(goal, -decay / (2 * small)), maxiter=100 * rows.shape[1])
+    return split[: design.shape[1]] - split[design.shape[1] :]
 
 
 def variation(networks: Networks) -> Tensor:
     """Σ_h |a_h w_h| per level, (L,), of networks on the line: ∫|g''|, or more where kinks of opposite sign coincide."""
     return (networks.A[:, 0] * networks.W[:, :, 0]).abs().sum(1)
-
-
-def sample(steps: Sequence[Callable[[Tensor], Tensor]], x: Tensor, sigmas: Tensor) -> Tensor:
-    """Euler in σ on dx/dσ = −g/σ down the levels, then one step to x + g: x (B, d) of p_{σ_1}; returns (B, d).
-
-    steps: g at every level, (B, d) -> (B, d).
-    """
-    below = [*sigmas[1:].tolist(), 0.0]
-    for g, sigma, following in zip(steps, sigmas.tolist(), below):
-        x = x + (1 - following / sigma) * g(x)
-    return x

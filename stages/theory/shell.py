@@ -1,17 +1,17 @@
 """The Gaussian shell: where the norm of noise lies, and how many noise levels make shells touch (METHODS §3).
 
-All in float64 numpy. sigma and r are in pixel units ([0, 1] per pixel), d is the number of pixels times channels.
+sigma and r are in pixel units ([0, 1] per pixel), d is the number of pixels times channels.
 """
 
 import math
-from collections.abc import Sequence
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import Field
 from scipy.stats import chi2
 
-from stages.theory.claims import Block, Claim, Findings
+from stages.theory import product
+from stages.theory.claims import Block, Claim, Findings, Schedule, Statement, binomial_error
 
 HALF_WIDTH = 3 / math.sqrt(2)  # three standard deviations of ‖z‖, whose variance tends to 1/2
 LIMIT_MASS = math.erf(3 / math.sqrt(2))  # 0.9973: a normal variable within three standard deviations
@@ -20,7 +20,7 @@ Dimension = Annotated[int, Field(ge=5, description="number of pixels times chann
 
 
 class ShellMass(Block):
-    """The mass of the Gaussian shell (METHODS §3)."""
+    """The mass of the Gaussian shell (METHODS §3), exactly and of the pipeline's noise."""
 
     TITLE: ClassVar[str] = "Gaussian shell: where noise lies"
 
@@ -29,28 +29,28 @@ class ShellMass(Block):
     normals: int = Field(ge=1000, description="most random numbers spent on one dimension; draws are cut to fit")
 
     def findings(self, seed: int, images: np.ndarray | None) -> Findings:
-        """See verify_shell_mass."""
-        return verify_shell_mass(self.dimensions, self.draws, self.normals, seed)
+        claims, table = [], []
+        for d in self.dimensions:
+            count = max(1, min(self.draws, self.normals // d))
+            exact, share = shell_mass(d), shell_count(d, count, seed) / count
+            error = binomial_error(exact, count)
+            claims += [_limit_claim(d, exact), _drawn_claim(d, exact, share, count)]
+            row = {"d": d, "exact": exact, "monte_carlo": share, "standard_error": error, "draws": count}
+            table.append({**row, "limit": LIMIT_MASS})
+        return Findings(claims, {"shell_mass": table})
 
 
-class ShellTouch(Block):
-    """The shell-touch schedule (METHODS §3)."""
+class ShellTouch(Schedule):
+    """The shell-touch schedule (METHODS §3), and the levels needed from `smallest` to `largest`."""
 
     TITLE: ClassVar[str] = "Shell-touch schedule: how many levels"
 
     dimensions: list[Dimension] = Field(min_length=1)
-    smallest: float = Field(gt=0, description="lowest noise level, in pixel units of [0,1]")
-    largest: float = Field(gt=0, description="highest noise level")
-
-    @model_validator(mode="after")
-    def _rising(self) -> Self:
-        if self.smallest >= self.largest:
-            raise ValueError(f"smallest {self.smallest} must be below largest {self.largest}")
-        return self
 
     def findings(self, seed: int, images: np.ndarray | None) -> Findings:
-        """See verify_shell_touch."""
-        return verify_shell_touch(self.dimensions, self.smallest, self.largest)
+        sigmas, ratios = product.noise_levels(self.smallest, self.largest, 2), map(touch_ratio, self.dimensions)
+        rows = [{"d": d, "ratio": r, "levels": level_count(sigmas, r)} for d, r in zip(self.dimensions, ratios)]
+        return Findings([_touch_claim(self.dimensions), *_paper_claims()], {"shell_touch": rows})
 
 
 def shell_mass(dimension: int) -> float:
@@ -61,16 +61,12 @@ def shell_mass(dimension: int) -> float:
     return float(1 - chi2.sf(outer, dimension) - chi2.cdf(inner, dimension))
 
 
-def shell_count(dimension: int, draws: int, seed: int, block: int = 1 << 22) -> int:
-    """How many of `draws` vectors z ~ N(0, I_d) have their norm in the shell. Streams `block` numbers at a time."""
-    generator = np.random.default_rng([seed, dimension])
-    root = math.sqrt(dimension)
-    rows = max(1, block // dimension)
-    inside = 0
+def shell_count(dimension: int, draws: int, seed: int, block: int = 1 << 20) -> int:
+    """How many of `draws` noise vectors in R^d have their norm in the shell; `block` numbers are drawn at a time."""
+    root, rows, inside = math.sqrt(dimension), max(1, block // dimension), 0
     for start in range(0, draws, rows):
-        noise = generator.standard_normal((min(rows, draws - start), dimension))
-        norms = np.sqrt(np.einsum("nd,nd->n", noise, noise))
-        inside += int(np.count_nonzero(np.abs(norms - root) <= HALF_WIDTH))
+        noise = product.noise(seed, range(start, min(start + rows, draws)), dimension, dimension)
+        inside += int(np.count_nonzero(np.abs(np.linalg.norm(noise, axis=1) - root) <= HALF_WIDTH))
     return inside
 
 
@@ -80,116 +76,52 @@ def touch_ratio(dimension: int) -> float:
     return (root + HALF_WIDTH) / (root - HALF_WIDTH)
 
 
-def level_count(smallest: float, largest: float, ratio: float) -> float:
-    """Number of levels, both ends included, of a geometric schedule with this ratio (not rounded)."""
-    return 1 + math.log(largest / smallest) / math.log(ratio)
-
-
-def verify_shell_mass(dimensions: Sequence[int], draws: int, normals: int, seed: int) -> Findings:
-    """The mass of the shell, exactly and by Monte Carlo.
-
-    dimensions: the d to look at. draws: vectors per d, fewer where draws · d exceeds `normals`, the most random
-    numbers to spend on one d (the number drawn stands in the row).
-    """
-    claims, table = [], []
-    for dimension in dimensions:
-        count = max(1, min(draws, normals // dimension))
-        exact, share = shell_mass(dimension), shell_count(dimension, count, seed) / count
-        error = math.sqrt(exact * (1 - exact) / count)
-        claims += [_limit_claim(dimension, exact), _monte_carlo_claim(dimension, exact, share, error, count)]
-        row = {"d": dimension, "exact": exact, "monte_carlo": share, "standard_error": error, "draws": count}
-        table.append({**row, "limit": LIMIT_MASS})
-    return Findings(claims, {"shell_mass": table})
+def level_count(sigmas: np.ndarray, ratio: float) -> float:
+    """Number of levels, both ends included and not rounded, of a geometric schedule over `sigmas` with this ratio."""
+    return 1 + math.log(sigmas.max() / sigmas.min()) / math.log(ratio)
 
 
 def _limit_claim(dimension: int, exact: float) -> Claim:
-    return Claim(
-        claim=f"The norm of Gaussian noise lies within √d ± 3/√2 with mass 0.9973 (d = {dimension})",
-        formula="P(|‖z‖ − √d| ≤ 3/√2), z ~ N(0, I_d)",
-        source="METHODS §3 [P]",
-        computed="chi-square distribution function",
-        expected=LIMIT_MASS,
-        tolerance=5e-5 + 0.01 / dimension,
-        reason="half a unit of the last digit of 0.9973, and 0.01/d because ‖z‖ is normal only up to O(1/d)",
-        measured=exact,
-    )
+    reason = "half a unit of the last digit of 0.9973, and 0.01/d because ‖z‖ is normal only up to O(1/d)"
+    return Statement(
+        f"The norm of Gaussian noise lies within √d ± 3/√2 with mass 0.9973 (d = {dimension})",
+        "P(|‖z‖ − √d| ≤ 3/√2), z ~ N(0, I_d)", "METHODS §3 [P]", "chi-square distribution function",
+    ).equals(exact, LIMIT_MASS, 5e-5 + 0.01 / dimension, reason)  # fmt: skip
 
 
-def _monte_carlo_claim(dimension: int, exact: float, share: float, error: float, count: int) -> Claim:
-    return Claim(
-        claim=f"Drawn noise lies in the shell as often as the chi-square law says (d = {dimension})",
-        formula="#{|‖z‖ − √d| ≤ 3/√2} / n against chi-square",
-        source="METHODS §3 [chk]",
-        computed=f"{count:,} draws of z",
-        expected=exact,
-        tolerance=4 * error,
-        reason="four binomial standard errors: a true claim fails once in 16,000 runs",
-        measured=share,
-        uncertainty=error,
-    )
+def _drawn_claim(dimension: int, exact: float, share: float, count: int) -> Claim:
+    return Statement(
+        f"The pipeline's noise lies in the shell as often as the chi-square law says (d = {dimension})",
+        "#{|‖z‖ − √d| ≤ 3/√2} / n against chi-square",
+        "METHODS §3 [chk]", f"{count:,} draws of z", "float32 noise, float64 norm",
+    ).near(share, exact, binomial_error(exact, count), "four binomial standard errors")  # fmt: skip
 
 
-def verify_shell_touch(dimensions: Sequence[int], smallest: float, largest: float) -> Findings:
-    """The shell-touch schedule: neighbouring shells touch, and the levels needed from `smallest` to `largest`."""
-    table = []
-    for dimension in dimensions:
-        ratio = touch_ratio(dimension)
-        table.append({"d": dimension, "ratio": ratio, "levels": level_count(smallest, largest, ratio)})
-    return Findings([_touch_claim(dimensions), *_paper_claims()], {"shell_touch": table})
+def _touch_claim(dimensions: list[int]) -> Claim:
+    quotients = []
+    for d in dimensions:  # the outer radius of one level over the inner radius of the next
+        upper, lower = product.noise_levels(1.0, touch_ratio(d), 2)
+        quotients.append(lower * (math.sqrt(d) + HALF_WIDTH) / (upper * (math.sqrt(d) - HALF_WIDTH)))
+    return Statement(
+        "Neighbouring shells of the schedule touch without overlap or gap", "σ_j(√d + 3/√2) = σ_{j+1}(√d − 3/√2)",
+        "METHODS §3 [P]", f"quotient of the two radii at d = {', '.join(map(str, dimensions))}, the pipeline's levels",
+    ).equals(np.array(quotients), 1.0, 1e-14, "rounding of four float64 operations")  # fmt: skip
 
 
-def _touch_claim(dimensions: Sequence[int]) -> Claim:
-    # the outer radius of level 1 over the inner radius of level γ
-    quotients = [(math.sqrt(d) + HALF_WIDTH) / (touch_ratio(d) * (math.sqrt(d) - HALF_WIDTH)) for d in dimensions]
-    return Claim(
-        claim="Neighbouring shells of the schedule touch without overlap or gap",
-        formula="σ_j(√d + 3/√2) = σ_{j+1}(√d − 3/√2)",
-        source="METHODS §3 [P]",
-        computed=f"quotient of the two radii at d = {', '.join(map(str, dimensions))}",
-        expected=1.0,
-        tolerance=1e-14,
-        reason="rounding of four float64 operations",
-        measured=sum(quotients) / len(quotients),
-        deviation=max(abs(quotient - 1) for quotient in quotients),
-    )
-
-
-def _paper_claims(
-    dimension: int = 3072, smallest: float = 0.01, largest: float = 50.0, paper: int = 116
-) -> list[Claim]:
+def _paper_claims() -> list[Claim]:
     """The level count at the paper's own numbers: CIFAR-10's d, σ from 0.01 to 50, 116 levels."""
-    exact = level_count(smallest, largest, touch_ratio(dimension))
-    first_order = level_count(smallest, largest, 1 + 2 * HALF_WIDTH / math.sqrt(dimension))
-    shared = {
-        "source": "METHODS §3 [P], [chk]",
-        "computed": f"d = {dimension}, σ from {smallest} to {largest:g}",
-    }
+    sigmas, first_order = product.noise_levels(0.01, 50.0, 116), 1 + 2 * HALF_WIDTH / math.sqrt(3072)
+    claims = (
+        ("The exact shell-touch ratio takes 112.2 levels from 0.01 to 50 at d = 3072",
+         "1 + ln(σ_N/σ_1)/ln γ", touch_ratio(3072), 112.2, 0.05, "half a unit of the last digit stated"),
+        ("The paper's 116 levels are the exact shell-touch count",
+         "1 + ln(σ_N/σ_1)/ln γ, γ = (√d + 3/√2)/(√d − 3/√2)",
+         touch_ratio(3072), 116, 1.0, "a count may be rounded up or down"),
+        ("The paper's 116 levels are the count for the ratio to first order, 1 + 3√2/√d",
+         "1 + ln(σ_N/σ_1)/ln(1 + 3√2/√d)", first_order, 116, 1.0, "a count may be rounded up or down"),
+    )  # fmt: skip
+    source, computed = "METHODS §3 [P], [chk]", "d = 3072, σ from 0.01 to 50"
     return [
-        Claim(
-            claim="The exact shell-touch ratio takes 112.2 levels from 0.01 to 50 at d = 3072",
-            formula="1 + ln(σ_N/σ_1)/ln γ",
-            expected=112.2,
-            tolerance=0.05,
-            reason="half a unit of the last digit stated",
-            measured=exact,
-            **shared,
-        ),
-        Claim(
-            claim="The paper's 116 levels are the exact shell-touch count",
-            formula="1 + ln(σ_N/σ_1)/ln γ, γ = (√d + 3/√2)/(√d − 3/√2)",
-            expected=paper,
-            tolerance=1.0,
-            reason="a count may be rounded up or down",
-            measured=exact,
-            **shared,
-        ),
-        Claim(
-            claim="The paper's 116 levels are the count for the ratio to first order, 1 + 3√2/√d",
-            formula="1 + ln(σ_N/σ_1)/ln(1 + 3√2/√d)",
-            expected=paper,
-            tolerance=1.0,
-            reason="a count may be rounded up or down",
-            measured=first_order,
-            **shared,
-        ),
+        Statement(claim, formula, source, computed).equals(level_count(sigmas, ratio), expected, tolerance, reason)
+        for claim, formula, ratio, expected, tolerance, reason in claims
     ]

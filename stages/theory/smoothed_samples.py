@@ -1,25 +1,25 @@
 """Copies and diversity of closed-form samples against the strength of smoothing (METHODS §1.7, §1.8, §8).
 
-Four ways to smooth a set of training images: a plain kernel density (the control), the kernel-smoothed score (LED-KDE;
-log-domain smoothing), σ-CFDM, and none. No encoder: all measures are of pixels, and named so. All in float64; distances
-are ‖a − b‖ on pixels in [0, 1].
+Three ways to smooth a set of training images: a plain kernel density (the control), the kernel-smoothed score (LED-KDE;
+log-domain smoothing) and σ-CFDM; the latter two also without smoothing. Scores and samplers are the pipeline's. All
+measures compare pixels in [0, 1], in float64, and distances are ‖a − b‖.
 """
 
 import math
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from pydantic import Field
+from scipy.spatial.distance import cdist
 
 from stages.features.frechet import frechet_from_features
-from stages.theory.claims import Block, Claim, Findings, ImageBlock, Picture, Table
-
-if TYPE_CHECKING:
-    from torch import Tensor
+from stages.theory import product
+from stages.theory.claims import Block, Claim, Findings, ImageBlock, Picture, Statement, Table
 
 KDE, LED, CFDM = "kernel density", "log-domain (LED-KDE)", "σ-CFDM"
+SOURCE = "METHODS §1.7, §8 [C], [F]"
 COPY = 0.7  # r_1/r_2 below this counts as a copy (METHODS §6)
-SHIFTS, NOISE = 0, 1  # streams of random numbers of their own: the kernel's draws and the samplers'
+SHIFTS, NOISE = 0, 1  # random streams: the kernel's draws, and the samplers' noise
 
 
 class SmoothedSamples(ImageBlock):
@@ -47,9 +47,8 @@ class SmoothedSamples(ImageBlock):
             raise ValueError(f"held_out {self.held_out} leaves no training images of {len(images)}: lower it")
         flat = images.reshape(len(images), -1) / 255.0
         train, rest = split(flat, self.held_out, seed)
-        drawn = {(KDE, b): kernel_density(train, b, self.samples, seed) for b in self.bandwidths}
-        drawn |= {(LED, h): self._led(train, h, seed) for h in (0.0, *self.widths)}
-        drawn |= {(CFDM, h): self._cfdm(train, h, seed) for h in (0.0, *self.widths)}
+        levels = product.noise_levels(self.lowest, self.highest, self.levels)
+        drawn = draw_all(train, levels, self, seed)
         rows = [measure(method, h, x, train, rest) for (method, h), x in drawn.items()]
         control = measure("held-out images", 0.0, rest, train, rest)
         control["fd_pixels"] = frechet_from_features(train, rest)  # what real images reach
@@ -57,12 +56,6 @@ class SmoothedSamples(ImageBlock):
         order = "; ".join(f"{method} {h:g}" for method, h in drawn)
         picture = Picture(f"Twenty samples per row, from the top: {order}", strips)
         return Findings(claims(rows, control), {"smoothed_images": [*rows, control]}, {"smoothed_images": picture})
-
-    def _led(self, train: np.ndarray, h: float, seed: int) -> np.ndarray:
-        return led_samples(train, h, self.samples, self.levels, (self.lowest, self.highest), self.draws, seed)
-
-    def _cfdm(self, train: np.ndarray, h: float, seed: int) -> np.ndarray:
-        return cfdm_samples(train, h, self.samples, self.levels, self.draws, seed)
 
 
 class SmoothedCircle(Block):
@@ -83,14 +76,9 @@ class SmoothedCircle(Block):
         angles = 2 * math.pi * np.arange(self.points) / self.points
         radius = 0.5 / math.sin(math.pi / self.points)
         train = radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
-        noise = (self.lowest, 2 * radius)
-        rows = [_circle_row(KDE, b, kernel_density(train, b, self.samples, seed), train) for b in self.bandwidths]
-        for h in (0.0, *self.widths):
-            led = led_samples(train, h, self.samples, self.levels, noise, self.draws, seed)
-            rows.append(_circle_row(LED, h, led, train))
-            rows.append(
-                _circle_row(CFDM, h, cfdm_samples(train, h, self.samples, self.levels, self.draws, seed), train)
-            )
+        levels = product.noise_levels(self.lowest, 2 * radius, self.levels)
+        drawn = draw_all(train, levels, self, seed)
+        rows = [_circle_row(method, width, x, train) for (method, width), x in drawn.items()]
         return Findings([_circle_claim(rows)], {"smoothed_circle": sorted(rows, key=lambda row: row["method"])})
 
 
@@ -101,6 +89,16 @@ def split(images: np.ndarray, held_out: int, seed: int) -> tuple[np.ndarray, np.
     return images[np.sort(order[held_out:])], images[np.sort(order[:held_out])]
 
 
+def draw_all(
+    train: np.ndarray, sigmas: np.ndarray, block: "SmoothedSamples | SmoothedCircle", seed: int
+) -> dict[tuple[str, float], np.ndarray]:
+    """Samples (count, d) by method and width, as the block's parameters say; the smoothed scores also at width 0."""
+    count, draws, widths = block.samples, block.draws, (0.0, *block.widths)
+    drawn = {(KDE, b): kernel_density(train, b, count, seed) for b in block.bandwidths}
+    drawn |= {(LED, h): led_samples(train, h, count, sigmas, draws, seed) for h in widths}
+    return drawn | {(CFDM, h): cfdm_samples(train, h, count, len(sigmas), draws, seed) for h in widths}
+
+
 def kernel_density(train: np.ndarray, bandwidth: float, count: int, seed: int) -> np.ndarray:
     """Samples of the plain kernel density: training images (M, d) plus Gaussian noise; (count, d)."""
     generator = np.random.default_rng([seed, 1])
@@ -108,77 +106,31 @@ def kernel_density(train: np.ndarray, bandwidth: float, count: int, seed: int) -
     return train[rows] + bandwidth * generator.standard_normal((count, train.shape[1]))
 
 
-def _draws(count: int, draws: int, dimension: int, seed: int) -> "Tensor":
+def kernel_shifts(count: int, draws: int, dimension: int, seed: int) -> np.ndarray:
     """Each sample's own kernel draws (count, draws, d), in pairs ξ, −ξ."""
-    import torch
-
-    from stages.diffusion.noise import generator_seed
-
-    generator = torch.Generator().manual_seed(generator_seed(seed, SHIFTS))
-    half = torch.randn(count, -(-draws // 2), dimension, generator=generator, dtype=torch.float64)
-    return torch.cat([half, -half], dim=1)[:, :draws]
+    half = product.seeded_normals((count, -(-draws // 2), dimension), seed, SHIFTS)
+    return np.concatenate([half, -half], axis=1)[:, :draws]
 
 
-def led_samples(
-    train: np.ndarray, h: float, count: int, levels: int, noise: tuple[float, float], draws: int, seed: int
-) -> np.ndarray:
-    """Reverse SDE with the kernel-smoothed empirical score, `levels` log-uniform levels over noise = (lowest, highest);
-    the last step goes to the posterior mean. (count, d)."""
-    import torch
-
-    from stages.diffusion import scores as closed
-    from stages.diffusion.noise import generator_seed
-    from stages.diffusion.samplers import noise_levels, reverse_diffusion, run
-
-    centres = closed.make_centres(torch.from_numpy(np.ascontiguousarray(train)))
-    shape = (count, 1, 1, train.shape[1])  # samplers work on images
-
-    def plain(x: "Tensor", sigma: "Tensor") -> "Tensor":
-        return closed.conditioning(centres, x, sigma)
-
-    smooth = plain if h == 0 else closed.smoothed(plain, h, _draws(count, draws, train.shape[1], seed))
-
-    def draw(n: int) -> "Tensor":
-        generator = torch.Generator().manual_seed(generator_seed(seed, NOISE, n))
-        return torch.randn(shape, generator=generator, dtype=torch.float64)
-
-    sigmas = torch.logspace(math.log10(noise[1]), math.log10(noise[0]), levels, dtype=torch.float64)
-    score = lambda x, sigma: smooth(x.flatten(1), sigma).reshape(x.shape)  # noqa: E731
-    for x in run(reverse_diffusion, score, draw, *noise_levels(sigmas)):
-        last = x
-    return last.flatten(1).numpy()
+def led_samples(train: np.ndarray, h: float, count: int, sigmas: np.ndarray, draws: int, seed: int) -> np.ndarray:
+    """The pipeline's reverse SDE down the levels `sigmas` with its kernel-smoothed empirical score; the last step goes
+    to the posterior mean. (count, d)."""
+    shape = (count, train.shape[1])
+    score = product.smoothed(product.empirical(train, "conditioning"), h, kernel_shifts(count, draws, shape[1], seed))
+    noise = product.path("reverse_diffusion", score, lambda n: product.seeded_normals(shape, seed, NOISE, n), sigmas)
+    return product.end(noise)
 
 
 def cfdm_samples(train: np.ndarray, h: float, count: int, levels: int, draws: int, seed: int) -> np.ndarray:
-    """σ-CFDM with smoothing h: Euler from t = 1e-5 to 1 in `levels` steps (METHODS §1.8). (count, d)."""
-    import torch
-
-    from stages.diffusion.noise import generator_seed
-    from stages.diffusion.samplers import run, time_euler, unit_times
-    from stages.diffusion.scores import cfdm_velocity, make_centres
-
-    dimension = train.shape[1]
-    centres = make_centres(torch.from_numpy(np.ascontiguousarray(train)))
-    shifts = torch.zeros(1, dimension, dtype=torch.float64) if h == 0 else _draws(count, draws, dimension, seed)
-    generator = torch.Generator().manual_seed(generator_seed(seed, NOISE, 0))
-    start = torch.randn(count, dimension, generator=generator, dtype=torch.float64)
-
-    def velocity(z: "Tensor", t: "Tensor") -> "Tensor":
-        return cfdm_velocity(centres, z, float(t[0]), shifts, h)
-
-    for z in run(time_euler, velocity, lambda _: start, *unit_times(levels)):
-        last = z
-    return last.numpy()
-
-
-def distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """‖a_i − b_j‖, float64 (N, M), for (N, d) and (M, d): exact on copies, by direct differences in blocks."""
-    return np.concatenate([np.sqrt(((part[:, None] - b) ** 2).sum(axis=2)) for part in np.array_split(a, len(a))])
+    """The pipeline's σ-CFDM with smoothing h: Euler from t = 1e-5 to 1 in `levels` steps (METHODS §1.8). (count, d)."""
+    shape = (count, train.shape[1])
+    shifts = np.zeros((1, shape[1])) if h == 0 else kernel_shifts(count, draws, shape[1], seed)
+    return product.cfdm(train, product.seeded_normals(shape, seed, NOISE, 0), levels, shifts, h)
 
 
 def copy_share(x: np.ndarray, train: np.ndarray) -> float:
     """Share of samples with r_1/r_2 < 0.7."""
-    nearest = np.sort(distances(x, train), axis=1)[:, :2]
+    nearest = np.sort(cdist(x, train), axis=1)[:, :2]
     return float((nearest[:, 0] < COPY * nearest[:, 1]).mean())
 
 
@@ -194,17 +146,17 @@ def vendi_score(x: np.ndarray) -> float:
 def coverage(x: np.ndarray, reference: np.ndarray, k: int = 5) -> float:
     """Share of reference images (N, d) with a sample within the distance of their own k-th nearest reference image
     (Naeem et al. 2020)."""
-    own = np.sort(distances(reference, reference), axis=1)[:, min(k, len(reference) - 1)]
-    return float((distances(reference, x).min(axis=1) <= own).mean())
+    own = np.sort(cdist(reference, reference), axis=1)[:, min(k, len(reference) - 1)]
+    return float((cdist(reference, x).min(axis=1) <= own).mean())
 
 
 def energy_distance(x: np.ndarray, y: np.ndarray) -> float:
     """2 E‖X−Y‖ − E‖X−X'‖ − E‖Y−Y'‖ (Székely & Rizzo 2013), pairs of different rows; 0 where both have one law."""
 
     def within(z: np.ndarray) -> float:
-        return float(distances(z, z).sum() / (len(z) * (len(z) - 1)))
+        return float(cdist(z, z).sum() / (len(z) * (len(z) - 1)))
 
-    return float(2 * distances(x, y).mean() - within(x) - within(y))
+    return float(2 * cdist(x, y).mean() - within(x) - within(y))
 
 
 def measure(method: str, width: float, x: np.ndarray, train: np.ndarray, rest: np.ndarray) -> dict[str, Any]:
@@ -218,7 +170,7 @@ def measure(method: str, width: float, x: np.ndarray, train: np.ndarray, rest: n
         "coverage": coverage(x, rest),
         "energy_distance": 0.0 if x is rest else energy_distance(x, rest),
         "fd_pixels": frechet_from_features(x, rest),
-        "median_distance": float(np.median(distances(x, train).min(axis=1)) / math.sqrt(x.shape[1])),
+        "median_distance": float(np.median(cdist(x, train).min(axis=1)) / math.sqrt(x.shape[1])),
     }
 
 
@@ -228,84 +180,59 @@ def _pixels(x: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 
 def claims(rows: Table, control: dict[str, Any]) -> list[Claim]:
     """Copies fall with the width; and at equal copies log-domain smoothing stays nearer to the images than noise."""
-    found = []
-    for method in (LED, CFDM):
-        own = [row for row in rows if row["method"] == method]
-        listing = ", ".join(f"{100 * row['copies']:.0f} % at h = {row['width']:g}" for row in own)
-        found += [
-            _violations(
-                f"Unsmoothed, {method} returns training images",
-                "share with r_1/r_2 < 0.7 at h = 0 is at least 0.95",
-                listing,
-                float(own[0]["copies"] < 0.95),
-            ),
-            _violations(
-                f"The wider the kernel of {method}, the fewer copies",
-                "copies at the largest h below copies at h = 0",
-                f"{listing}; held-out images: {100 * control['copies']:.0f} %",
-                float(own[-1]["copies"] >= own[0]["copies"]),
-            ),
-        ]
-    found += [
-        claim
-        for measure_, name in (("energy_distance", "energy distance"), ("fd_pixels", "FD-pixels"))
-        if (claim := _nearer_claim(rows, measure_, name))
-    ]
-    if few := _few_copies(rows, LED):
-        found.append(_diversity_claim(few[0], control))
+    found = [claim for method in (LED, CFDM) for claim in _copy_claims(method, rows, control["copies"])]
+    few = {method: [row for row in rows if row["method"] == method and row["copies"] < 0.5] for method in (KDE, LED)}
+    if few[KDE] and few[LED]:
+        measures = {"energy_distance": "energy distance", "fd_pixels": "FD-pixels"}
+        found += [_nearer_claim(few, measured, name) for measured, name in measures.items()]
+    if few[LED]:
+        found.append(_diversity_claim(few[LED][0], control))
     return found
 
 
-def _nearer_claim(rows: Table, measured: str, name: str) -> Claim | None:
-    """None where a method has no width with few copies."""
-    best = {m: min(row[measured] for row in _few_copies(rows, m)) for m in (KDE, LED) if _few_copies(rows, m)}
-    if len(best) < 2:
-        return None
-    return _violations(
+def _copy_claims(method: str, rows: Table, control: float) -> list[Claim]:
+    own = [row for row in rows if row["method"] == method]
+    listing = ", ".join(f"{100 * row['copies']:.0f} % at h = {row['width']:g}" for row in own)
+    return [
+        Statement(
+            f"Unsmoothed, {method} returns training images", "share with r_1/r_2 < 0.7 at h = 0 is at least 0.95",
+            SOURCE, listing,
+        ).holds(own[0]["copies"] < 0.95),
+        Statement(
+            f"The wider the kernel of {method}, the fewer copies", "copies at the largest h below copies at h = 0",
+            SOURCE, f"{listing}; held-out images: {100 * control:.0f} %",
+        ).holds(own[-1]["copies"] >= own[0]["copies"]),
+    ]  # fmt: skip
+
+
+def _nearer_claim(few: dict[str, Table], measured: str, name: str) -> Claim:
+    """few: method -> the rows with few copies."""
+    best = {method: min(row[measured] for row in rows) for method, rows in few.items()}
+    return Statement(
         f"With fewer than half copies, log-domain smoothing draws nearer to held-out images than added noise ({name})",
         f"least {name} to held-out images among widths with copies < 50 %",
-        f"{best[LED]:.3g} log-domain, {best[KDE]:.3g} kernel density",
-        float(best[LED] >= best[KDE]),
-    )
+        SOURCE, f"{best[LED]:.3g} log-domain, {best[KDE]:.3g} kernel density",
+    ).holds(best[LED] >= best[KDE])  # fmt: skip
 
 
 def _diversity_claim(row: dict[str, Any], control: dict[str, Any]) -> Claim:
-    """row: of log-domain smoothing at the least width with few copies."""
-    return Claim(
-        claim="With fewer than half copies, log-domain smoothing still draws as diverse images as real ones",
-        formula="Vendi score of the samples over that of held-out images",
-        source="METHODS §8; [C]: smoothing mitigates memorization and helps generalization; measure [ours]",
-        computed=f"h = {row['width']:g}, copies {100 * row['copies']:.0f} %: {row['vendi']:.2f} against "
-        f"{control['vendi']:.2f}, cosines of pixels",
-        expected=1.0,
-        tolerance=0.2,
-        reason="a fifth: the score depends on how many images are compared",
-        measured=row["vendi"] / control["vendi"],
-    )
-
-
-def _few_copies(rows: Table, method: str) -> Table:
-    return [row for row in rows if row["method"] == method and row["copies"] < 0.5]
-
-
-def _violations(claim: str, formula: str, computed: str, measured: float) -> Claim:
-    return Claim(
-        claim=claim,
-        formula=formula,
-        source="METHODS §1.7, §8 [C], [F]",
-        computed=computed,
-        expected=0.0,
-        tolerance=0.0,
-        reason="counts 1 where it does not hold",
-        measured=measured,
-    )
+    """row: log-domain smoothing at the least width with few copies."""
+    return Statement(
+        "With fewer than half copies, log-domain smoothing still draws as diverse images as real ones",
+        "Vendi score of the samples over that of held-out images",
+        "METHODS §8; [C]: smoothing mitigates memorization and helps generalization; measure [ours]",
+        f"h = {row['width']:g}, copies {100 * row['copies']:.0f} %: {row['vendi']:.2f} against {control['vendi']:.2f}, "
+        "cosines of pixels",
+    ).equals(
+        row["vendi"] / control["vendi"], 1.0, 0.2, "a fifth: the score depends on how many images are compared"
+    )  # fmt: skip
 
 
 def _circle_row(method: str, width: float, x: np.ndarray, train: np.ndarray) -> dict[str, Any]:
     """Spread along the circle, the share farther than a quarter of the spacing from every point, and off it."""
     radius, norms = float(np.linalg.norm(train[0])), np.linalg.norm(x, axis=1)
     on_circle = radius * x / norms[:, None]
-    between = float((distances(on_circle, train).min(axis=1) > 0.25).mean())
+    between = float((cdist(on_circle, train).min(axis=1) > 0.25).mean())
     off = float(np.sqrt(((norms - radius) ** 2).mean()))
     return {"method": method, "width": width, "share_between": between, "rms_off": off}
 
@@ -322,13 +249,11 @@ def off_at(rows: Table, share: float) -> float | None:
 
 
 def _circle_claim(rows: Table, share: float = 0.2) -> Claim:
-    own = {method: [row for row in rows if row["method"] == method] for method in (KDE, LED, CFDM)}
-    off = {method: off_at(found, share) for method, found in own.items()}
+    off = {m: off_at([row for row in rows if row["method"] == m], share) for m in (KDE, LED, CFDM)}
     listing = ", ".join(f"{method} {'not reached' if at is None else f'{at:.3f}'}" for method, at in off.items())
     holds = off[LED] is not None and off[KDE] is not None and off[LED] < off[KDE]
-    return _violations(
+    return Statement(
         "Spread along a circle by the same amount, log-domain smoothing leaves it less than added noise does",
         f"rms distance off the circle where {100 * share:.0f} % of samples lie between the points, in spacings",
-        listing,
-        float(not holds),
-    )
+        SOURCE, listing,
+    ).holds(not holds)  # fmt: skip

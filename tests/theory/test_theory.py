@@ -7,22 +7,41 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from small_verify import BLOCKS, section
 
 from stages import verify
-from stages.diffusion import scores as empirical_score
 from stages.errors import InputError
 from stages.files.artifacts import read_json
 from stages.files.images import image_table, write_images
 from stages.protocol import run_plain
-from stages.theory import domination, expansion, mismatch, shell
-from stages.theory.claims import Claim
+from stages.theory import domination, expansion, mismatch, product, shell
+from stages.theory.claims import Claim, Statement
 
 
 def claim(**changes) -> Claim:
     row = {"claim": "", "formula": "", "source": "", "computed": "", "reason": ""}
     return Claim(**{**row, "expected": 1.0, "tolerance": 0.1, "measured": 1.05, **changes})
+
+
+STATEMENT = Statement("", "", "", "")
+
+
+def test_a_statement_makes_the_row_of_a_claim():
+    one = STATEMENT.equals(1.05, 1.0, 0.1)
+    assert (one.measured, one.expected, one.tolerance, one.deviation, one.passed) == (1.05, 1.0, 0.1, None, True)
+    many = STATEMENT.equals(np.array([1.0, -3.0]), np.array([1.5, -3.0]), 0.3, relative_to=np.array([2.0, 1.0]))
+    assert (many.measured, many.expected, many.deviation, many.passed) == (2.0, 2.25, 0.25, True)
+    assert not STATEMENT.equals(np.array([math.nan, 1.0]), 1.0, 0.1).passed
+    assert STATEMENT.holds(0).passed
+    assert not STATEMENT.holds(True).passed
+
+
+def test_a_mean_passes_within_four_standard_errors():
+    values = np.array([1.0, 3.0])  # mean 2, standard deviation √2, standard error 1
+    found = STATEMENT.mean(values, 6.0)
+    assert (found.uncertainty, found.tolerance, found.passed) == (pytest.approx(1), pytest.approx(4), True)
+    assert not STATEMENT.mean(values, 6.1).passed
+    assert STATEMENT.mean(values, 6.1, extra=0.2, reason="").passed
 
 
 def test_claim_passes_within_its_tolerance_only():
@@ -52,11 +71,12 @@ def test_shell_count_agrees_with_the_exact_mass_and_ignores_the_block():
 def test_touch_ratio_is_three_in_eighteen_dimensions():
     # √18 = 2 · 3/√2, so γ = (2 + 1)/(2 − 1) = 3, and 1, 3, 9 are three levels
     assert shell.touch_ratio(18) == pytest.approx(3, rel=1e-14)
-    assert shell.level_count(1, 9, 3) == pytest.approx(3, rel=1e-14)
+    assert shell.level_count(np.array([9.0, 1.0]), 3) == pytest.approx(3, rel=1e-14)
 
 
 def test_exact_shell_touch_count_is_not_the_papers():
-    rows = {row.claim: row for row in shell.verify_shell_touch([3072], 0.01, 50).claims}
+    block = shell.ShellTouch(dimensions=[3072], smallest=0.01, largest=50)
+    rows = {row.claim: row for row in block.findings(0, None).claims}
     failed = [text for text, row in rows.items() if not row.passed]
     assert failed == ["The paper's 116 levels are the exact shell-touch count"]
 
@@ -67,6 +87,15 @@ def test_sigma_ratio_in_eighteen_dimensions(alpha, squared):
     assert domination.sigma_ratio(alpha, 18) == pytest.approx(16 * math.log(3) - squared * 4 / 9, abs=1e-12)
 
 
+def test_the_mixtures_score_has_the_weights_of_its_levels():
+    # of one centre the score is −(w_1/σ_1² + w_2/σ_2²) x
+    x = np.full((1, 18), 1.1)
+    precision = -product.mixture(np.zeros((1, 18)), [1.0, 1.5])(x)[0, 0] / 1.1
+    ratio = (precision - 1.5**-2) / (1 - precision)
+    logs = [product.level_log_weight(18 * 1.21, sigma, 18) for sigma in (1.0, 1.5)]
+    assert math.log(ratio) == pytest.approx(logs[0] - logs[1])
+
+
 def test_sigma_series_has_the_error_of_its_first_neglected_term():
     for alpha in (0.0, 1 / 3, 0.8):
         for dimension in (10_000, 1_000_000):
@@ -75,15 +104,40 @@ def test_sigma_series_has_the_error_of_its_first_neglected_term():
 
 
 def test_a_wrong_limit_would_fail():
-    assert domination._limit_claim(1 / 3).passed
+    found = domination.limit_claim(1 / 3)
+    assert found.passed
     assert domination.sigma_limit(1 / 3) == pytest.approx(6)
-    assert not claim(expected=6.01, measured=domination._limit_claim(1 / 3).measured, tolerance=1e-5).passed
+    assert not claim(expected=6.01, measured=found.measured, tolerance=1e-5).passed
 
 
-def test_mixture_over_levels_integrates_to_a_power_of_the_distance():
-    # ∫ σ^{−(d−2)} e^{−r²/2σ²} dσ/σ ∝ r^{−(d−2)}: at d = 10, twice the distance weighs 2^{−8}
-    sums = domination.mixture_over_levels(np.array([1.0, 4.0]), 10)
-    assert sums[0] - sums[1] == pytest.approx(8 * math.log(2), abs=1e-9)
+def test_the_mixture_over_fine_levels_is_the_unconditioning_score():
+    # ∫ σ^{−(d−2)} e^{−r²/2σ²} dσ/σ ∝ r^{−(d−2)}, and the mean precision of a centre is (d−2)/r²
+    generator = np.random.default_rng(0)
+    centres, x = generator.random((3, 10)), generator.random((1, 10))
+    levels = domination.fine_levels(((x - centres) ** 2).sum(axis=1), 10)
+    assert product.mixture(centres, levels)(x) == pytest.approx(product.unconditioning(centres)(x), abs=1e-9)
+
+
+def test_weights_are_read_back_from_a_score():
+    # d = 3, T = 1: r² = 1 and 4, so w = 2/3, 1/3 and p = 1, 1/4
+    centres, x = np.array([[1.0, 0, 0], [0.0, 2, 0]]), np.zeros(3)
+    pulls = product.pulls(product.unconditioning(centres)(x[None])[0], x, centres)
+    assert pulls == pytest.approx([2 / 3, 1 / 12])
+    found = domination.Pairs(centres[None], x[None]).log_ratios(product.unconditioning, np.array([[1.0, 0.25]]))
+    assert found == pytest.approx([math.log(2)])
+
+
+def test_pairs_lie_beside_the_line_near_the_bisector():
+    pairs = domination.random_pairs(64, 0)
+    ratios = pairs.shell_ratio()
+    assert ratios == pytest.approx(31 * np.log(pairs.squared[:, 1] / pairs.squared[:, 0]))
+    assert 1 < np.abs(ratios).max() < 15
+
+
+@pytest.mark.parametrize("dimension", [8, 64])
+def test_every_claim_about_two_images_holds(dimension):
+    block = domination.ImageDomination(dimension=dimension, temperatures=[1.0, 50.0])
+    assert all(claim.passed for claim in block.findings(1, None).claims)
 
 
 def test_place_puts_the_points_where_it_says():
@@ -125,17 +179,21 @@ def line() -> expansion.Pair:
     return pair
 
 
+def factor(form: product.Form, eta: float) -> float:
+    (found,) = expansion.exact_factors(line(), eta, [form])
+    return found
+
+
 def test_unconditioning_factor_by_hand():
     # a = 2^{1} = 2: weights 2/3, 1/3; the point goes to 2 − (2/3 · 1 + 1/3 · 1/4 · 2) = 7/6, its mirror to −1/6: 4/9
-    pair = line()
-    assert expansion.step_unconditioning(pair.point, pair.centres, 1.0, 1.0) == pytest.approx([7 / 6, 0, 0])
-    assert expansion._exact(pair, 1.0, 1.0) == pytest.approx(4 / 9)
+    assert factor(1.0, 1.0) == pytest.approx(4 / 9)
     assert expansion.factor_unconditioning(3, 2.0, 1.0, 1 / 3, 1.0) == pytest.approx(4 / 9)
+    assert line().stretch == pytest.approx(1 / 3)
 
 
 def test_unconditioning_factor_at_infinite_temperature_by_hand():
     # equal weights: 2 − ½(1 + ¼ · 2) = 5/4 and −1/4: ½
-    assert expansion._exact(line(), 1.0, math.inf) == pytest.approx(1 / 2)
+    assert factor("infinity", 1.0) == pytest.approx(1 / 2)
     assert expansion.factor_unconditioning(3, 2.0, 1.0, 1 / 3, math.inf) == pytest.approx(1 / 2)
 
 
@@ -144,36 +202,38 @@ def test_conditioning_factor_by_hand():
     share = (math.exp(4.5) - 1) / (math.exp(4.5) + 1)
     expected = (1 - 0.5) + 0.5 * share / 3
     assert expansion.factor_conditioning(3, 2.0, 0.5, 1 / 3) == pytest.approx(expected)
-    assert expansion._exact(line(), 0.5, None) == pytest.approx(expected)
+    assert factor("conditioning", 0.5) == pytest.approx(expected)
 
 
-def test_the_steps_are_steps_of_the_pipelines_empirical_score():
-    generator = np.random.default_rng(4)
-    images, point, eta = generator.random((6, 12)), generator.random(12), 0.3
-    centres, x = empirical_score.make_centres(torch.tensor(images)), torch.tensor(point[None])
-    sigma = torch.tensor([0.4], dtype=torch.float64)
-    score = empirical_score.conditioning(centres, x, sigma)[0].numpy()
-    assert expansion.step_conditioning(point, images, 0.4, eta) == pytest.approx(point + eta * 0.16 * score)
-    for temperature in (1.0, 20.0):
-        score = empirical_score.unconditioning(centres, x, temperature)[0].numpy()
-        level = ((images - point) ** 2).sum(axis=1).min() / 10
-        expected = point + eta * level * score
-        assert expansion.step_unconditioning(point, images, temperature, eta) == pytest.approx(expected)
+def test_factors_come_in_the_order_of_their_forms():
+    forms = [10.0, "conditioning", "infinity"]
+    assert expansion.exact_factors(line(), 1.0, forms) == pytest.approx([factor(form, 1.0) for form in forms])
 
 
 def test_a_wrong_closed_form_would_fail():
     pairs = expansion.draw_pairs(np.random.default_rng(0).random((8, 64)), 3, 0.4, seed=0)
-    exact = np.array([expansion._exact(pair, 1.0, 10.0) for pair in pairs])
-    assert not expansion._claim(10.0, 64, 1.0, exact * (1 + 1e-6), exact).passed
+    exact = np.array([expansion.exact_factors(pair, 1.0, [10.0])[0] for pair in pairs])
+    assert not expansion.factor_claim(10.0, 64, 1.0, exact * (1 + 1e-6), exact).passed
 
 
-def test_mismatch_steps_by_hand():
-    offset = np.array([[2.0, 0.0]])  # R² = 2
-    assert mismatch.ode_step(offset, 1.0) == pytest.approx(np.array([[1.0, 0.0]]))  # R' = R/2
-    assert mismatch.ode_step(offset, 5.0) == pytest.approx(np.array([[-3.0, 0.0]]))  # overshoots: 1.5 R
+def levels(beta: float, ode: bool) -> np.ndarray:
+    """R after one step of the pipeline's sampler from R = √2 at x = (2, 0), (1,)."""
+    sigmas = np.sqrt([2 * beta + 1, 1.0])  # β = (σ_1² − σ_2²)/R²
+    start, after = mismatch.actual_levels(np.array([[2.0, 0.0]]), sigmas, ode, [0])[0]
+    assert start == pytest.approx(math.sqrt(2))
+    return after
+
+
+def test_the_samplers_ode_step_by_hand():
+    assert levels(1.0, ode=True) == pytest.approx(math.sqrt(2) / 2)  # x goes to (1, 0)
+    assert levels(5.0, ode=True) == pytest.approx(1.5 * math.sqrt(2))  # overshoots to (−3, 0)
     assert mismatch.ode_level(math.sqrt(2), 5.0) == pytest.approx(1.5 * math.sqrt(2))
-    noise = np.array([[0.0, 1.0]])
-    assert mismatch.sde_step(offset, 0.5, noise) == pytest.approx(np.array([[1.0, 1.0]]))  # drop = 1
+
+
+def test_the_samplers_sde_step_by_hand():
+    # β = ½: x goes to (1, 0), plus noise of variance 1
+    after = np.array([1.0, 0.0]) + product.draws([0], (1, 2))(1)
+    assert levels(0.5, ode=False) == pytest.approx(math.sqrt((after**2).mean()))
     assert mismatch.sde_squared_level(math.sqrt(2), 0.5) == pytest.approx(1.5)
 
 
@@ -201,7 +261,7 @@ def trajectories(**changes) -> mismatch.MismatchTrajectory:
 
 
 def test_along_a_schedule_the_ode_overshoots_and_the_sde_returns():
-    found = mismatch.verify_trajectories(trajectories(), seed=0)
+    found = trajectories().findings(1, None)
     assert all(claim.passed for claim in found.claims), [claim.claim for claim in found.claims if not claim.passed]
     assert [claim.claim.split(" (")[0] for claim in found.claims if "start R/σ = 0.5" in claim.claim][1:] == [
         "The SDE corrects itself: R/σ settles at its stable fixed point"
@@ -214,7 +274,7 @@ def test_along_a_schedule_the_ode_overshoots_and_the_sde_returns():
 
 def test_a_wrong_fixed_point_would_fail(monkeypatch):
     monkeypatch.setattr(mismatch, "sde_fixed_point", lambda ratio: 1.02 * 0.38)
-    assert not all(claim.passed for claim in mismatch.verify_trajectories(trajectories(starts=[0.5]), 0).claims)
+    assert not all(claim.passed for claim in trajectories(starts=[0.5]).findings(0, None).claims)
 
 
 def test_too_few_levels_are_refused():

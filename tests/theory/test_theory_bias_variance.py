@@ -4,11 +4,10 @@ import math
 
 import numpy as np
 import pytest
-import torch
 
-from stages.diffusion import scores as empirical_score
 from stages.theory import bias_variance as bv
-from stages.theory.bias_variance_claims import MIXTURE, curve_claims, equivalent_count
+from stages.theory import product
+from stages.theory.bias_variance import MIXTURE, curve_claims, equivalent_count
 
 ONE = bv.Mixture(np.array([1.0]), np.array([[0.0, 0.0]]), np.array([1.0]))
 PLACES = np.array([[0.3, -0.2], [-0.7, 0.4]])
@@ -43,7 +42,7 @@ def test_posterior_covariance_by_tweedie():
 def test_covariance_of_the_score_by_monte_carlo_over_single_draws():
     # first order in 1/M: E[K² (X−m)(X−m)ᵀ]/(M t² p²), the expectation over one draw of X
     t, count, generator = 0.1, 500, np.random.default_rng(0)
-    x = MIXTURE.draw((400_000,), generator)
+    x = MIXTURE.draw(400_000, generator)
     for place, predicted in zip(PLACES, bv.predicted_covariance(MIXTURE, PLACES, t, count)):
         kernel = np.exp(-((x - place) ** 2).sum(axis=1) / (2 * t)) / (2 * math.pi * t)
         offset = x - MIXTURE.posterior(place[None], t)[0]
@@ -53,7 +52,8 @@ def test_covariance_of_the_score_by_monte_carlo_over_single_draws():
 
 
 def test_a_wrong_covariance_would_be_seen():
-    scores = bv.resampled_scores(MIXTURE, PLACES, 0.1, 1000, 600, np.random.default_rng(1))
+    generator = np.random.default_rng(1)
+    scores = np.stack([bv.empirical_score(MIXTURE.draw(1000, generator), 0.1)(PLACES) for _ in range(600)])
     found, errors = bv.covariance_with_error(scores)
     right = bv.predicted_covariance(MIXTURE, PLACES, 0.1, 1000)
     assert found == pytest.approx(np.stack([np.cov(scores[:, n].T) for n in range(2)]))
@@ -62,54 +62,49 @@ def test_a_wrong_covariance_would_be_seen():
         assert np.linalg.norm(own - 1.5 * formula) > 4 * error + 0.1 * np.linalg.norm(formula)
 
 
-def test_empirical_scores_are_the_pipelines():
-    sets = MIXTURE.draw((3, 7), np.random.default_rng(2))
-    found = bv.empirical_scores(PLACES, sets, 0.09)
-    for points, own in zip(sets, found):
-        sigma = torch.full((2,), 0.3, dtype=torch.float64)
-        score = empirical_score.conditioning(
-            empirical_score.make_centres(torch.tensor(points)), torch.tensor(PLACES), sigma
-        )
-        assert own == pytest.approx(score.numpy(), abs=1e-9)
+def test_the_empirical_score_by_hand():
+    # two points as far from x: the mean of both minus x, over t
+    points = np.array([[1.0, 0.0], [0.0, 1.0]])
+    assert bv.empirical_score(points, 0.25)(np.zeros((1, 2))) == pytest.approx(np.array([[2.0, 2.0]]))
 
 
 def test_error_parts_by_hand():
     # two sets score 1 and 3 where 0 is true: error 5, variance 2, bias² 4 − 2/2 = 3
-    errors = bv.decompose(np.array([[[1.0]], [[3.0]]]), np.array([[0.0]]), np.array([1.0]))
-    assert (errors.total, errors.variance, errors.bias) == (5.0, 2.0, 3.0)
-    assert errors.error == pytest.approx(math.sqrt(((1 - 5) ** 2 + (9 - 5) ** 2) / 1 / 2))
+    errors = bv.decompose(np.array([[[1.0]], [[3.0]]]), np.array([[0.0]]))
+    assert (errors["error"], errors["variance"], errors["bias"]) == (5.0, 2.0, 3.0)
+    assert errors["standard_error"] == pytest.approx(math.sqrt(((1 - 5) ** 2 + (9 - 5) ** 2) / 1 / 2))
 
 
 def test_error_is_bias_and_variance():
     generator = np.random.default_rng(3)
-    scores, truth, weight = generator.random((6, 20, 2)), generator.random((20, 2)), np.full(20, 1 / 20)
-    errors = bv.decompose(scores, truth, weight)
-    assert errors.total == pytest.approx(errors.bias + errors.variance)
+    errors = bv.decompose(generator.random((6, 20, 2)), generator.random((20, 2)))
+    assert errors["error"] == pytest.approx(errors["bias"] + errors["variance"])
 
 
-def test_the_grid_smooths_as_gauss_hermite_does():
-    grid, points = bv.Grid(3.0, 151), MIXTURE.draw((6,), np.random.default_rng(4))
-    smooth = grid.smooth(bv.empirical_scores(grid.points, points[None], 0.16)[0], 0.2)
-    inside = np.flatnonzero(np.abs(grid.points).max(axis=1) < 1)[::97]
-    expected = bv.led_score(points, 0.16, 0.2, 24)(grid.points[inside])
-    assert smooth[inside] == pytest.approx(expected, abs=1e-3)
-    assert grid.smooth(smooth, 0) is smooth
+def test_shifts_have_the_moments_of_the_kernel():
+    shifts = bv.normal_shifts(32, 2, np.random.default_rng(5))
+    assert shifts.mean(axis=0) == pytest.approx(np.zeros(2), abs=1e-15)
+    assert shifts.T @ shifts / 32 == pytest.approx(np.eye(2))
 
 
-def test_gauss_hermite_has_the_moments_of_the_kernel():
-    shifts, weights = bv.gauss_hermite(0.5, 2, 6)
-    assert weights.sum() == pytest.approx(1)
-    assert np.einsum("n,ni,nj->ij", weights, shifts, shifts) == pytest.approx(0.25 * np.eye(2))
-    assert (weights * shifts[:, 0] ** 4).sum() == pytest.approx(3 * 0.5**4)
+def test_the_smoothed_score_is_near_the_mean_over_the_kernel():
+    """1,024 shifts against a fine product rule."""
+    points, x = MIXTURE.draw(6, np.random.default_rng(4)), np.array([[0.1, 0.2], [-0.5, 0.3]])
+    score = bv.empirical_score(points, 0.16)
+    place, weight = np.polynomial.hermite_e.hermegauss(24)
+    nodes, weights = np.stack(np.meshgrid(place, place), axis=-1).reshape(-1, 2), np.outer(weight, weight).ravel()
+    exact = sum(w * score(x + 0.2 * node) for w, node in zip(weights / weights.sum(), nodes))
+    found = product.smoothed(score, 0.2, bv.normal_shifts(1024, 2, np.random.default_rng(5)))(x)
+    assert found == pytest.approx(exact, abs=0.02 * np.abs(exact).max())
 
 
 def test_smoothing_one_point_changes_nothing_but_a_constant():
     # log G_σ is a parabola, whose average over shifts is itself minus h²/2σ² per dimension; the score is (x_1 − x)/σ²
-    point = np.array([[0.3]])
+    point, shifts = np.array([[0.3]]), bv.normal_shifts(8, 1, np.random.default_rng(0))
     x = np.array([[-1.0], [0.2], [2.0]])
-    led = bv.led_log_density(point, 0.25, 0.4, 8)(x)
+    led = bv.led_log_density(point, 0.25, 0.4, shifts)(x)
     assert led == pytest.approx(bv.log_density(x, point, 0.25) - 0.16 / 0.5)
-    assert bv.led_score(point, 0.25, 0.4, 8)(x) == pytest.approx((point - x) / 0.25)
+    assert product.smoothed(bv.empirical_score(point, 0.25), 0.4, shifts)(x) == pytest.approx((point - x) / 0.25)
 
 
 def test_log_density_by_hand():
@@ -117,19 +112,6 @@ def test_log_density_by_hand():
     assert bv.log_density(np.zeros((1, 2)), np.array([[1.0, 0.0], [-1.0, 0.0]]), 0.5) == pytest.approx(
         [-1 - math.log(math.pi)]
     )
-
-
-def test_the_smoothed_score_is_the_pipelines():
-    points, x = np.array([[-0.4], [0.5]]), np.array([[0.1], [-0.3]])
-    half = np.random.default_rng(5).standard_normal((8, 1))
-    draws = np.concatenate([half, -half])
-    centres = empirical_score.make_centres(torch.tensor(points))
-    score = empirical_score.smoothed(
-        lambda x, sigma: empirical_score.conditioning(centres, x, sigma), 0.3, torch.tensor(draws)
-    )
-    found = score(torch.tensor(x), torch.full((2,), 0.2, dtype=torch.float64)).numpy()
-    average = bv.averaged(lambda x: bv.empirical_scores(x, points[None], 0.04)[0], 0.3 * draws, np.full(16, 1 / 16))
-    assert found[:, 0] == pytest.approx(average(x), abs=1e-9)
 
 
 def curve(count, errors):

@@ -17,7 +17,7 @@ from stages.files.artifacts import read_json
 from stages.files.images import image_table, write_images
 from stages.images.sources.open import open_source
 from stages.images.subset import read_subset, subset_rows
-from stages.theory import collapse, jacobian, weights
+from stages.theory import collapse, jacobian, product
 
 JACOBIAN = {
     "images": 20, "points": 6, "noise": 0.001, "scores": ["conditioning", 1.0, 2.0, "infinity"], "tolerance": 1e-4,
@@ -33,7 +33,7 @@ def pictures(count: int = 20, side: int = 4, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, side, side, 1), dtype=np.uint8)
 
 
-def pair(temperature: weights.Score, dimension: int = 4, gap: float = 2.0) -> jacobian.Linearization:
+def pair(temperature: product.Form, dimension: int = 4, gap: float = 2.0) -> jacobian.Linearization:
     """Two centres at ±gap/2 on the first axis and the point between them: weights ½, ½ at every temperature."""
     centres = np.zeros((2, dimension))
     centres[:, 0] = -gap / 2, gap / 2
@@ -84,9 +84,9 @@ def test_the_differentiated_jacobian_is_the_derivative_of_the_pipelines_score(sc
     numeric = np.stack([(evaluate(point + step * e) - evaluate(point - step * e)) / (2 * step) for e in np.eye(6)], 1)
     found = jacobian.linearize(point[None], images, score, differentiated=True).dense()[0]
     assert found == pytest.approx(numeric, abs=1e-6 * np.abs(numeric).max())
-    assert jacobian.autograd_jacobian(point[None], images, score, True)[0] == pytest.approx(found, abs=1e-9)
+    assert jacobian.score_jacobian(point[None], images, score, True)[0] == pytest.approx(found, abs=1e-9)
     frozen = jacobian.linearize(point[None], images, score).dense()[0]
-    assert jacobian.autograd_jacobian(point[None], images, score, False)[0] == pytest.approx(frozen, abs=1e-9)
+    assert jacobian.score_jacobian(point[None], images, score, False)[0] == pytest.approx(frozen, abs=1e-9)
     assert frozen != pytest.approx(numeric, abs=1e-3 * np.abs(numeric).max()), "the two differ, and the test sees it"
 
 
@@ -135,16 +135,16 @@ def test_bisector_points_are_as_far_from_both_images():
 
 def test_weights_by_hand():
     squared = np.array([[1.0, 4.0]])  # d = 10: (r_2/r_1)^8 = 256
-    found, precision = weights.weigh(squared, 10, 1.0)
+    found, precision = product.weigh(squared, 10, 1.0)
     assert found[0] == pytest.approx([256 / 257, 1 / 257])
     assert precision[0] == pytest.approx([8, 2])
-    assert weights.weigh(squared, 10, 8.0)[0][0] == pytest.approx([2 / 3, 1 / 3])
-    assert weights.weigh(squared, 10, "infinity")[0][0] == pytest.approx([0.5, 0.5])
-    found, precision = weights.weigh(squared, 10, "conditioning", sigma=math.sqrt(1.5 / math.log(3)))
+    assert product.weigh(squared, 10, 8.0)[0][0] == pytest.approx([2 / 3, 1 / 3])
+    assert product.weigh(squared, 10, "infinity")[0][0] == pytest.approx([0.5, 0.5])
+    found, precision = product.weigh(squared, 10, "conditioning", sigma=math.sqrt(1.5 / math.log(3)))
     assert found[0] == pytest.approx([3 / 4, 1 / 4])
     assert precision[0] == pytest.approx(np.full(2, math.log(3) / 1.5))
     # without a level: σ² = 1/10, so the far image weighs e^{−15}
-    assert weights.weigh(squared, 10, "conditioning")[0][0, 1] == pytest.approx(math.exp(-15), rel=1e-6)
+    assert product.weigh(squared, 10, "conditioning")[0][0, 1] == pytest.approx(math.exp(-15), rel=1e-6)
 
 
 def test_weights_give_the_pipelines_score():
@@ -157,7 +157,7 @@ def test_weights_give_the_pipelines_score():
         5.0: empirical_score.unconditioning(centres, x, 5.0),
     }
     for score, wanted in expected.items():
-        found, precision = weights.weigh(weights.squared_distances(points, images), 9, score, sigma=0.3)
+        found, precision = product.weigh(product.squared_distances(points, images), 9, score, sigma=0.3)
         pull = found * precision
         assert pull @ images - pull.sum(axis=1, keepdims=True) * points == pytest.approx(wanted.numpy())
 

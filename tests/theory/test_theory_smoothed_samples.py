@@ -4,17 +4,12 @@ import math
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import cdist
 
-from stages.diffusion import samplers
+from stages.theory import product
 from stages.theory import smoothed_samples as ss
 
 TRAIN = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-
-
-def test_distances_by_hand():
-    assert ss.distances(np.array([[3.0, 4.0], [0.0, 1.0]]), np.array([[0.0, 0.0]])) == pytest.approx(
-        np.array([[5], [1]])
-    )
 
 
 def test_copies_by_hand():
@@ -55,7 +50,7 @@ def test_held_out_images_are_of_all_classes():
 
 def test_kernel_density_is_training_points_plus_noise():
     x = ss.kernel_density(TRAIN, 0.1, 4000, seed=0)
-    nearest = ss.distances(x, TRAIN).argmin(axis=1)
+    nearest = cdist(x, TRAIN).argmin(axis=1)
     assert np.bincount(nearest) == pytest.approx([4000 / 3] * 3, abs=4 * math.sqrt(4000 * 2 / 9))
     assert (x - TRAIN[nearest]).std() == pytest.approx(0.1, rel=0.05)
 
@@ -63,24 +58,25 @@ def test_kernel_density_is_training_points_plus_noise():
 @pytest.mark.parametrize("sampler", ["led", "cfdm"])
 def test_without_smoothing_samples_are_training_points(sampler):
     if sampler == "led":
-        x = ss.led_samples(TRAIN, 0.0, 60, 60, (0.01, 3.0), 2, seed=1)
+        x = ss.led_samples(TRAIN, 0.0, 60, np.geomspace(3.0, 0.01, 60), 2, seed=1)
     else:
         x = ss.cfdm_samples(TRAIN, 0.0, 60, 200, 2, seed=1)
-    assert ss.distances(x, TRAIN).min(axis=1).max() < 0.02
-    assert len(np.unique(ss.distances(x, TRAIN).argmin(axis=1))) == 3
+    assert cdist(x, TRAIN).min(axis=1).max() < 0.02
+    assert len(np.unique(cdist(x, TRAIN).argmin(axis=1))) == 3
 
 
 def test_smoothing_one_point_changes_nothing():
     # the score of a single point is linear, so the mean over shifts ±ξ is the score itself
     one = np.array([[0.3, -0.2]])
     for h in (0.0, 0.7):
-        assert ss.led_samples(one, h, 5, 10, (0.01, 1.0), 4, seed=2) == pytest.approx(np.tile(one, (5, 1)), abs=1e-12)
+        x = ss.led_samples(one, h, 5, np.geomspace(1.0, 0.01, 10), 4, seed=2)
+        assert x == pytest.approx(np.tile(one, (5, 1)), abs=1e-12)
 
 
 def test_smoothing_two_points_fills_the_gap_along_their_line_only():
     train = np.array([[-0.5, 0.0], [0.5, 0.0]])
-    x = ss.led_samples(train, 0.6, 300, 40, (0.02, 2.0), 32, seed=3)
-    assert (ss.distances(x, train).min(axis=1) > 0.1).mean() > 0.2
+    x = ss.led_samples(train, 0.6, 300, np.geomspace(2.0, 0.02, 40), 32, seed=3)
+    assert (cdist(x, train).min(axis=1) > 0.1).mean() > 0.2
     assert np.abs(x[:, 1]).max() < 1e-9  # across the line the smoothed score is the exact −x_⊥/σ²
 
 
@@ -113,17 +109,22 @@ def test_frechet_distance_of_pixels_by_hand():
     assert ss.measure("", 0.0, x, TRAIN, y)["fd_pixels"] == pytest.approx(11)
 
 
-def test_the_kernels_draws_are_not_the_noise_that_sampling_starts_from(monkeypatch):
+def test_the_kernels_draws_are_not_the_noise_that_sampling_starts_from():
     """With seed 0 both were one stream: sample 0 started at its own first shift."""
+    noise = product.seeded_normals((4, TRAIN.shape[1]), 0, ss.NOISE, 0)
+    shifts = ss.kernel_shifts(4, 2, TRAIN.shape[1], 0)
+    assert np.intersect1d(noise, shifts).size == 0
+    assert (shifts[:, 0] == -shifts[:, 1]).all()
+
+
+def test_samples_start_from_noise_of_their_own(monkeypatch):
     starts = []
-    real = samplers.run
+    real = product.path
 
-    def watched(step, score, draw, *levels):
-        starts.append(draw(0).flatten())
-        return real(step, score, draw, *levels)
+    def watched(step, score, draw, sigmas):
+        starts.append(draw(0))
+        return real(step, score, draw, sigmas)
 
-    monkeypatch.setattr(samplers, "run", watched)
-    ss.led_samples(TRAIN, 0.5, 4, 5, (0.1, 1.0), 2, seed=0)
-    shifts = ss._draws(4, 2, TRAIN.shape[1], 0)
-    assert starts[0][0] != shifts.flatten()[0]
-    assert np.intersect1d(starts[0].numpy(), shifts.numpy()).size == 0
+    monkeypatch.setattr(product, "path", watched)
+    ss.led_samples(TRAIN, 0.5, 4, np.geomspace(1.0, 0.1, 5), 2, seed=0)
+    assert np.intersect1d(starts[0], ss.kernel_shifts(4, 2, TRAIN.shape[1], 0)).size == 0
