@@ -1,29 +1,31 @@
-"""Stage index: who is near whom in the training set, in pixels and in features.
+"""Stage index: the nearest training images of every training image, in pixels and in features.
 
 Outs in data/index: pixel_neighbors.arrow and feature_neighbors.arrow (neighbour tables over the rows of
-data/deduplicate/train.arrow), features.faiss and index.json. Both tables are exact, whatever the kind of the FAISS
-index: that one is for other tools' queries, and its recall says what it misses.
+data/deduplicate/train.arrow), features.faiss and index.json. Both tables are exact for every kind of FAISS index:
+features.faiss is written for other tools' queries, and index.json holds its recall.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
+import numpy as np
 from pydantic import Field
 
+from stages.device import pick_device
 from stages.errors import InputError
 from stages.features.index_params import HnswParams, IvfParams, Kind
 from stages.files.artifacts import atomic_path, write_json
 from stages.files.features import FeatureTable, read_features
 from stages.files.images import ImageTable, read_images
+from stages.files.neighbors import NeighborTable, join_neighbors, read_neighbors, write_neighbors
 from stages.files.paths import DATA, features_of, images_of, neighbors_of
 from stages.protocol import Parts, Shard, StageParams, main, spans
-
-if TYPE_CHECKING:
-    import numpy as np
+from stages.search.nearest import nearest
 
 OUT = DATA / "index"
+Search = Callable[[np.ndarray, np.ndarray, int, np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 class Params(StageParams):
@@ -46,31 +48,25 @@ def plan(params: Params) -> list[Shard]:
     table = read_images(images)
     _check_available(table, params.neighbors, params.within_class)
     common = {"neighbors": params.neighbors, "within_class": params.within_class}
-    shards = []
-    for search, inputs in (("pixel", (images,)), ("feature", (images, features))):
-        cuts = spans(len(table), params.shards)
+    cuts, shards = spans(len(table), params.shards), []
+    for space, inputs in (("pixel", (images,)), ("feature", (images, features))):
         for number, (start, stop) in enumerate(cuts, 1):
             settings = {**common, "start": start, "stop": stop}
-            shards.append(Shard("index", search, f"{search} {number}/{len(cuts)}", settings, inputs))
-    settings = {
-        "kind": params.kind,
-        "ivf": params.ivf.model_dump(),
-        "hnsw": params.hnsw.model_dump(),
-    }
-    for unused in {"ivf", "hnsw"} - {params.kind}:  # what does not determine the index must not rebuild it
-        del settings[unused]
+            shards.append(Shard("index", space, f"{space} {number}/{len(cuts)}", settings, inputs))
+    settings = {"kind": params.kind}  # what does not determine the index must not rebuild it
+    if params.kind != "flat":
+        settings[params.kind] = getattr(params, params.kind).model_dump()
     return [*shards, Shard("index", "faiss", f"faiss {params.kind}", settings, (features,), ".faiss")]
 
 
 def _check_available(table: ImageTable, k: int, within_class: bool) -> None:
     """Raise InputError when some image has fewer than k others to choose from."""
-    import numpy as np
-
+    asked = f"index.neighbors: {k} neighbours were asked for"
     if not within_class:
         if k > len(table) - 1:
             raise InputError(
-                f"index.neighbors: {k} neighbours were asked for, the {len(table)} training images leave "
-                f"{max(len(table) - 1, 0)} to each: lower it or raise ingest.train"
+                f"{asked}, the {len(table)} training images leave {max(len(table) - 1, 0)} to each: lower it or raise "
+                "ingest.train"
             )
         return
     unlabelled = int((table.labels < 0).sum())
@@ -84,82 +80,62 @@ def _check_available(table: ImageTable, k: int, within_class: bool) -> None:
     smallest = int(sizes.argmin())
     if k > sizes[smallest] - 1:
         raise InputError(
-            f"index.neighbors: {k} neighbours were asked for, class {classes[smallest]} has {sizes[smallest]} training "
-            "images: lower it or set index.within_class to false"
+            f"{asked}, class {classes[smallest]} has {sizes[smallest]} training images: lower it or set "
+            "index.within_class to false"
         )
 
 
 def work(shard: Shard) -> Path:
     """One span's neighbours, or the FAISS index."""
-    return {"pixel": _work_pixel, "feature": _work_feature, "faiss": _work_faiss}[shard.task](shard)
+    return {"pixel": _pixel_neighbors, "feature": _feature_neighbors, "faiss": _faiss_index}[shard.task](shard)
 
 
-def _groups(labels: "np.ndarray", settings: dict[str, Any]) -> Iterator[tuple["np.ndarray", "np.ndarray"]]:
-    """(query rows of the span, rows that are candidates for them): one pair, or one per class."""
-    import numpy as np
-
-    rows = np.arange(settings["start"], settings["stop"])
-    if not settings["within_class"]:
-        yield rows, np.arange(len(labels))
-        return
-    for label in np.unique(labels[rows]):
-        yield rows[labels[rows] == label], np.flatnonzero(labels == label)
-
-
-def _search(table: ImageTable, settings: dict[str, Any], find: Any) -> tuple["np.ndarray", "np.ndarray"]:
-    """Neighbours and distances of the span's rows by find(queries, candidates, k, exclude), class by class if asked."""
-    import numpy as np
-
-    shape = (settings["stop"] - settings["start"], settings["neighbors"])
-    neighbors, distances = np.empty(shape, np.int32), np.empty(shape, np.float64)
-    for queries, candidates in _groups(table.labels, settings):
-        index, distance = find(queries, candidates, settings["neighbors"], np.searchsorted(candidates, queries))
-        neighbors[queries - settings["start"]] = candidates[index]
-        distances[queries - settings["start"]] = distance
-    return neighbors, distances.astype(np.float32)
-
-
-def _work_pixel(shard: Shard) -> Path:
-    import numpy as np
-
-    from stages.files.neighbors import NeighborTable, write_neighbors
-    from stages.search.nearest import nearest
-
-    table, settings = read_images(shard.inputs[0]), shard.settings
+def _pixel_neighbors(shard: Shard) -> Path:
+    table = read_images(shard.inputs[0])
 
     def find(queries, candidates, k, exclude):
         index, squared = nearest(table.flat[queries], _rows(table.flat, candidates), k, exclude=exclude)
         return index, np.sqrt(squared / table.dimension) / 255
 
-    neighbors, distances = _search(table, settings, find)
-    metadata = {"distance": "l = |a-b|/sqrt(d), pixels in [0,1]", "within_class": settings["within_class"]}
-    ids = table.ids[settings["start"] : settings["stop"]]
-    return write_neighbors(shard.path, NeighborTable(neighbors, distances, ids, metadata=metadata))
+    return _write_span(shard, table, find, {"distance": "l = |a-b|/sqrt(d), pixels in [0,1]"})
 
 
-def _work_feature(shard: Shard) -> Path:
-    import numpy as np
-
-    from stages.device import pick_device
+def _feature_neighbors(shard: Shard) -> Path:
     from stages.features.feature_search import nearest_features, normalized
-    from stages.files.neighbors import NeighborTable, write_neighbors
 
-    images, settings = read_images(shard.inputs[0]), shard.settings
+    images = read_images(shard.inputs[0])
     table, device = _features_of_images(shard.inputs[1], images), pick_device("auto")
     unit = normalized(table.features, table.ids)
 
     def find(queries, candidates, k, exclude):
         return nearest_features(unit[queries], _rows(unit, candidates), k, exclude=exclude, device=device)
 
-    neighbors, distances = _search(images, settings, find)
-    rows = np.arange(settings["start"], settings["stop"])
+    rows = np.arange(shard.settings["start"], shard.settings["stop"])
     _, own = nearest_features(table.features[rows], table.features, 1, exclude=rows, device=device)
-    metadata = {**table.metadata, "distance": "L2 of normalized features", "within_class": settings["within_class"]}
-    ids = table.ids[settings["start"] : settings["stop"]]
-    return write_neighbors(shard.path, NeighborTable(neighbors, distances, ids, own[:, 0].astype(np.float32), metadata))
+    metadata = {**table.metadata, "distance": "L2 of normalized features"}
+    return _write_span(shard, images, find, metadata, own[:, 0].astype(np.float32))
 
 
-def _rows(values: "np.ndarray", rows: "np.ndarray") -> "np.ndarray":
+def _write_span(
+    shard: Shard, table: ImageTable, find: Search, metadata: dict[str, Any], own: np.ndarray | None = None
+) -> Path:
+    """Write the neighbours of the span's rows by find(queries, candidates, k, exclude), class by class if asked.
+
+    own: float32 (stop - start,), raw feature distance to the nearest other image.
+    """
+    k, start, stop = (shard.settings[key] for key in ("neighbors", "start", "stop"))
+    within_class, rows = shard.settings["within_class"], np.arange(start, stop)
+    groups = table.labels if within_class else np.zeros(len(table), np.int64)
+    neighbors, distances = np.empty((stop - start, k), np.int32), np.empty((stop - start, k), np.float32)
+    for group in np.unique(groups[rows]):
+        queries, candidates = rows[groups[rows] == group], np.flatnonzero(groups == group)
+        index, distance = find(queries, candidates, k, np.searchsorted(candidates, queries))
+        neighbors[queries - start], distances[queries - start] = candidates[index], distance
+    metadata = {**metadata, "within_class": within_class}
+    return write_neighbors(shard.path, NeighborTable(neighbors, distances, table.ids[start:stop], own, metadata))
+
+
+def _rows(values: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """values[rows], without a copy where that is all of them."""
     return values if len(rows) == len(values) else values[rows]
 
@@ -171,7 +147,7 @@ def _features_of_images(path: str, images: ImageTable) -> FeatureTable:
     return table
 
 
-def _work_faiss(shard: Shard) -> Path:
+def _faiss_index(shard: Shard) -> Path:
     from stages.features.faiss_index import build_index, write_index
     from stages.features.feature_search import normalized
 
@@ -187,7 +163,7 @@ def gather(params: Params, parts: Parts) -> None:
     from stages.features.feature_search import normalized
 
     for space in ("pixel", "feature"):
-        _write_joined(neighbors_of(space), parts[space])
+        write_neighbors(neighbors_of(space), join_neighbors([read_neighbors(part) for part in parts[space]]))
     with atomic_path(OUT / "features.faiss") as temporary:
         shutil.copyfile(parts["faiss"][0], temporary)
     table = read_features(features_of("train"))
@@ -195,23 +171,6 @@ def gather(params: Params, parts: Parts) -> None:
     recall = recall_at_k(index, normalized(table.features, table.ids), params.neighbors, params.recall_queries)
     summary = {"kind": params.kind, "count": len(table), "dimension": table.features.shape[1], "recall_at_k": recall}
     write_json(OUT / "index.json", {**summary, "neighbors": params.neighbors, "within_class": params.within_class})
-
-
-def _write_joined(path: Path, parts: list[Path]) -> None:
-    import numpy as np
-
-    from stages.files.neighbors import NeighborTable, read_neighbors, write_neighbors
-
-    tables = [read_neighbors(part) for part in parts]
-    own = None if tables[0].nn_distance is None else np.concatenate([table.nn_distance for table in tables])
-    joined = NeighborTable(
-        np.concatenate([table.neighbors for table in tables]),
-        np.concatenate([table.distances for table in tables]),
-        [name for table in tables for name in table.ids],
-        own,
-        tables[0].metadata,
-    )
-    write_neighbors(path, joined)
 
 
 if __name__ == "__main__":

@@ -1,22 +1,21 @@
-"""Compiled scans of `alignment` and `nearest_short`, and the means that reduced images are made of."""
+"""Compiled loops of `search.alignment` and `search.nearest_short`, and the cell means of reduced images."""
 
 import numba
 import numpy as np
 
-from stages.engine.search_kernels import insert, squared_distance
-
-RUN = 64  # references that are looked at together
+from stages.engine.row_kernels import insert, squared_distance
+from stages.engine.sizes import SCAN_RUN
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
-def shifted_difference(query, image, dy, dx, count, best_sum, best_count):
-    """Sum over the overlap, or -1 as soon as sum/count exceeds best_sum/best_count."""
+def overlap_difference(query, image, dy, dx, count, best_sum, best_count):
+    """Sum of squared differences over the overlap, or -1 as soon as sum/count exceeds best_sum/best_count."""
     height, width, channels = query.shape
-    flat_query, flat_image = query.reshape(height, -1), image.reshape(height, -1)
-    left, right = max(0, -dx) * channels, (width - max(0, dx)) * channels
+    flat_query, flat_image = query.reshape(height, -1), image.reshape(image.shape[0], -1)
+    left, right = max(0, -dx) * channels, min(width, image.shape[1] - dx) * channels
     offset = dx * channels
     total = np.int64(0)
-    for y in range(max(0, -dy), height - max(0, dy)):
+    for y in range(max(0, -dy), min(height, image.shape[0] - dy)):
         total += squared_distance(flat_query[y, left:right], flat_image[y + dy, left + offset : right + offset])
         if total * best_count > best_sum * count:
             return np.int64(-1)
@@ -25,7 +24,11 @@ def shifted_difference(query, image, dy, dx, count, best_sum, best_count):
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
 def search_shifts(queries, reference, candidates, shifts, found):
-    """found[q] = row, dy, dx, sum, count of the best candidate and shift; candidates ascend."""
+    """found[q] = row, dy, dx, sum, count of the candidate and shift with the least mean squared difference.
+
+    candidates (Q, S) ascend, -1: none; shifts int64 (P, 2). Ties go to the lower row, then to the earlier shift. Where
+    query and reference are of different sizes, their first pixels meet at shift (0, 0).
+    """
     height, width, channels = queries.shape[1:]
     for q in range(queries.shape[0]):
         row, at = np.int64(-1), 0
@@ -36,8 +39,9 @@ def search_shifts(queries, reference, candidates, shifts, found):
                 continue
             for s in range(shifts.shape[0]):
                 dy, dx = shifts[s, 0], shifts[s, 1]
-                count = (height - abs(dy)) * (width - abs(dx)) * channels
-                total = shifted_difference(queries[q], reference[candidate], dy, dx, count, best_sum, best_count)
+                rows = min(height, reference.shape[1] - dy) - max(0, -dy)
+                count = rows * (min(width, reference.shape[2] - dx) - max(0, -dx)) * channels
+                total = overlap_difference(queries[q], reference[candidate], dy, dx, count, best_sum, best_count)
                 if total >= 0 and total * best_count < best_sum * count:
                     best_sum, best_count, row, at = total, count, candidate, s
         found[q, 0] = row
@@ -48,50 +52,8 @@ def search_shifts(queries, reference, candidates, shifts, found):
 
 
 @numba.njit(nogil=True, cache=True, boundscheck=False)
-def search_windows(queries, reference, candidates, places, found):
-    """found[q] = row, y, x, sum of the best candidate and window; candidates ascend."""
-    height, width, channels = queries.shape[1:]
-    for q in range(queries.shape[0]):
-        query = queries[q].reshape(height, -1)
-        found[q, 0], best = -1, np.int64(2**63 - 1)
-        for c in range(candidates.shape[1]):
-            candidate = candidates[q, c]
-            if candidate < 0 or (c > 0 and candidate == candidates[q, c - 1]):
-                continue
-            image = reference[candidate].reshape(reference.shape[1], -1)
-            for p in range(places.shape[0]):
-                top, left = places[p, 0], places[p, 1] * channels
-                total = np.int64(0)
-                for y in range(height):
-                    total += squared_distance(query[y], image[top + y, left : left + width * channels])
-                    if total >= best:
-                        break
-                if total < best:
-                    best = total
-                    found[q, 0], found[q, 1], found[q, 2] = candidate, places[p, 0], places[p, 1]
-        found[q, 3] = best if found[q, 0] >= 0 else 0
-
-
-@numba.njit(nogil=True, cache=True, boundscheck=False)
-def cell_means(images, rows, columns, means):
-    """means[n], uint8 (cells · C,) = the means of image n between the edges `rows` and `columns`, rounded half up."""
-    for n in range(images.shape[0]):
-        at = 0
-        for i in range(rows.shape[0] - 1):
-            for j in range(columns.shape[0] - 1):
-                area = (rows[i + 1] - rows[i]) * (columns[j + 1] - columns[j])
-                for c in range(images.shape[3]):
-                    total = np.int64(area // 2)
-                    for y in range(rows[i], rows[i + 1]):
-                        for x in range(columns[j], columns[j + 1]):
-                            total += images[n, y, x, c]
-                    means[n, at] = total // area
-                    at += 1
-
-
-@numba.njit(nogil=True, cache=True, boundscheck=False)
 def search_tiles(queries, reference, candidates, rows, columns, found):
-    """found[q] = least over the candidates of the largest mean squared difference of a tile."""
+    """found[q] = the least, over the candidates, of the largest mean squared difference of a tile, float64."""
     height, channels = queries.shape[1], queries.shape[3]
     for q in range(queries.shape[0]):
         best = np.inf
@@ -114,9 +76,26 @@ def search_tiles(queries, reference, candidates, rows, columns, found):
         found[q] = best
 
 
+@numba.njit(nogil=True, cache=True, boundscheck=False)
+def cell_means(images, rows, columns, means):
+    """means[n], uint8 (cells · C,) = the means of image n between the edges `rows` and `columns`, rounded half up."""
+    for n in range(images.shape[0]):
+        at = 0
+        for i in range(rows.shape[0] - 1):
+            for j in range(columns.shape[0] - 1):
+                area = (rows[i + 1] - rows[i]) * (columns[j + 1] - columns[j])
+                for c in range(images.shape[3]):
+                    total = np.int64(area // 2)
+                    for y in range(rows[i], rows[i + 1]):
+                        for x in range(columns[j], columns[j + 1]):
+                            total += images[n, y, x, c]
+                    means[n, at] = total // area
+                    at += 1
+
+
 @numba.njit(nogil=True, cache=True, fastmath={"nnan", "nsz"}, boundscheck=False)
 def lowest(inner, norms):
-    """The least ‖y‖² − 2 x·y. A running minimum, which the compiler does vector by vector; counting it does not."""
+    """The least ‖y‖² − 2 x·y. A running minimum, which the compiler vectorises; it does not vectorise a count."""
     low = np.int32(norms[0] - np.int32(2) * inner[0])
     for j in range(inner.shape[0]):
         low = min(low, np.int32(norms[j] - np.int32(2) * inner[j]))
@@ -132,8 +111,8 @@ def keep_lowest(inner, norms, first, count, keys):
     """
     for q in range(inner.shape[0]):
         room = admitted(keys[q], count)
-        for start in range(0, inner.shape[1], RUN):
-            stop = min(start + RUN, inner.shape[1])
+        for start in range(0, inner.shape[1], SCAN_RUN):
+            stop = min(start + SCAN_RUN, inner.shape[1])
             if lowest(inner[q, start:stop], norms[start:stop]) > room:
                 continue
             for j in range(start, stop):

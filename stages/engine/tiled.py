@@ -1,98 +1,80 @@
-"""References made ready for the compiled scan of the bound: grouped, packed, with their rows in the original order."""
+"""References prepared for the compiled scan of the bound: their coarse coordinates packed in tiles."""
 
-import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 
-from stages.engine.projection import Coordinates, Layout, Projection, coordinates, layout
+from stages.engine import compiled
+from stages.engine.projection import Coordinates, Projection, coordinates
+from stages.engine.sizes import FILLER_SUM, GROUP, LANES, TILE, TILE_QUERIES
 
-LANES, GROUP, TOGETHER = 32, 4, 3  # scores in a vector, references that share a maximum, queries of a tile
-TILE = LANES * GROUP  # references of a tile
-HALF = 16  # bits that a kept score has less than its sum: scores are kept as int16, rounded down
-CENTRAL = 64  # references that are tried first for queries that are far from all
-LOWEST = np.int32(-(2**31) + 1)  # the sum of the places that fill the last tile up
+CENTRAL_PLACES = 64  # measured first for queries that are far from all: noise takes 1.2 times as long without
+SCORE_BATCH = 24  # queries whose scores are in the cache at once
 
 
-@dataclasses.dataclass(frozen=True)
-class Tiles:
-    """References of one span, in the order in which they are grouped.
+class Tiles(NamedTuple):
+    """The references of one span, in their order.
 
     Attributes:
-        rows: their coordinates; the coarse ones are in `packed` only.
+        rows: their coordinates.
         order: int64 (M,), their rows in the whole reference.
-        packed, added: the coarse coordinates and what a score adds for the reference alone, as `pack` arranges them.
-        layout: of the coordinates.
-        central: int64 (at most CENTRAL,), the places of the references that are nearest to the mean.
+        packed, added: the coarse coordinates and `Coordinates.added` as `pack` arranges them.
+        central: int64 (at most CENTRAL_PLACES,), the places of the references nearest to the mean.
     """
 
     rows: Coordinates
     order: np.ndarray
     packed: np.ndarray
     added: np.ndarray
-    layout: Layout
     central: np.ndarray
-
-    @staticmethod
-    def of(projection: Projection, images: np.ndarray, offset: int) -> "Tiles":
-        """uint8 images (M, d), the rows of the reference from `offset` on."""
-        shape = layout(projection)
-        rows = coordinates(projection, images, shape)
-        order = np.arange(len(images)) + offset
-        packed, added = pack(rows.coarse.view(np.int32), rows.added)
-        central = np.argsort(rows.squared, kind="stable")[:CENTRAL]
-        rows = dataclasses.replace(rows, coarse=rows.coarse[:, :0])
-        return Tiles(rows, order, packed, added, shape, central)
-
-    @property
-    def steps(self) -> tuple[int, int, int]:
-        """Of the first level: words of int8 coordinates, words of int16, and by how much sums of the former shift."""
-        first = self.layout.levels[0]
-        return first.shorts // 4, (first.end - first.shorts) // 4, 2 * first.shift
 
     @property
     def groups(self) -> int:
-        """Groups of GROUP references that follow each other, those that fill the last tile up included."""
+        """The number of groups of GROUP references, those that fill the last tile up included."""
         return len(self.packed) * LANES
 
     def rows_of(self, places: np.ndarray) -> np.ndarray:
         """The rows in the whole reference of the places marked in an array (T, 4, 32), as scores are arranged."""
         return self.order[np.flatnonzero(places.swapaxes(1, 2).reshape(-1)[: len(self.order)])]
 
-    def scratch(self, queries: int) -> "Scratch":
-        """Room for the scores of so many queries: one for each thread, used again and again."""
-        size, tiles = -(-queries // TOGETHER) * TOGETHER, len(self.packed)
-        coarse = np.zeros((size, sum(self.steps[:2])), np.int32)
-        return Scratch(
-            coarse, np.empty((size, tiles, GROUP, LANES), np.int16), np.empty((size, tiles * LANES), np.int16)
-        )
+    def scores(self, queries: int) -> "Scores":
+        """Room for the scores of a number of queries, which one thread uses again and again."""
+        size, (tiles, words) = -(-queries // TILE_QUERIES) * TILE_QUERIES, self.packed.shape[:2]
+        sums = np.empty((size, tiles, GROUP, LANES), np.int16)
+        return Scores(np.zeros((size, words), np.int32), sums, np.empty((size, tiles * LANES), np.int16))
 
-    def score(self, queries: np.ndarray, scratch: "Scratch", first: int = 0) -> None:
-        """The coarse scores of queries, uint8 (Q, C), for the tiles from `first` on, and the best of every group, into
-        `scratch`, at the tiles' places."""
-        from stages.engine.tile_scores import score_tiles
-
-        used = -(-len(queries) // TOGETHER) * TOGETHER
-        scratch.coarse[: len(queries)] = queries.view(np.int32)
-        score_tiles(scratch.coarse[:used], self.packed, self.added, *self.steps, scratch.scores, scratch.maxima, first)
+    def score(self, queries: np.ndarray, scores: "Scores", first: int = 0) -> None:
+        """The coarse scores of queries, int16 (Q, K), for the tiles from `first` on, into `scores`."""
+        used = -(-len(queries) // TILE_QUERIES) * TILE_QUERIES
+        scores.queries[: len(queries)] = queries.view(np.int32)
+        compiled.score_tiles(scores.queries[:used], self.packed, self.added, scores.sums, scores.maxima, first)
 
 
-@dataclasses.dataclass(frozen=True)
-class Scratch:
-    """coarse: int32 (Q, K); scores: int16 (Q, T, 4, 32), maxima: int16 (Q, 32 T): see `score_tiles`."""
+class Scores(NamedTuple):
+    """queries: int32 (Q, K), their coarse coordinates; sums: int16 (Q, T, 4, 32); maxima: int16 (Q, 32 T): see
+    `score_tiles`."""
 
-    coarse: np.ndarray
-    scores: np.ndarray
+    queries: np.ndarray
+    sums: np.ndarray
     maxima: np.ndarray
 
 
+def tile(projection: Projection, images: np.ndarray, offset: int) -> Tiles:
+    """Tiles of uint8 images (M, d), the rows of the whole reference from `offset` on."""
+    rows = coordinates(projection, images)
+    packed, added = pack(rows.coarse.view(np.int32), rows.added)
+    central = np.argsort(rows.squared, kind="stable")[:CENTRAL_PLACES]
+    return Tiles(rows._replace(coarse=rows.coarse[:, :0]), np.arange(len(images)) + offset, packed, added, central)
+
+
 def pack(words: np.ndarray, added: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """References as tiles: int32 (M, K), each of four int8 or two int16, and int32 (M,) → int32 (T, K, 4, 2, 16) and
-    (T, 4, 2, 16), so that row 128 t + 8 l + 4 h + j is at [t, :, j, h, l]. The last tile is filled up with rows that
-    score `LOWEST`.
+    """References, int32 (M, K) of two int16 each, and int32 (M,), as tiles: int32 (T, K, 4, 2, 16) and (T, 4, 2, 16).
+
+    Row 128 t + 8 l + 4 h + j is at [t, :, j, h, l]. Rows whose sum is FILLER_SUM fill the last tile up.
     """
     count, size = words.shape
     tiles = -(-count // TILE)
-    packed, filled = np.zeros((tiles * TILE, size), np.int32), np.full(tiles * TILE, LOWEST)
+    packed, filled = np.zeros((tiles * TILE, size), np.int32), np.full(tiles * TILE, FILLER_SUM)
     packed[:count], filled[:count] = words, added
     shape = tiles, LANES // 2, 2, GROUP
     by_word = packed.reshape(*shape, size).transpose(0, 4, 3, 2, 1)

@@ -1,4 +1,4 @@
-"""The neighbour-list table: K nearest training images of every training image, in one Arrow file.
+"""Neighbour tables: the K nearest training images of every training image, in one Arrow file.
 
 Layout (Arrow IPC, memory-mapped, one record batch):
     id           string                     the image's id
@@ -71,11 +71,20 @@ def read_neighbors(path: Path | str) -> NeighborTable:
         raise InputError(f"{path} is not an Arrow neighbour table ({error}): delete it and rerun its stage") from error
     if arrow.column_names[:3] != ["id", "neighbor", "distance"]:
         raise InputError(
-            f"{path} has columns {arrow.column_names}, not id, neighbor, distance: it is no neighbour table"
+            f"{path} is not a neighbour table: its columns are {arrow.column_names}, not id, neighbor, distance"
         )
     own = arrow.column("nn_distance").to_numpy() if "nn_distance" in arrow.column_names else None
     neighbors, distances = _matrix(arrow, "neighbor", np.int32), _matrix(arrow, "distance", np.float32)
     return NeighborTable(neighbors, distances, arrow.column("id").to_pylist(), own, read_metadata(arrow.schema))
+
+
+def join_neighbors(tables: list[NeighborTable]) -> NeighborTable:
+    """One table of the rows of several, in their order; metadata is the first one's."""
+    own = None if tables[0].nn_distance is None else np.concatenate([table.nn_distance for table in tables])
+    neighbors = np.concatenate([table.neighbors for table in tables])
+    distances = np.concatenate([table.distances for table in tables])
+    ids = [name for table in tables for name in table.ids]
+    return NeighborTable(neighbors, distances, ids, own, tables[0].metadata)
 
 
 def _matrix(arrow: pa.Table, column: str, dtype: type) -> np.ndarray:

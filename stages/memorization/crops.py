@@ -59,7 +59,7 @@ def best_crop(images: np.ndarray, reference: np.ndarray, index: np.ndarray, redu
         found = best_window(shrunk(images, side), reference, candidates, np.array(_places(whole - side, 0)))
         nearer = found.distance < best.distance
         best.row[nearer], best.distance[nearer] = found.row[nearer], found.distance[nearer]
-        best.window[nearer, :2], best.window[nearer, 2] = found.place[nearer], side
+        best.window[nearer, :2], best.window[nearer, 2] = found.shift[nearer], side
     return dataclasses.replace(best, distance=np.where(np.isinf(best.distance), np.nan, best.distance))
 
 

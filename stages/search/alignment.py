@@ -1,16 +1,18 @@
-"""Distances that allow for a shift, and distances tile by tile, from each query to a list of candidate rows.
+"""Distances that allow for a shift or take the worst tile, from each query to a list of candidate rows.
 
-Both are exact in integers over the candidates they are given; which candidates to give is the caller's choice.
+Both are exact in integers over the candidates that they are given; the caller chooses the candidates.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import numpy as np
 
+from stages.engine import compiled
 from stages.engine.products import spread
 from stages.errors import InputError
 
-TILES = 4  # tiles per side
+TILES_PER_SIDE = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +23,7 @@ class Shifted:
         row: int64 (Q,), the reference row; -1 where a query has no candidate.
         shift: int64 (Q, 2), (dy, dx): query pixel (y, x) lies on reference pixel (y + dy, x + dx).
         squared: int64 (Q,), the sum of squared differences where the two overlap, on the 0..255 scale.
-        count: int64 (Q,), how many values overlap: (H−|dy|)(W−|dx|)C; 0 where there is no candidate.
+        count: int64 (Q,), the number of values that overlap; 0 where there is no candidate.
     """
 
     row: np.ndarray
@@ -51,87 +53,60 @@ def best_shift(queries: np.ndarray, reference: np.ndarray, candidates: np.ndarra
     _check(queries, reference, candidates)
     if not 0 <= 2 * reach < min(queries.shape[1:3]):
         raise InputError(f"a shift of {reach} pixels needs images of more than {2 * reach} pixels a side")
-    from stages.engine.alignment_kernels import search_shifts
-
     steps = range(-reach, reach + 1)
-    shifts = np.array(
-        sorted(((y, x) for y in steps for x in steps), key=lambda s: (abs(s[0]) + abs(s[1]), s)), np.int64
-    )
-    found = np.zeros((len(queries), 5), np.int64)
-    candidates = np.sort(candidates, axis=1)
-    queries, reference = np.ascontiguousarray(queries), np.ascontiguousarray(reference)
-
-    def scan(a: int, b: int) -> None:
-        search_shifts(queries[a:b], reference, candidates[a:b], shifts, found[a:b])
-
-    spread(scan, len(queries))
-    return Shifted(found[:, 0], found[:, 1:3], found[:, 3], found[:, 4])
+    shifts = sorted(((y, x) for y in steps for x in steps), key=lambda s: (abs(s[0]) + abs(s[1]), s))
+    return _search_shifts(queries, reference, candidates, np.array(shifts, np.int64))
 
 
-@dataclasses.dataclass(frozen=True)
-class Windowed:
-    """The best match of every query over candidates and windows of theirs that are as large as the query.
-
-    Attributes:
-        row: int64 (Q,), the reference row; -1 where a query has no candidate.
-        place: int64 (Q, 2), (y, x): query pixel (i, j) lies on reference pixel (i + y, j + x).
-        distance: float64 (Q,), root mean squared difference, pixels in [0, 1]; infinite without a candidate.
-    """
-
-    row: np.ndarray
-    place: np.ndarray
-    distance: np.ndarray
-
-
-def best_window(queries: np.ndarray, reference: np.ndarray, candidates: np.ndarray, places: np.ndarray) -> Windowed:
-    """The candidate and the place of a window in it with the least squared difference; exact.
+def best_window(queries: np.ndarray, reference: np.ndarray, candidates: np.ndarray, places: np.ndarray) -> Shifted:
+    """The candidate, and the window in it of the query's size, with the least squared difference; exact.
 
     Args:
         queries: uint8 (Q, h, w, C).
         reference: uint8 (M, H, W, C), at least as large.
         candidates: int64 (Q, S), rows of `reference`; -1: none.
-        places: int64 (P, 2), (y, x) of the windows' first pixels.
+        places: int64 (P, 2), (y, x) of the windows' first pixels: the shifts that are allowed.
 
     Ties go to the lower row, then to the earlier place.
     """
-    from stages.engine.alignment_kernels import search_windows
-
     _check(queries, reference[:, : queries.shape[1], : queries.shape[2]], candidates)
     room = np.array(reference.shape[1:3]) - queries.shape[1:3]
     if len(places) == 0 or places.min() < 0 or (places > room).any():
         raise InputError(f"windows {queries.shape[1:3]} do not all lie inside images {reference.shape[1:3]}")
-    found = np.zeros((len(queries), 4), np.int64)
-    candidates, places = np.sort(candidates, axis=1), np.ascontiguousarray(places, np.int64)
-    queries, reference = np.ascontiguousarray(queries), np.ascontiguousarray(reference)
+    return _search_shifts(queries, reference, candidates, np.ascontiguousarray(places, np.int64))
 
-    def scan(a: int, b: int) -> None:
-        search_windows(queries[a:b], reference, candidates[a:b], places, found[a:b])
 
-    spread(scan, len(queries))
-    distance = np.sqrt(found[:, 3] / queries[:1].size) / 255 if len(queries) else np.zeros(0)
-    return Windowed(found[:, 0], found[:, 1:3], np.where(found[:, 0] < 0, np.inf, distance))
+def _search_shifts(queries: np.ndarray, reference: np.ndarray, candidates: np.ndarray, shifts: np.ndarray) -> Shifted:
+    found, candidates = np.zeros((len(queries), 5), np.int64), np.sort(candidates, axis=1)
+    _over_queries(compiled.search_shifts, queries, reference, candidates, found, shifts)
+    return Shifted(found[:, 0], found[:, 1:3], found[:, 3], found[:, 4])
 
 
 def tile_distance(queries: np.ndarray, reference: np.ndarray, candidates: np.ndarray) -> np.ndarray:
     """The least, over the candidates, of the largest distance of a tile; float64 (Q,), pixels in [0, 1].
 
-    An image is cut into TILES × TILES tiles (fewer where it is smaller); a tile's distance is the root mean squared
-    difference inside it, as in Carlini et al. 2023, who take its maximum so that two images that share nothing but a
+    An image is cut into TILES_PER_SIDE² tiles (fewer where it is smaller). A tile's distance is the root mean squared
+    difference inside it. Carlini et al. 2023 take the maximum over tiles, so that two images that share nothing but a
     plain background are not near. Arguments as of `best_shift`; infinite for a query without candidates.
     """
     _check(queries, reference, candidates)
-    from stages.engine.alignment_kernels import search_tiles
-
-    height, width = queries.shape[1:3]
-    rows, columns = (np.arange(min(TILES, n) + 1) * n // min(TILES, n) for n in (height, width))
+    edges = (np.arange(min(TILES_PER_SIDE, n) + 1) * n // min(TILES_PER_SIDE, n) for n in queries.shape[1:3])
     found = np.full(len(queries), np.inf)
-    queries, reference = np.ascontiguousarray(queries), np.ascontiguousarray(reference)
-
-    def scan(a: int, b: int) -> None:
-        search_tiles(queries[a:b], reference, candidates[a:b], rows, columns, found[a:b])
-
-    spread(scan, len(queries))
+    _over_queries(compiled.search_tiles, queries, reference, candidates, found, *edges)
     return np.sqrt(found) / 255
+
+
+def _over_queries(
+    loop: Callable[..., None],
+    queries: np.ndarray,
+    reference: np.ndarray,
+    candidates: np.ndarray,
+    found: np.ndarray,
+    *more: np.ndarray,
+) -> None:
+    """loop(queries, reference, candidates, *more, found) over all queries, cut for the threads."""
+    queries, reference = np.ascontiguousarray(queries), np.ascontiguousarray(reference)
+    spread(lambda a, b: loop(queries[a:b], reference, candidates[a:b], *more, found[a:b]), len(queries))
 
 
 def _check(queries: np.ndarray, reference: np.ndarray, candidates: np.ndarray) -> None:

@@ -1,21 +1,22 @@
 """Exact nearest neighbours of uint8 images on an accelerator: int8 matrix products with int32 sums, block by block.
 
-A GPU's int8 products are so fast that no bound is needed before them. Every function runs on CPU tensors, too.
+A GPU takes int8 products so fast that a bound before them would cost more than it saves. Every function also runs on
+CPU tensors.
 """
 
 import numpy as np
 import torch
 
-from stages.engine.products import INT32_DEPTH, int8_is_exact
+from stages.engine.products import MAX_INT32_TERMS, int8_is_exact
+from stages.engine.sizes import NO_KEY
 
-EMPTY = 2**63 - 1
-ROWS = 32  # CUDA's int8 product wants more than 16 rows, and multiples of 8 of everything else
+ROW_MULTIPLE = 32  # CUDA's int8 product takes more than 16 rows, and multiples of 8 of everything else
 
 
 def nearest_keys(
     queries: np.ndarray, reference: np.ndarray, k: int, exclude: np.ndarray, device: torch.device, memory_budget: int
 ) -> np.ndarray:
-    """Squared distance · M + index of the k nearest rows of `reference` per query, ascending: int64 (Q, k).
+    """Return squared distance · M + index of the k nearest rows of `reference` per query, ascending: int64 (Q, k).
 
     Args:
         queries, reference: uint8 (Q, d) and (M, d), checked.
@@ -27,7 +28,7 @@ def nearest_keys(
     count, d = reference.shape
     columns = max(1, min(count, memory_budget // (16 * d), memory_budget // 2048))
     step = max(1, min(4096, memory_budget // (48 * (columns + k)), memory_budget // (16 * d)))
-    keys = np.full((len(queries), k), EMPTY, np.int64)
+    keys = np.full((len(queries), k), NO_KEY, np.int64)
     for c in range(0, count, columns):
         right = _prepared(reference[c : c + columns], device)
         for r in range(0, len(queries), step):
@@ -39,10 +40,10 @@ def nearest_keys(
 
 
 def _prepared(images: np.ndarray, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
-    """x − 128 as int8, filled up with zeros to (multiple of 32, multiple of 8), and ‖x − 128‖², int64 (N,)."""
+    """x − 128 as int8, padded with zeros to (multiple of 32, multiple of 8), and ‖x − 128‖², int64 (N,)."""
     count, d = images.shape
     pixels = torch.from_numpy(np.require(images, requirements=["C", "W"])).to(device)
-    centred = torch.zeros(-(-count // ROWS) * ROWS, -(-d // 8) * 8, dtype=torch.int8, device=device)
+    centred = torch.zeros(-(-count // ROW_MULTIPLE) * ROW_MULTIPLE, -(-d // 8) * 8, dtype=torch.int8, device=device)
     centred[:count, :d] = (pixels ^ 128).view(torch.int8)
     rows = max(1, (1 << 24) // d)
     squares = [part.to(torch.int32).square().sum(1, dtype=torch.int64) for part in centred[:count].split(rows)]
@@ -53,7 +54,7 @@ def _inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a @ b.T of int8 (n, d) and (m, d), exactly: int64 (n, m)."""
     if a.device.type == "cpu" and not int8_is_exact():
         return (a.double() @ b.double().T).long()
-    cuts = range(0, a.shape[1], INT32_DEPTH // 8 * 8)
+    cuts = range(0, a.shape[1], MAX_INT32_TERMS // 8 * 8)
     parts = ((t[:, c : c + cuts.step].contiguous() for t in (a, b)) for c in cuts)
     return sum(torch._int_mm(left, right.T).long() for left, right in parts)
 
@@ -66,10 +67,10 @@ def _better(
     offset: int,
     count: int,
 ) -> torch.Tensor:
-    """The k least of `kept`, int64 (Q, k), and of the keys of one block of references, ascending."""
+    """The k least keys of `kept`, int64 (Q, k), and one block of references, ascending."""
     (x, norms_x), (y, norms_y) = left, right
     squared = _inner(x, y)[: len(norms_x), : len(norms_y)].mul_(-2).add_(norms_x[:, None]).add_(norms_y)
     keys = squared.mul_(count).add_(torch.arange(offset, offset + len(norms_y), device=kept.device))
     some = torch.nonzero((exclude >= 0) & (exclude < len(norms_y)))[:, 0]
-    keys[some, exclude[some]] = EMPTY
+    keys[some, exclude[some]] = NO_KEY
     return torch.cat([kept, keys], dim=1).topk(kept.shape[1], dim=1, largest=False, sorted=True).values

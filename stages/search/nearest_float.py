@@ -1,7 +1,7 @@
 """The exact distance of float points to a set of uint8 images: the sampler's actual noise level.
 
-A float32 matrix product finds every image that could be the nearest, given how far the product can be off; those few
-are measured again by direct differences in float64. So no copy is missed where ‖a‖² + ‖b‖² − 2ab cancels.
+A float32 matrix product finds every image that could be the nearest, given a bound of the product's rounding error.
+Those few are measured again by differences in float64, so that no copy is missed where ‖a‖² + ‖b‖² − 2ab cancels.
 """
 
 import dataclasses
@@ -12,12 +12,13 @@ import torch
 
 from stages.engine.products import affordable
 
-BLOCK_BYTES = 1 << 28  # of the float reference that is in memory at once
+BLOCK_BYTES = 1 << 28  # of the float reference and of candidates held in memory at once
+SUM_TERMS = 4096  # squares summed at once: no sum is long enough for torch to split it among threads
 
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """Images made ready for many calls of `min_distance`: 4 bytes per pixel more (8 at lowered matmul precision).
+    """Images prepared for many calls of `min_distance`: 4 more bytes per pixel (8 at lowered matmul precision).
 
     Attributes:
         images: uint8 (M, d).
@@ -32,10 +33,8 @@ class Reference:
 
 def prepare(images: np.ndarray | torch.Tensor, device: torch.device | str = "cpu") -> Reference:
     """`images`, uint8 (M, d), as a `Reference` on `device`."""
-    if isinstance(images, np.ndarray):
-        images = torch.from_numpy(
-            np.require(images, requirements=["C", "W"])
-        )  # a memory map is copied: it is read-only
+    if isinstance(images, np.ndarray):  # a memory map is copied: it is read-only
+        images = torch.from_numpy(np.require(images, requirements=["C", "W"]))
     images = images.to(device)
     if images.dtype != torch.uint8 or images.ndim != 2 or images.numel() == 0:
         raise ValueError(f"reference must be uint8 (M, d) and not empty, it is {images.dtype} {tuple(images.shape)}")
@@ -54,11 +53,11 @@ def _working_type() -> torch.dtype:
 def min_distance(
     x: torch.Tensor, reference: np.ndarray | torch.Tensor | Reference
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """For each row of x the nearest image and its distance. The result of a row does not depend on the others.
+    """Return the nearest image of each row of x and its distance. The result of a row does not depend on the others.
 
     Args:
         x: float32 (B, d), [0, 1] units, finite.
-        reference: uint8 (M, d); pixel values are reference / 255. `prepare` it, on x's device, for many calls.
+        reference: uint8 (M, d); pixel values are reference / 255. For many calls `prepare` it on x's device.
 
     Returns:
         index int64 (B,) and distance float64 (B,), ‖x − reference/255‖, on x's device; ties by index.
@@ -82,7 +81,7 @@ def min_distance(
 
 
 def _blocks(reference: np.ndarray | torch.Tensor | Reference, x: torch.Tensor) -> Iterator[tuple[int, Reference]]:
-    """(first row, images made ready): all of them at once, or as many as BLOCK_BYTES holds."""
+    """(first row, prepared images): all of them at once, or as many as BLOCK_BYTES holds."""
     if isinstance(reference, Reference) and reference.centred.dtype == _working_type():
         yield 0, reference
         return
@@ -93,11 +92,11 @@ def _blocks(reference: np.ndarray | torch.Tensor | Reference, x: torch.Tensor) -
 
 
 def _candidates(x: torch.Tensor, reference: Reference) -> tuple[torch.Tensor, torch.Tensor]:
-    """Pairs (row of x, row of images) among which each row's nearest image certainly is.
+    """Pairs (row of x, row of images) that certainly include each row's nearest image.
 
     With X = 255 x − m and Y = images − m about the middle grey m = 128, h = ‖Y‖²/2 − X·Y orders the images. A rounded
-    sum of d products is off by at most n u/(1−n u) ‖X‖‖Y‖, n = d + 4 with the rounding of X and of ‖Y‖²/2, so every
-    image within twice that of the smallest h stays.
+    sum of d products has an error of at most n u/(1−n u) ‖X‖‖Y‖, where n = d + 4 includes the rounding of X and of
+    ‖Y‖²/2. Every image whose h is within twice that of the smallest stays.
     """
     points = (x.double() * 255 - 128).to(reference.centred.dtype)
     h = reference.half - (points @ reference.centred.T).double()
@@ -111,7 +110,7 @@ def _candidates(x: torch.Tensor, reference: Reference) -> tuple[torch.Tensor, to
 def _nearest_of(
     x: torch.Tensor, images: torch.Tensor, query: torch.Tensor, image: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The least ‖x − image/255‖² (float64, (B,)) of each row's candidates, and the first image that has it."""
+    """The least ‖x − image/255‖² of each row's candidates, float64 (B,), and the first image that has it, (B,)."""
     step = max(1, affordable(BLOCK_BYTES) // (64 * x.shape[1]))
     parts = [_squared(x[query[s : s + step]], images[image[s : s + step]]) for s in range(0, len(query), step)]
     squared = torch.cat(parts)
@@ -123,7 +122,6 @@ def _nearest_of(
 
 
 def _squared(points: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """‖point − image/255‖² of matching rows, float64; summed over 4096 pixels at a time, so that no sum is long
-    enough to be split among threads and every row comes out the same in any batch."""
+    """‖point − image/255‖² of matching rows, float64 (N,): the same bits in every batch (see SUM_TERMS)."""
     difference = points.double() - images.double() / 255
-    return torch.stack([part.square().sum(1) for part in difference.split(4096, dim=1)]).sum(0)
+    return torch.stack([part.square().sum(1) for part in difference.split(SUM_TERMS, dim=1)]).sum(0)

@@ -1,30 +1,31 @@
-"""Exact nearest neighbours of short vectors, such as reduced images: every product, and a scan that keeps the best.
+"""Exact nearest neighbours of short vectors, such as reduced images: all products, and a scan that keeps the best.
 
-A certified bound (`nearest`) pays where it saves most of a vector's length. Of a few hundred values it would take half
-as directions, in int16, and the exact int8 products of all of them cost less than that bound.
+The bound that `nearest` takes pays where it saves most of a vector's length. For a few hundred values its directions
+would be half as many, and the exact int8 products of all values cost less.
 """
 
 import numpy as np
 
+from stages.engine import compiled
 from stages.engine.products import (
     affordable,
     centred,
     check_images,
+    compiled_norms,
     products,
     single_threaded_products,
     spread,
     threads,
 )
-from stages.engine.projection import compiled_norms
+from stages.engine.sizes import NO_KEY
 from stages.errors import InputError
 
 LONGEST = 4_096  # values of a vector: ‖y‖² − 2 x·y then fits an int32
-EMPTY = 2**63 - 1
-COLUMNS, ROWS = 4_096, 512  # of a block of products: large enough for the int8 kernel, within the third cache
+PRODUCT_COLUMNS, PRODUCT_ROWS = 4_096, 512  # large enough for the int8 product, small enough for the third cache
 
 
 def nearest_short(queries: np.ndarray, reference: np.ndarray, k: int, memory_budget: int = 1 << 30) -> np.ndarray:
-    """The k nearest rows of `reference` for each row of `queries`: `nearest`'s indices, to the bit.
+    """Return the k nearest rows of `reference` for each row of `queries`: the indices that `nearest` returns.
 
     Args:
         queries: uint8 (Q, d), d ≤ LONGEST.
@@ -38,13 +39,14 @@ def nearest_short(queries: np.ndarray, reference: np.ndarray, k: int, memory_bud
     queries, reference = check_images(queries, "queries"), check_images(reference, "reference")
     count, d = reference.shape
     if queries.shape[1] != d or d > LONGEST or not 1 <= k <= count:
-        raise InputError(f"the {k} nearest of {reference.shape} to {queries.shape}: at most {LONGEST} values each")
-    from stages.engine.alignment_kernels import keep_lowest
-
+        raise InputError(
+            f"{k} nearest rows of {reference.shape} were asked for {queries.shape}: the widths must be equal and at "
+            f"most {LONGEST}, and the rows must suffice"
+        )
     budget = affordable(memory_budget) // threads()
-    columns = max(1, min(COLUMNS, budget // (16 * d)))
-    rows = max(1, min(ROWS, budget // (8 * (columns + d))))
-    keys, norms = np.full((len(queries), k), EMPTY, np.int64), compiled_norms(reference).astype(np.int32)
+    columns = max(1, min(PRODUCT_COLUMNS, budget // (16 * d)))
+    rows = max(1, min(PRODUCT_ROWS, budget // (8 * (columns + d))))
+    keys, norms = np.full((len(queries), k), NO_KEY, np.int64), compiled_norms(reference).astype(np.int32)
 
     def search(a: int, b: int) -> None:
         left, kept = centred(queries[a:b]), keys[a:b]
@@ -53,7 +55,7 @@ def nearest_short(queries: np.ndarray, reference: np.ndarray, k: int, memory_bud
             right = centred(reference[block])
             for start in range(0, b - a, rows):
                 part = slice(start, start + rows)
-                keep_lowest(products(left[part], right), norms[block], first, count, kept[part])
+                compiled.keep_lowest(products(left[part], right), norms[block], first, count, kept[part])
 
     with single_threaded_products():
         spread(search, len(queries))

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 
+from stages.engine import compiled
 from stages.engine.products import (
     affordable,
     centred,
@@ -14,19 +15,20 @@ from stages.engine.products import (
     squared_norms,
     threads,
 )
-from stages.engine.projection import Projection, coordinates, fit_projection, slack
-from stages.engine.tiled import TILE, Tiles
+from stages.engine.projection import Projection, coordinates, fit_projection
+from stages.engine.sizes import TILE
+from stages.engine.tiled import SCORE_BATCH, Tiles, tile
 
-SMALL = 1 << 33  # multiplications up to which plain products are faster than fitting a bound
-DIRECTIONS = 124  # of the bound
-QUERIES = 24  # whose scores are in the cache at once
-HARD = 0.05  # share of a block's pairs above which the exact product is faster than pair by pair
+SMALL_SEARCH = 1 << 33  # multiplications up to which plain products are faster than fitting a bound
+DIRECTIONS, LEADING = 91, 28  # of the bound, all and at the coarse level: the later ones and a length fill cache lines
+ROW_CHUNK = 4096  # rows whose coordinates are in memory at once
+GIVE_UP_SHARE = 0.05  # of a block's pairs: if the bound leaves more, the exact product is faster
 
 
 def pairs_within(
     images: np.ndarray, squared_radius: int, memory_budget: int = 1 << 30
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """All pairs i < j of rows with ‖a−b‖² ≤ squared_radius, exactly.
+    """Return all pairs i < j of rows with ‖a−b‖² ≤ squared_radius, exactly.
 
     Args:
         images: uint8 (N, d).
@@ -39,11 +41,11 @@ def pairs_within(
     images = check_images(images, "images")
     join = _Join(images, squared_norms(images), min(int(squared_radius), 2**62), affordable(memory_budget))
     count, d = images.shape
-    if count * count * d <= SMALL or d < 16:
+    if count * count * d <= SMALL_SEARCH or d < 16:
         found = join.plain()
     else:
         with single_threaded_products():
-            found = join.bounded(fit_projection(images, min(DIRECTIONS, d // 2)))
+            found = join.bounded(fit_projection(images, min(DIRECTIONS, d // 2), LEADING))
     i, j, squared = np.concatenate([np.zeros((3, 0), np.int64), *found], axis=1)
     order = np.lexsort((j, i))
     return i[order], j[order], squared[order]
@@ -51,7 +53,7 @@ def pairs_within(
 
 @dataclasses.dataclass(frozen=True)
 class _Join:
-    """A self-join of `images` under `radius`. A found block is int64 (3, n): i, j, squared."""
+    """The pairs of `images` within `radius`. What a method finds is int64 (3, n): i, j, squared."""
 
     images: np.ndarray
     norms: np.ndarray
@@ -59,7 +61,7 @@ class _Join:
     budget: int
 
     def blocks(self, columns: int) -> tuple[int, int]:
-        """Rows and columns of one block of pairs, of at most `columns`, whose temporaries keep to the budget."""
+        """Rows and columns, at most `columns`, of one block of pairs whose temporaries keep to the budget."""
         columns = max(1, min(columns, 8192, self.budget // (16 * self.images.shape[1]), self.budget // 48))
         return max(1, min(1024, self.budget // (48 * columns), self.budget // (16 * self.images.shape[1]))), columns
 
@@ -83,35 +85,29 @@ class _Join:
         return np.stack([i, j, squared])[:, (i < j) & (squared <= self.radius)]
 
     def bounded(self, projection: Projection) -> list[np.ndarray]:
-        """The bound for every pair, integers for the pairs that it leaves."""
+        """The bound for every pair, exact distances for the pairs that it leaves."""
         count, found = len(self.images), []
         columns = max(TILE, min(count, self.budget // (8 * projection.size)))
         for start in range(0, count, columns):
             span = range(start, min(start + columns, count))
-            reference = Tiles.of(projection, self.images[span.start : span.stop], span.start)
-            for r in range(0, span.stop, 4096):
-                found += self.joined(projection, range(r, min(r + 4096, span.stop)), span, reference)
+            reference = tile(projection, self.images[span.start : span.stop], span.start)
+            for r in range(0, span.stop, ROW_CHUNK):
+                found += self.joined(projection, range(r, min(r + ROW_CHUNK, span.stop)), span, reference)
         return found
 
     def joined(self, projection: Projection, rows: range, span: range, y: Tiles) -> list[np.ndarray]:
         """The pairs of some rows with one span."""
-        from stages.engine.search_kernels import join_block
-
-        found, step = [], max(1, min(QUERIES, self.budget // (16 * threads() * len(span))))
-        x = coordinates(projection, self.images[rows.start : rows.stop], y.layout).as_queries(y.layout)
-        margin, levels = slack(x, y.rows), y.layout.numbers
+        found, step = [], max(1, min(SCORE_BATCH, self.budget // (16 * threads() * len(span))))
+        x = coordinates(projection, self.images[rows.start : rows.stop]).as_queries(y.rows)
 
         def scan(a: int, b: int) -> None:
-            scratch = y.scratch(min(step, b - a))
+            scores = y.scores(min(step, b - a))
             for start in range(a, b, step):
-                part = slice(start, min(start + step, b))
-                block = range(rows.start + part.start, rows.start + part.stop)
-                y.score(x.coarse[part], scratch, max(0, block.start - span.start) // TILE)
-                pairs = np.empty((3, max(1, int(HARD * len(block) * len(span)))), np.int64)
-                n = join_block(
-                    scratch.scores, x.fine[part], x.squared[part], margin[part], x.scale, y.rows.fine,
-                    levels, y.order, self.images, block.start, self.radius, pairs,
-                )  # fmt: skip
+                stop = min(start + step, b)
+                block = rows[start:stop]
+                y.score(x.coarse[start:stop], scores, max(0, block.start - span.start) // TILE)
+                pairs = np.empty((3, max(1, int(GIVE_UP_SHARE * len(block) * len(span)))), np.int64)
+                n = compiled.join_block(scores, x, y, self.images, rows.start, start, stop, self.radius, pairs)
                 found.append(self.exact_rows(block, span) if n < 0 else pairs[:, :n].copy())
 
         spread(scan, len(rows))

@@ -47,8 +47,8 @@ SEARCHES: dict[str, Callable[[], list[np.ndarray]]] = {
 def test_less_memory_gives_the_same_bits(name, large, monkeypatch):
     """From everything in one block to blocks of a few rows, in plain products and in the scans of large searches."""
     if large:
-        monkeypatch.setattr(nearest_module, "SMALL", 0)
-        monkeypatch.setattr(range_search, "SMALL", 0)
+        monkeypatch.setattr(nearest_module, "SMALL_SEARCH", 0)
+        monkeypatch.setattr(range_search, "SMALL_SEARCH", 0)
     whole = SEARCHES[name]()
     assert len(whole[0])
     for share in ("0.5", "1e-5"):

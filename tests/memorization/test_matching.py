@@ -106,8 +106,8 @@ def test_the_nearest_short_vectors_are_a_brute_force_s(queries, count, d, k, kin
     expected = np.argsort(squared, axis=1, kind="stable")[:, :k]
     with pytest.MonkeyPatch.context() as patch:
         if tight:
-            patch.setattr(nearest_short_module, "COLUMNS", 7)
-            patch.setattr(nearest_short_module, "ROWS", 5)
+            patch.setattr(nearest_short_module, "PRODUCT_COLUMNS", 7)
+            patch.setattr(nearest_short_module, "PRODUCT_ROWS", 5)
         assert np.array_equal(nearest_short(a, b, k), expected)
 
 
@@ -160,7 +160,7 @@ def test_overlapping_searches_leave_the_number_of_threads_as_it_was():
 
 
 def test_vectors_that_are_too_long_for_the_scan_are_refused():
-    with pytest.raises(InputError, match=r"the 1 nearest of \(2, 4097\) to \(1, 4097\): at most 4096 values each"):
+    with pytest.raises(InputError, match=r"1 nearest rows of \(2, 4097\) were asked for \(1, 4097\)"):
         nearest_short(np.zeros((1, 4097), np.uint8), np.zeros((2, 4097), np.uint8), 1)
 
 

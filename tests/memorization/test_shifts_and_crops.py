@@ -74,10 +74,10 @@ def test_the_best_window_is_the_least_mean_over_all_candidates_and_places():
             for row in sorted(candidates[q][candidates[q] >= 0])
             for y, x in places
         }
-        assert (found.row[q], *found.place[q]) == min(means, key=means.get)  # the first of equal ones
+        assert (found.row[q], *found.shift[q]) == min(means, key=means.get)  # the first of equal ones
         assert found.distance[q] == pytest.approx(math.sqrt(min(means.values())) / 255, rel=1e-12)
-    assert (found.row[0], *found.place[0], found.distance[0]) == (4, 2, 1, 0)
-    assert (found.row[1], *found.place[1]) == (0, 0, 0)
+    assert (found.row[0], *found.shift[0], found.distance[0]) == (4, 2, 1, 0)
+    assert (found.row[1], *found.shift[1]) == (0, 0, 0)
     assert (found.row[4], found.distance[4]) == (-1, np.inf)
     with pytest.raises(InputError, match="windows .5, 5. do not all lie inside images .7, 7."):
         best_window(queries, reference, candidates, np.array([[0, 3]]))
