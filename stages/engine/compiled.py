@@ -19,5 +19,5 @@ def __getattr__(name: str) -> Any:
 
     for module in (search_kernels, tile_kernel, row_kernels, alignment_kernels, candidate_kernels, score_kernels):
         if not name.startswith("_") and hasattr(module, name):
-            return getattr(module, name)
+            return globals().setdefault(name, getattr(module, name))
     raise AttributeError(f"no compiled loop is called {name}")

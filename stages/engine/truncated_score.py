@@ -214,8 +214,8 @@ def candidate_sets(centres: ManyCentres, samples: Samples, kernel: Kernel, drop:
         active = np.flatnonzero(count >= 0)
         if len(active) == 0:
             break
-        scan = compiled.collect, _products(samples.digits[:digits, active], block.images), block, samples
-        _over_samples(len(active), *scan, kernel.power_law, sets, active)
+        inner = _products(samples.digits[:digits, active], block.images)
+        _over_samples(len(active), compiled.collect, inner, block, samples, kernel.power_law, sets, active)
         seen = (block.start + len(block.images)) / len(centres)
         if turn < len(EXCESS) and seen < 1:
             limit(active[count[active] >= 0], EXCESS[turn] * MAX_CANDIDATES[digits] * seen)
@@ -226,8 +226,7 @@ def candidate_sets(centres: ManyCentres, samples: Samples, kernel: Kernel, drop:
 
 def _over_samples(count: int, loop: Callable[..., None], *arguments: object) -> None:
     """loop(*arguments, a, b) over the samples [0, count), cut for the threads."""
-    if count:
-        spread(lambda a, b: loop(*arguments, a, b), count)
+    spread(lambda a, b: loop(*arguments, a, b), count)
 
 
 def _collect_projected(centres: ManyCentres, samples: Samples, kernel: Kernel, sets: CandidateSets) -> None:
@@ -245,8 +244,8 @@ def _collect_projected(centres: ManyCentres, samples: Samples, kernel: Kernel, s
             break
         sides = (digits.reshape(-1, projected.projection.size) for digits in (own.digits[:, active], block.digits))
         inner = products(*sides).reshape(2, len(active), 2, -1)
-        scan = compiled.collect_projected, inner, block, samples, own, slack
-        _over_samples(len(active), *scan, kernel.power_law, sets, active)
+        more = block, samples, own, slack, kernel.power_law, sets, active
+        _over_samples(len(active), compiled.collect_projected, inner, *more)
         sets.count[sets.count > (block.start + len(block.images)) // 4] = -1
     sets.count[sets.count > MAX_CANDIDATES[0]] = -1
 
