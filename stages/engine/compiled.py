@@ -1,6 +1,6 @@
-"""The compiled loops: `compiled.NAME` is the loop NAME, whose module is imported when the first one is asked for.
+"""The compiled loops of the search: `compiled.NAME` is the loop NAME, imported when the first one is asked for.
 
-This is the engine's one lazy import. numba and the loops take 0.25 s to import, and where numba's cache is empty half a
+This is the engine's one lazy import. numba takes 0.25 s to import, and where its cache is empty the loops take half a
 minute to compile; planning a stage and small searches need none of them.
 """
 
@@ -8,16 +8,9 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    from stages.engine import (
-        alignment_kernels,
-        candidate_kernels,
-        row_kernels,
-        score_kernels,
-        search_kernels,
-        tile_kernel,
-    )
+    from stages.engine import row_kernels, search_kernels
 
-    for module in (search_kernels, tile_kernel, row_kernels, alignment_kernels, candidate_kernels, score_kernels):
+    for module in (search_kernels, row_kernels):
         if not name.startswith("_") and hasattr(module, name):
             return globals().setdefault(name, getattr(module, name))
     raise AttributeError(f"no compiled loop is called {name}")

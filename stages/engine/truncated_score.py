@@ -55,7 +55,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from stages.engine import compiled
+from stages.engine import candidate_kernels, score_kernels
 from stages.engine.fixed_point import DIGITS, GREY, Samples, fixed_point, project_samples
 from stages.engine.many_centres import CentreBlock, ManyCentres
 from stages.engine.products import centred, products, spread, weighted_sums
@@ -207,7 +207,7 @@ def candidate_sets(centres: ManyCentres, samples: Samples, kernel: Kernel, drop:
         """Find which candidates to sum; give up the samples with more than `most` of them."""
         summed[active] = count[active]
         if digits > 1:
-            compiled.defer_tail(samples, kernel, sets, active, TOLERANCE / 8)
+            candidate_kernels.defer_tail(samples, kernel, sets, active, TOLERANCE / 8)
         count[active[summed[active] > most]] = -1
 
     for turn, block in enumerate(centres.blocks(pilot=True)):
@@ -215,7 +215,7 @@ def candidate_sets(centres: ManyCentres, samples: Samples, kernel: Kernel, drop:
         if len(active) == 0:
             break
         inner = _products(samples.digits[:digits, active], block.images)
-        _over_samples(len(active), compiled.collect, inner, block, samples, kernel.power_law, sets, active)
+        _over_samples(len(active), candidate_kernels.collect, inner, block, samples, kernel.power_law, sets, active)
         seen = (block.start + len(block.images)) / len(centres)
         if turn < len(EXCESS) and seen < 1:
             limit(active[count[active] >= 0], EXCESS[turn] * MAX_CANDIDATES[digits] * seen)
@@ -245,7 +245,7 @@ def _collect_projected(centres: ManyCentres, samples: Samples, kernel: Kernel, s
         sides = (digits.reshape(-1, projected.projection.size) for digits in (own.digits[:, active], block.digits))
         inner = products(*sides).reshape(2, len(active), 2, -1)
         more = block, samples, own, slack, kernel.power_law, sets, active
-        _over_samples(len(active), compiled.collect_projected, inner, *more)
+        _over_samples(len(active), candidate_kernels.collect_projected, inner, *more)
         sets.count[sets.count > (block.start + len(block.images)) // 4] = -1
     sets.count[sets.count > MAX_CANDIDATES[0]] = -1
 
@@ -258,7 +258,7 @@ def _sum_candidates(
     if count == 0:
         return out, np.zeros(0)
     nearest, tail, sets = np.zeros(count), np.zeros((count, 2)), candidate_sets(centres, samples, kernel, drop, digits)
-    _over_samples(count, compiled.sum_candidates, centres.images, samples, kernel, sets, out, nearest, tail)
+    _over_samples(count, score_kernels.sum_candidates, centres.images, samples, kernel, sets, out, nearest, tail)
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         radius2 = nearest * sets.growth if kernel.power_law else nearest + sets.growth
         beyond = (len(centres) - sets.count) * math.exp(-drop)  # their weights' sum at most
@@ -321,7 +321,7 @@ def _sum_integers(centres: ManyCentres, samples: Samples, kernel: Kernel, digits
         weights = BlockWeights(
             np.empty((3, count, len(packed)), np.int8), np.empty(count, bool), *np.empty((3, count))
         )  # fmt: skip
-        _over_samples(count, compiled.weigh, inner, block, samples, kernel, sums, weights)
+        _over_samples(count, score_kernels.weigh, inner, block, samples, kernel, sums, weights)
         own, everything = _moment(weights, block, packed)
         moment = moment * weights.shrink[:, None] + own * weights.unit[:, None] + everything * weights.centre[:, None]
     rounded = moment - sums.state[:, 4:5] * samples.values
@@ -339,7 +339,7 @@ def _products(digits: np.ndarray, images: np.ndarray, packed: np.ndarray | None 
     if len(rows) > FEW_ROWS or d > MAX_FEW_DEPTH:
         return products(rows, centred(images) if packed is None else packed).reshape(n, count, -1)
     out = np.empty((len(rows), len(images)), np.int32)
-    spread(lambda a, b: compiled.few_products(images[a:b], rows, out[:, a:b]), len(images))
+    spread(lambda a, b: score_kernels.few_products(images[a:b], rows, out[:, a:b]), len(images))
     return out.reshape(n, count, -1)
 
 
@@ -351,7 +351,7 @@ def _moment(weights: BlockWeights, block: CentreBlock, packed: np.ndarray) -> tu
         found = weighted_sums(rows, packed)
     else:
         found = np.zeros((len(rows), packed.shape[1]), np.int32)
-        spread(lambda a, b: compiled.few_sums(rows[a:b], block.images, found[a:b]), len(rows))
+        spread(lambda a, b: score_kernels.few_sums(rows[a:b], block.images, found[a:b]), len(rows))
     high, middle, low = np.split(found[:-1], [len(fine), 2 * len(fine)])
     sums = 65536.0 * high + 256.0 * middle
     sums[fine] += low
@@ -393,5 +393,5 @@ def _integer_bound(
 def _sum_all(centres: ManyCentres, samples: Samples, kernel: Kernel) -> np.ndarray:
     """Scores over all centres, one by one in float64, grey levels (B, d)."""
     out = np.zeros_like(samples.values)
-    _over_samples(len(out), compiled.sum_all, centres.images, samples, kernel, out)
+    _over_samples(len(out), score_kernels.sum_all, centres.images, samples, kernel, out)
     return out

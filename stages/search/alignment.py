@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from stages.engine import compiled
+from stages.engine import alignment_kernels
 from stages.engine.products import spread
 from stages.errors import InputError
 
@@ -78,7 +78,7 @@ def best_window(queries: np.ndarray, reference: np.ndarray, candidates: np.ndarr
 
 def _search_shifts(queries: np.ndarray, reference: np.ndarray, candidates: np.ndarray, shifts: np.ndarray) -> Shifted:
     found, candidates = np.zeros((len(queries), 5), np.int64), np.sort(candidates, axis=1)
-    _over_queries(compiled.search_shifts, queries, reference, candidates, found, shifts)
+    _over_queries(alignment_kernels.search_shifts, queries, reference, candidates, found, shifts)
     return Shifted(found[:, 0], found[:, 1:3], found[:, 3], found[:, 4])
 
 
@@ -92,7 +92,7 @@ def tile_distance(queries: np.ndarray, reference: np.ndarray, candidates: np.nda
     _check(queries, reference, candidates)
     edges = (np.arange(min(TILES_PER_SIDE, n) + 1) * n // min(TILES_PER_SIDE, n) for n in queries.shape[1:3])
     found = np.full(len(queries), np.inf)
-    _over_queries(compiled.search_tiles, queries, reference, candidates, found, *edges)
+    _over_queries(alignment_kernels.search_tiles, queries, reference, candidates, found, *edges)
     return np.sqrt(found) / 255
 
 

@@ -6,7 +6,7 @@ would be half as many, and the exact int8 products of all values cost less.
 
 import numpy as np
 
-from stages.engine import compiled
+from stages.engine import alignment_kernels
 from stages.engine.products import (
     affordable,
     centred,
@@ -55,7 +55,7 @@ def nearest_short(queries: np.ndarray, reference: np.ndarray, k: int, memory_bud
             right = centred(reference[block])
             for start in range(0, b - a, rows):
                 part = slice(start, start + rows)
-                compiled.keep_lowest(products(left[part], right), norms[block], first, count, kept[part])
+                alignment_kernels.keep_lowest(products(left[part], right), norms[block], first, count, kept[part])
 
     with single_threaded_products():
         spread(search, len(queries))

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stages.engine.projection import coordinates, fit_projection
+from stages.engine.search_kernels import score_function
 from stages.engine.simd import processor_features
 from stages.engine.sizes import FILLER_SUM
-from stages.engine.tile_kernel import score_function
 from stages.engine.tiled import pack
 from stages.search.brute_force import squared_distances
 
