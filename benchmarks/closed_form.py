@@ -29,7 +29,7 @@ from stages.diffusion import scores as empirical_score
 from stages.diffusion.noise import levels, normal
 from stages.diffusion.parameters import NoiseParams
 from stages.engine import truncated_score
-from stages.engine.many_centres import WORTH, ManyCentres, make_many_centres
+from stages.engine.many_centres import MIN_PROJECTED_CENTRES, ManyCentres, make_many_centres
 
 SAMPLES, LEVELS = 100, 116
 Score = Callable[[torch.Tensor, float], torch.Tensor]
@@ -148,10 +148,10 @@ def run(pixels: np.ndarray, every: int, with_keops: bool) -> tuple[dict[str, flo
 
 
 def prepare(centres: ManyCentres) -> float:
-    """Processor seconds in which the coarse coordinates are made that small noise levels ask for, once."""
-    make_many_centres(centres.images[:WORTH]).coarse  # noqa: B018  (compiles)
+    """Processor seconds in which the projected coordinates are made that small noise levels ask for, once."""
+    make_many_centres(centres.images[:MIN_PROJECTED_CENTRES]).projected  # noqa: B018  (compiles)
     start = time.process_time()
-    centres.coarse  # noqa: B018  (made at its first use)
+    centres.projected  # noqa: B018  (made at its first use)
     return time.process_time() - start
 
 
@@ -184,10 +184,12 @@ def slice_of_imagenet(count: int = 20_000) -> dict[str, float]:
         fields(count, 64).tofile(path)
         centres = make_many_centres(np.memmap(path, np.uint8, "r", shape=(count, 12288)))
         x = normal(0, torch.arange(SAMPLES), 0, (12288,)).double().numpy()
-        out = {"coarse coordinates": round(prepare(centres) / count * 1e6, 1)}
+        out = {"projected coordinates": round(prepare(centres) / count * 1e6, 1)}
         for sigma in (100.0, 0.1):
             point, level = centres.images[:SAMPLES] / 255 + sigma * x, np.full(SAMPLES, sigma)
-            truncated_score.conditioning(make_many_centres(centres.images[:WORTH]), point, level)  # compiles
+            truncated_score.conditioning(
+                make_many_centres(centres.images[:MIN_PROJECTED_CENTRES]), point, level
+            )  # compiles
             start = time.process_time()
             truncated_score.conditioning(centres, point, level)
             out[f"sigma {sigma:g}"] = round((time.process_time() - start) / count * 1e6, 1)
