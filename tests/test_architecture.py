@@ -26,13 +26,13 @@ REACH = {
     "ingest": (20, ["files", "images"]),
     "deduplicate": (24, ["engine", "features", "files", "images", "search"]),
     "embed": (14, ["features", "files"]),
-    "index": (21, ["engine", "features", "files", "search"]),
+    "index": (24, ["engine", "features", "files", "search"]),
     "train": (23, ["diffusion", "files"]),
-    "sample": (33, ["diffusion", "engine", "files", "search"]),
+    "sample": (35, ["diffusion", "engine", "files", "search"]),
     "filter": (50, ["engine", "features", "files", "images", "memorization", "search"]),
     "fid": (15, ["features", "files"]),
-    "verify": (43, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
-    "report": (34, ["engine", "files", "memorization", "reporting", "search", "theory"]),
+    "verify": (54, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
+    "report": (36, ["engine", "files", "memorization", "reporting", "search", "theory"]),
     "audit": (82, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
 }
 """Stage: how many files its results depend on, at most, and in which folders they may lie (besides stages/ itself).
