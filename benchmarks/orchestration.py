@@ -16,6 +16,7 @@ The last line is all numbers as JSON.
 """
 
 import argparse
+import base64
 import contextlib
 import hashlib
 import json
@@ -263,7 +264,8 @@ def thousand(folder: Path, repeats: int, shards: int = 1000) -> Numbers:
         project.run("stage", "sample", "--variant", "closed")
         fresh = time.perf_counter() - start
         after = _memory(record["pid"]), _size(home)
-        answers = _answers(f"http://127.0.0.1:{record['port']}/api", repeats)
+        login = (home / "login").read_text().strip()
+        answers = _answers(f"http://127.0.0.1:{record['port']}/api", login, repeats)
     finally:
         project.stop()
     each = (fresh - plain) / shards * 1000
@@ -275,12 +277,14 @@ def thousand(folder: Path, repeats: int, shards: int = 1000) -> Numbers:
     return {**per_shard, **growth, "answers_s": answers}
 
 
-def _answers(api: str, repeats: int) -> dict[str, float]:
+def _answers(api: str, login: str, repeats: int) -> dict[str, float]:
     """Median seconds of what the UI's pages ask for: the list of runs, a run's tasks, its graph and its artifacts."""
 
     def ask(path: str, body: dict[str, Any] | None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{api}/{path}", data, {"Content-Type": "application/json"})
+        token = base64.b64encode(login.encode()).decode()
+        headers = {"Content-Type": "application/json", "Authorization": f"Basic {token}"}
+        request = urllib.request.Request(f"{api}/{path}", data, headers)
         with urllib.request.urlopen(request, timeout=60) as response:
             return json.load(response)
 

@@ -215,12 +215,13 @@ def server_start(
 
     if schedules:
         os.environ[server.SCHEDULES] = "1"
-    found, started = server.ensure(timeout)
-    _as_client_of(found.address)
+    found, started = server.ensure(timeout, lambda text: print(text, file=sys.stderr))
+    server.become_client(found)
     from pipeline import tracking
 
     tracking.sweep()
-    print(f"{found.address} ({'started' if started else 'already running'}, process {found.pid})")
+    state = "started" if started else "already running"
+    print(f"{found.address} ({state}, process {found.pid}; {server.how_to_log_in()})")
 
 
 @server_app.command("status")
@@ -233,7 +234,8 @@ def server_status() -> None:
         print("not running")
         raise typer.Exit(1)
     state = "running" if server.is_ours(found.port) else "starting or not answering"
-    print(f"{found.address} ({state}, process {found.pid}, {server.database_in_use()}, log in {server.HOME})")
+    about = f"{state}, process {found.pid}, {server.database_in_use()}, log in {server.HOME}"
+    print(f"{found.address} ({about}; {server.how_to_log_in()})")
 
 
 @server_app.command("stop")
@@ -270,17 +272,10 @@ def server_prune(
     from pipeline import server
 
     found, _ = server.ensure()
-    _as_client_of(found.address)
+    server.become_client(found)
     from pipeline import tracking
 
     print(f"deleted {tracking.prune(days)} runs")
-
-
-def _as_client_of(address: str) -> None:
-    from pipeline import server
-
-    os.environ.update(server.environment())
-    os.environ["PREFECT_API_URL"] = f"{address}/api"
 
 
 @cache_app.command("size")

@@ -38,6 +38,9 @@ GRACE = 10.0
 CHILD_GRACE = 25.0
 """The same for shards in processes, which write a checkpoint first. Schedulers usually kill after 30."""
 
+MARKING = 5.0
+"""Seconds that an interrupted process waits for the server to mark its run as crashed: the server may be dead."""
+
 PROGRESS_PERIOD = 2.0
 """Seconds between two updates of the progress artifact."""
 
@@ -163,16 +166,21 @@ def interruptible(stop: Callable[[], None], grace: float) -> Iterator[None]:
         stop()
         raise
     except BaseException as interruption:
-        stop()
-        say("interrupted: ending the work; finished shards stay cached")
-        _mark_crashed(type(interruption).__name__)
         end = threading.Timer(grace, os._exit, [130 if isinstance(interruption, KeyboardInterrupt) else 143])
         end.daemon = True
-        end.start()
+        end.start()  # first: what follows may wait for a server that is dead
+        stop()
+        say("interrupted: ending the work; finished shards stay cached")
+        marking = threading.Thread(target=_mark_crashed, args=(flow_run.id, type(interruption).__name__), daemon=True)
+        marking.start()
+        marking.join(timeout=MARKING)
         raise
 
 
-def _mark_crashed(reason: str) -> None:
+def _mark_crashed(run: str | None, reason: str) -> None:
     """Mark the run as crashed now: Prefect would do so only after the last thread has ended."""
-    with get_client(sync_client=True) as client:
-        client.set_flow_run_state(flow_run.id, Crashed(message=f"Interrupted ({reason})."), force=True)
+    try:
+        with get_client(sync_client=True) as client:
+            client.set_flow_run_state(UUID(run), Crashed(message=f"Interrupted ({reason})."), force=True)
+    except httpx.HTTPError as error:
+        say(f"the run could not be marked as crashed ({error}): the next start marks it")

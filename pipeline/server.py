@@ -1,22 +1,23 @@
 """The project's own Prefect server: a detached local process that every stage finds and takes for no other."""
 
+import contextlib
 import dataclasses
 import fcntl
-import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Callable
+import tomllib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 from pipeline.locks import is_locked, locked
+from pipeline.server_login import CLIENT_LOGIN, SERVER_LOGIN, login_path, make_login, proven_pid, read_login
 from stages.errors import InputError
-from stages.files.artifacts import read_json, write_json
+from stages.files.artifacts import read_json
 from stages.files.paths import CACHE
 
 HOME = CACHE / "prefect"
@@ -40,8 +41,12 @@ PRUNING = {
 """The server deletes runs that ended more than 90 days ago, with their logs and artifacts."""
 
 
-class ServerDown(RuntimeError):
-    """The local Prefect server could not be started."""
+PATIENCE = 5.0
+"""Seconds after which a process that waits for the server says so, and within which a server restores its record."""
+
+
+class ServerDown(InputError):
+    """The local Prefect server could not be started, found or stopped: one line at the command line."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,60 +81,142 @@ def environment() -> dict[str, str]:
 def connect(say: Callable[[str], None], timeout: float) -> str | None:
     """Make this process a client of the project's server, start that if needed, and return the UI's address.
 
-    PREFECT_API_URL in the environment takes precedence: then no server is started. If the server cannot be started, the
-    flow gets a temporary one (ephemeral mode: slow to start, no history) and this returns None. Call it before prefect
-    is imported.
+    A server that the user chose (PREFECT_API_URL, or the active profile of `prefect config`) takes precedence: then
+    Prefect's settings stay as they are, and no server is started. If the server cannot be started, the flow gets a
+    temporary one (ephemeral mode: slow to start, no history) and this returns None. Call it before prefect is imported.
     """
-    os.environ.update(environment())
-    if "PREFECT_API_URL" in os.environ:
-        return os.environ["PREFECT_API_URL"].removesuffix("/").removesuffix("/api")
+    chosen = chosen_api()
+    if chosen is not None:
+        return chosen.removesuffix("/").removesuffix("/api")
     try:
-        server, started = ensure(timeout)
+        server, started = ensure(timeout, say)
     except ServerDown as error:
         say(f"warning: {error}; using a temporary server for this stage (slow to start, its runs are not kept)")
+        os.environ.update(environment())
         os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "true"
+        os.environ[SERVER_LOGIN] = os.environ[CLIENT_LOGIN] = make_login(HOME)
         # a separate database: the usual one may be the reason that the server is down
         database = HOME.absolute() / "ephemeral.db"
         os.environ["PREFECT_API_DATABASE_CONNECTION_URL"] = f"sqlite+aiosqlite:///{database}"
         return None
-    os.environ["PREFECT_API_URL"] = f"{server.address}/api"
+    become_client(server)
     if started:
-        say(f"Prefect UI: {server.address} (stop it with: scoresmooth server stop)")
+        say(f"Prefect UI: {server.address} ({how_to_log_in()}; stop it with: scoresmooth server stop)")
     return server.address
 
 
-def ensure(timeout: float = 180.0) -> tuple[Server, bool]:
-    """Return the project's server, and whether this call started it. Raises ServerDown after `timeout` seconds."""
-    HOME.mkdir(parents=True, exist_ok=True)
-    with locked(HOME / "server.start.lock"):
-        server = running()
-        if server:
+def become_client(server: Server) -> None:
+    """Make this process and its children clients of the project's server. Call it before prefect is imported."""
+    os.environ.update(environment())
+    os.environ["PREFECT_API_URL"] = f"{server.address}/api"
+    os.environ[CLIENT_LOGIN] = read_login(HOME)
+
+
+def how_to_log_in() -> str:
+    """Tell a person what the UI's login page wants."""
+    return f"the UI asks for the text in {login_path(HOME)}"
+
+
+def chosen_api() -> str | None:
+    """The API of the server that the user chose by PREFECT_API_URL or by the active profile of `prefect config`."""
+    if "PREFECT_API_URL" in os.environ:
+        return os.environ["PREFECT_API_URL"]
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    path = Path(os.environ.get("PREFECT_PROFILES_PATH", home / "profiles.toml")).expanduser()
+    try:
+        profiles = tomllib.loads(path.read_text(encoding="utf-8"))
+        name = os.environ.get("PREFECT_PROFILE", profiles.get("active"))
+        return profiles.get("profiles", {}).get(name, {}).get("PREFECT_API_URL")
+    except OSError:
+        return None  # without profiles
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} is not a file of Prefect's profiles ({error}): mend or remove it") from error
+
+
+def ensure(timeout: float = 180.0, say: Callable[[str], None] = lambda _: None) -> tuple[Server, bool]:
+    """Return the project's server, and whether this call started it. Raises ServerDown after `timeout` seconds.
+
+    A server whose folder or database was removed is replaced by a new one.
+    """
+    HOME.mkdir(mode=0o700, parents=True, exist_ok=True)
+    deadline = time.monotonic() + timeout
+    with _starting(deadline, timeout, say):
+        if _alive():
+            server = _answer(deadline, timeout, say)
             _check_database()
-        if server and is_ours(server.port):
-            return server, False
-        if server is None:
-            server = _spawn(_choose_port())
-        deadline = time.monotonic() + timeout
-        while not is_ours(server.port):
-            if not _alive():
-                raise ServerDown(f"the Prefect server ended while starting (see {HOME / 'server.log'})")
-            if time.monotonic() > deadline:
-                raise ServerDown(f"the Prefect server did not answer within {timeout:g} s (see {HOME / 'server.log'})")
-            time.sleep(0.1)
-        return server, True
+            if not (_recorded_entry("sqlite", True) and not (HOME / "prefect.db").exists()):
+                return server, False
+            say(f"{HOME / 'prefect.db'} was removed: starting the Prefect server anew")
+            _end(server.pid, 20.0)
+        _spawn(_choose_port())
+        return _answer(deadline, timeout, say), True
+
+
+@contextlib.contextmanager
+def _starting(deadline: float, timeout: float, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold the lock of those who start or stop the server. Tell who holds it, and give up at the deadline."""
+    path, told = HOME / "server.start.lock", time.monotonic() + PATIENCE
+    while True:
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(locked(path, wait=False))
+            except BlockingIOError:
+                holder = path.read_text(errors="replace").strip() or "unknown"
+                if time.monotonic() > deadline:
+                    raise ServerDown(f"process {holder} has held {path} for {timeout:g} s: end it") from None
+                if time.monotonic() > told:
+                    say(f"process {holder} is starting or stopping the Prefect server: waiting for it")
+                    told = deadline
+                time.sleep(0.1)
+                continue
+            yield
+            return
+
+
+def _answer(deadline: float, timeout: float, say: Callable[[str], None]) -> Server:
+    """Wait until the living server proves that it is ours. Raises ServerDown if it ends or at the deadline."""
+    told = time.monotonic() + 6 * PATIENCE  # a start takes up to that long
+    while True:
+        server = _recorded()
+        pid = proven_pid(server.address, read_login(HOME)) if server else None
+        if server and pid is not None:
+            return Server(server.port, pid)
+        if not _alive():
+            raise ServerDown(f"the Prefect server ended while starting (see {HOME / 'server.log'})")
+        if time.monotonic() > deadline:
+            remedy = f"see {HOME / 'server.log'}; scoresmooth server stop ends it"
+            raise ServerDown(f"the Prefect server did not answer within {timeout:g} s ({remedy})")
+        if time.monotonic() > told:
+            say("waiting for the Prefect server to answer")
+            told = deadline
+        time.sleep(0.1)
 
 
 def database() -> str:
     """Describe the database of the history for a person, without its password."""
-    parts = urllib.parse.urlsplit(os.environ.get(DATABASE, ""))
-    if not parts.scheme:
+    url = os.environ.get(DATABASE, "")
+    if not url:
         return f"SQLite in {HOME}"
-    return f"{parts.scheme} at {parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+    from sqlalchemy.engine import make_url  # what Prefect reads it with; rarely needed and slow to import
+    from sqlalchemy.exc import ArgumentError
+
+    try:
+        parts = make_url(url)
+    except (ArgumentError, ValueError):  # its message quotes the password
+        form = "postgresql+asyncpg://USER:PASSWORD@HOST/NAME"
+        raise InputError(f"{DATABASE} is not the address of a database: write {form}") from None
+    host = (parts.host or "").rpartition("@")[2]  # a password with an "@" that is not written as %40
+    return f"{parts.drivername} at {host}{f':{parts.port}' if parts.port else ''}/{parts.database or ''}"
+
+
+def record(port: int, pid: int) -> dict[str, Any]:
+    """The contents of server.json, by which the server that runs in this process is found."""
+    return {"port": port, "pid": pid, "database": database(), "sqlite": DATABASE not in os.environ}
 
 
 def database_in_use() -> str:
     """Describe the running server's database, as `database` does."""
-    return str(read_json(HOME / "server.json").get("database", "an unknown database"))
+    return str(_recorded_entry("database", "an unknown database"))
 
 
 def _check_database() -> None:
@@ -140,17 +227,34 @@ def _check_database() -> None:
 
 
 def running() -> Server | None:
-    """The server whose process lives, whether or not it answers; None without one."""
-    return _recorded() if _alive() else None
+    """The server whose process lives, whether or not it answers; None without one. Raises ServerDown if it is lost."""
+    deadline = time.monotonic() + PATIENCE
+    while _alive():
+        server = _recorded()
+        if server:
+            return server
+        if time.monotonic() > deadline:
+            raise ServerDown(
+                f"the Prefect server runs but does not restore {HOME / 'server.json'}: server stop ends it"
+            )
+        time.sleep(0.1)
+    return None
 
 
 def _recorded() -> Server | None:
     """The server that was started last; None without a readable record of it."""
     try:
-        record = read_json(HOME / "server.json")
-        return Server(int(record["port"]), int(record["pid"]))
-    except (InputError, KeyError, TypeError, ValueError):
+        return Server(int(_recorded_entry("port", None)), int(_recorded_entry("pid", None)))
+    except (TypeError, ValueError):
         return None
+
+
+def _recorded_entry(key: str, default: Any) -> Any:
+    """An entry of server.json, or `default` where there is none."""
+    try:
+        return read_json(HOME / "server.json").get(key, default)
+    except (ValueError, AttributeError, OSError):
+        return default
 
 
 def gone(url: str) -> bool:
@@ -161,29 +265,46 @@ def gone(url: str) -> bool:
 
 def stop(grace: float = 20.0) -> bool:
     """Stop the project's server; return False if none was running."""
-    HOME.mkdir(parents=True, exist_ok=True)
-    with locked(HOME / "server.start.lock"):
-        server = running()
-        if server is None:
+    HOME.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _starting(time.monotonic() + 60.0, 60.0, lambda text: print(text, file=sys.stderr)):
+        if not _alive():
             return False
-        for number in (signal.SIGTERM, signal.SIGKILL):
-            os.kill(server.pid, number)
-            deadline = time.monotonic() + grace
-            while _alive() and time.monotonic() < deadline:
-                time.sleep(0.05)
-            if not _alive():
-                return True
-        raise ServerDown(f"the Prefect server (process {server.pid}) cannot be stopped")
+        server = _recorded()
+        pid = proven_pid(server.address, read_login(HOME)) if server else None
+        _end(pid or _holder(), grace)
+        return True
+
+
+def _holder() -> int:
+    """The server's process id, found by its open lock: a record can name another process. Raises ServerDown."""
+    lock = os.stat(HOME / "server.alive.lock")
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            ours = b"pipeline.guarded_prefect" in (entry / "cmdline").read_bytes()
+            held = (file.stat() for file in (entry / "fd").iterdir()) if ours else ()
+            if any((found.st_dev, found.st_ino) == (lock.st_dev, lock.st_ino) for found in held):
+                return int(entry.name)
+        except OSError:  # it has just ended, or it is another user's
+            continue
+    raise ServerDown(f"the process that holds {HOME / 'server.alive.lock'} is not found: end it by hand")
+
+
+def _end(pid: int, grace: float) -> None:
+    """End the server's process. Raises ServerDown if it cannot be ended."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, number)
+        deadline = time.monotonic() + grace
+        while _alive() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        if not _alive():
+            return
+    raise ServerDown(f"the Prefect server (process {pid}) cannot be stopped")
 
 
 def is_ours(port: int) -> bool:
-    """Whether the server that answers on `port` has its home in this project."""
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(f"http://{HOST}:{port}/api/admin/settings", timeout=10) as response:
-            return json.load(response).get("home") == str(HOME.absolute())
-    except (OSError, urllib.error.URLError, ValueError, AttributeError):
-        return False
+    """Whether the server that answers on `port` is this project's."""
+    return proven_pid(f"http://{HOST}:{port}", read_login(HOME)) is not None
 
 
 def _alive() -> bool:
@@ -205,8 +326,8 @@ def _choose_port() -> int:
     raise ServerDown(f"no free port on {HOST}")
 
 
-def _spawn(port: int) -> Server:
-    command = [sys.executable, "-m", "prefect", "server", "start", "--host", HOST, "--port", str(port)]
+def _spawn(port: int) -> None:
+    database()  # a wrong address is an error here and not in the server's log
     unused = () if SCHEDULES in os.environ else UNUSED_SERVICES
     off = {f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in unused}
     variables = {
@@ -214,16 +335,20 @@ def _spawn(port: int) -> Server:
         **os.environ,
         **environment(),
         **off,
+        SERVER_LOGIN: make_login(HOME),
+        "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": f"http://{HOST}:{port}",  # the default lets every page in
         "PREFECT_SERVER_LOGGING_LEVEL": "WARNING",
         "PREFECT_UI_API_URL": "/api",  # relative to the pages' own address; the default is port 4200 always
     }
     variables.pop("PREFECT_API_URL", None)
     alive = os.open(HOME / "server.alive.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    command = [sys.executable, "-m", "pipeline.guarded_prefect", "server", "start", "--host", HOST, "--port", str(port)]
     try:
         fcntl.flock(alive, fcntl.LOCK_EX)
+        (HOME / "server.json").unlink(missing_ok=True)  # it is an earlier server's; this one writes its own
         with (HOME / "server.log").open("ab") as log:
-            process = subprocess.Popen(
-                command,
+            subprocess.Popen(
+                [*command, "--alive", str(alive)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -233,5 +358,3 @@ def _spawn(port: int) -> Server:
             )
     finally:
         os.close(alive)
-    write_json(HOME / "server.json", {"port": port, "pid": process.pid, "database": database()})
-    return Server(port, process.pid)

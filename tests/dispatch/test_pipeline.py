@@ -32,7 +32,7 @@ from watching import (
     until,
 )  # fmt: skip
 
-from pipeline import progress, server
+from pipeline import progress, server, server_login
 from stages import train
 from stages.files.artifacts import write_json
 
@@ -301,7 +301,7 @@ class Foreign(BaseHTTPRequestHandler):
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(b'{"home": "/somewhere/else"}')
+        self.wfile.write(b'{"pid": 1, "proof": "0123"}')
 
     def log_message(self, *_):
         pass
@@ -314,6 +314,7 @@ def test_a_foreign_server_on_the_port_is_not_mistaken_for_ours(tmp_path, monkeyp
     try:
         port = foreign.server_port
         write_json(server.HOME / "server.json", {"port": port, "pid": os.getpid()})
+        server_login.make_login(server.HOME)
         assert not server.is_ours(port)
         assert server.running() is None  # its process id is ours, but nobody holds the server's lock
         assert server._choose_port() != port

@@ -1,5 +1,6 @@
 """Observe a small project while its commands run: its log, its processes, its server's runs, its outs."""
 
+import base64
 import json
 import shutil
 import time
@@ -31,11 +32,12 @@ def logged(project: SmallProject, lines: int) -> bool:
 
 def query(project: SmallProject, what: str, body: dict[str, Any]) -> list[dict[str, Any]]:
     """Ask the project's server for its newest `what` (flow_runs, task_runs, artifacts)."""
-    port = json.loads((project.folder / ".scoresmooth/prefect/server.json").read_text())["port"]
+    home = project.folder / ".scoresmooth/prefect"
+    port, login = json.loads((home / "server.json").read_text())["port"], (home / "login").read_text().strip()
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/api/{what}/filter",
         json.dumps({"limit": 50, **body}).encode(),
-        {"Content-Type": "application/json"},
+        {"Content-Type": "application/json", "Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"},
     )
     with urllib.request.urlopen(request, timeout=30) as response:
         return json.load(response)
