@@ -121,7 +121,7 @@ def load_stage(name: str, variant: str | None, path: Path | str = "params.yaml")
         raise InputError(f"unknown stage {name}: choose one of {', '.join(STAGES)}")
     tree = load_tree(path)
     version = _version(path, tree)
-    if not VALID.exists() or VALID.read_text(encoding="utf-8") != version:
+    if not _found_valid(version):
         load_params(path)
         write_text(VALID, version)
     params = stage_module(name).Params
@@ -129,6 +129,14 @@ def load_stage(name: str, variant: str | None, path: Path | str = "params.yaml")
         choice = ", ".join(_variant_names(tree))
         raise InputError(f"params.yaml: missing key variants.{variant}: add it, or choose one of {choice}")
     return params.from_tree(tree, variant), _execution(tree)
+
+
+def _found_valid(version: str) -> bool:
+    """Whether this version was found valid before; False where the record is missing or damaged: it is written anew."""
+    try:
+        return VALID.read_bytes() == version.encode()
+    except OSError:
+        return False
 
 
 def _version(path: Path | str, tree: dict[str, Any]) -> str:

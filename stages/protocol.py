@@ -13,6 +13,7 @@ Paths are relative to the project's root, which is the working directory.
 import argparse
 import importlib
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -23,7 +24,7 @@ from typing import Any, ClassVar, get_args
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
-from stages.errors import InputError, missing
+from stages.errors import InputError, missing, one_line
 from stages.files.artifacts import sha256_file, sha256_json
 from stages.files.paths import CACHE
 from stages.files.shard import Shard
@@ -137,11 +138,17 @@ def _keys_only(location: tuple[int | str, ...], values: Any, missing: bool) -> l
 
 
 def load_tree(path: Path | str = "params.yaml") -> dict[str, Any]:
-    """Read a YAML file of parameters. A missing or malformed file or a repeated key raises InputError."""
+    """Read a YAML file of parameters. A missing, malformed or huge file or a repeated key raises InputError."""
     try:
-        loader = _YamlLoader(Path(path).read_text(encoding="utf-8"))
+        with Path(path).open("rb") as file:
+            content = file.read(LARGEST_YAML + 1)
+        if len(content) > LARGEST_YAML:
+            raise InputError(f"{path} has more than {LARGEST_YAML} bytes: name the parameter file")
+        text = content.decode("utf-8")
+        _reject_bombs(path, text)
+        loader = _YamlLoader(text)
         root = loader.get_single_node()
-        _reject_repeated_keys(path, root)
+        _reject_ambiguous(path, root)
         tree = None if root is None else loader.construct_document(root)
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: run in the project's root") from error
@@ -151,6 +158,11 @@ def load_tree(path: Path | str = "params.yaml") -> dict[str, Any]:
         raise InputError(f"{path} is not UTF-8 text (byte {error.start}): save it as UTF-8") from error
     except yaml.YAMLError as error:
         raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    except InputError:
+        raise
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        # PyYAML's constructors raise these on a value that its tag does not fit: 2001-13-45, !!int ''
+        raise InputError(f"{path} holds a value that YAML cannot read ({one_line(error)}): correct it") from error
     if not isinstance(tree, dict):
         raise InputError(f"{path} must hold a mapping of sections, not {type(tree).__name__}")
     return tree
@@ -158,12 +170,48 @@ def load_tree(path: Path | str = "params.yaml") -> dict[str, Any]:
 
 _YamlLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's parser is six times as fast
 
+LARGEST_YAML, DEEPEST_YAML, MOST_NODES = 1 << 20, 32, 50_000
+"""A parameter file's bytes, the depth of its values, and the number of its values once aliases are written out."""
 
-def _reject_repeated_keys(path: Path | str, node: yaml.Node | None, prefix: str = "") -> None:
-    """Raise InputError for a repeated key: YAML's parser silently keeps the last, and an edit may change the first."""
+AMBIGUOUS = re.compile(r"[-+]?0[0-9_]|[-+]?0b|[-+]?[0-9]\S*[:_]")
+"""Numbers that YAML 1.1 and YAML 1.2 (DVC's) read differently: 0100 is 64 or 100, 1:40 is 100 or text."""
+
+
+def _reject_bombs(path: Path | str, text: str) -> None:
+    """Raise InputError for nested or repeated values that would overflow the parser's stack or take it forever."""
+    count = 0
+    sizes: dict[str, int | None] = {}  # anchor -> its values with aliases written out; None inside it
+    open_nodes: list[tuple[str | None, int]] = []
+    for event in yaml.parse(text, _YamlLoader):
+        line = event.start_mark.line + 1
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor in sizes and sizes[event.anchor] is None:
+                raise InputError(f"{path}: *{event.anchor} in line {line} is inside &{event.anchor}: write it out")
+            count += sizes.get(event.anchor) or 0
+        elif isinstance(event, yaml.NodeEvent):
+            open_nodes.append((event.anchor, count))
+            sizes[event.anchor] = None
+            count += 1
+        if isinstance(event, yaml.ScalarEvent | yaml.CollectionEndEvent):
+            anchor, start = open_nodes.pop()
+            sizes[anchor] = count - start
+        if len(open_nodes) > DEEPEST_YAML:
+            raise InputError(f"{path}: line {line} is nested more than {DEEPEST_YAML} deep: correct it")
+        if count > MOST_NODES:
+            raise InputError(f"{path} holds more than {MOST_NODES} values (line {line}): remove aliases or values")
+
+
+def _reject_ambiguous(path: Path | str, node: yaml.Node | None, prefix: str = "") -> None:
+    """Raise InputError for a repeated key and for a number that is another one in YAML 1.2.
+
+    YAML's parser silently keeps the last of repeated keys, and an edit may change the first.
+    """
     if isinstance(node, yaml.SequenceNode):
-        for item in node.value:
-            _reject_repeated_keys(path, item, prefix)
+        for index, item in enumerate(node.value):
+            _reject_ambiguous(path, item, f"{prefix}{index}.")
+    if isinstance(node, yaml.ScalarNode) and node.tag.endswith((":int", ":float")) and AMBIGUOUS.match(node.value):
+        remedy = "write it without leading zeros, colons and underscores, or in quotes"
+        raise InputError(f"{path}: {prefix[:-1]}: {node.value} is another number in YAML 1.1 than in 1.2: {remedy}")
     if isinstance(node, yaml.MappingNode):
         seen: set[str] = set()
         for key, value in node.value:
@@ -171,7 +219,7 @@ def _reject_repeated_keys(path: Path | str, node: yaml.Node | None, prefix: str 
             if dotted in seen:
                 raise InputError(f"{path}: key {dotted} is repeated (line {key.start_mark.line + 1}): remove one")
             seen.add(dotted)
-            _reject_repeated_keys(path, value, f"{dotted}.")
+            _reject_ambiguous(path, value, f"{dotted}.")
 
 
 def run_plain(name: str, variant: str | None = None, params_path: str = "params.yaml") -> None:

@@ -3,6 +3,9 @@
 import copy
 import importlib
 import re
+import string
+import subprocess
+import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +17,7 @@ from small_project import ROOT, SmallProject
 
 from pipeline.params import STAGES, load_params, load_stage
 from stages.errors import InputError
+from stages.protocol import load_tree
 
 TREE: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
 TREE["verify"]["blocks"] = yaml.safe_load((ROOT / TREE["verify"]["blocks"]).read_text())
@@ -277,3 +281,77 @@ def test_the_command_ends_with_code_2_and_one_line_and_runs_nothing(change, expe
     assert project.log() == []
     assert not (tmp_path / ".scoresmooth" / "prefect").exists()
     assert not (tmp_path / "data").exists()
+
+
+NAMES = string.ascii_lowercase
+BOMBS = {
+    "aliases": "a: &a [1, 1]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip(NAMES, NAMES[1:])),
+    "merged": "a: &a {x: 1}\n" + "".join(f"{b}: &{b} {{p: *{a}, q: *{a}}}\n" for a, b in zip(NAMES, NAMES[1:])),
+    "self": "a: &a [*a]\n",
+    "self in a mapping": "a: &a\n  b: *a\n",
+    "deep lists": "a: " + "[" * 100_000,
+    "deep mappings": "a: " + "{a: " * 100_000,
+    "deep blocks": "".join(" " * depth + "a:\n" for depth in range(1000)),
+    "deep keys": "? " * 100_000 + "a",
+    "long": "a: 1\n" + "# comment\n" * 200_000,
+    "many": "a: [" + "1," * 100_000 + "]",
+}
+
+
+@pytest.mark.parametrize("text", BOMBS.values(), ids=BOMBS)
+def test_a_file_that_would_take_the_parser_forever_is_one_line(text, tmp_path):
+    """In a process of its own: such a file can end the interpreter."""
+    path = tmp_path / "params.yaml"
+    path.write_text(text)
+    code = "import sys; from stages.protocol import load_tree; load_tree(sys.argv[1])"
+    command = [sys.executable, "-c", code, str(path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("stages.errors.InputError: ")
+    assert "params.yaml" in last
+
+
+def test_an_alias_is_fine(tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text("a: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}\n")
+    assert load_tree(path) == {"a": {"x": 1}, "b": {"x": 1}, "c": {"x": 1, "y": 2}}
+
+
+@pytest.mark.parametrize("value", ["0100", "-0100", "1:40", "1:40.5", "1_000", "0b11", "00.5", "0x_1f"])
+def test_a_number_that_dvc_reads_otherwise_is_one_line(value, tmp_path):
+    text = yaml.safe_dump({**TREE, "ingest": {**TREE["ingest"], "test": "VALUE"}}).replace("VALUE", value)
+    found = message(text, tmp_path)
+    assert f"params.yaml: ingest.test: {value} is another number" in found
+
+
+@pytest.mark.parametrize("value", ["0", "100", "-1", "0.5", "1e3", "'0100'", "0100 files", "2020-01-02", "10:99"])
+def test_other_values_are_no_such_number(value, tmp_path):
+    path = tmp_path / "params.yaml"
+    path.write_text(f"a: [{value}]\n")
+    load_tree(path)
+
+
+@pytest.mark.parametrize("value", ["2001-13-45", "!!int ''", "!!bool maybe", "!!timestamp x", "!!float x", "9" * 5000])
+def test_a_value_that_its_tag_does_not_fit_is_one_line(value, tmp_path):
+    assert "params.yaml" in message(f"a: {value}\n", tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe", b"0" * 64, None])
+def test_a_damaged_record_of_the_validation_is_written_anew(content, tmp_path, monkeypatch):
+    project = SmallProject(tmp_path)
+    project.run("params", "--quiet")
+    code = "from pipeline.params import load_stage; load_stage('ingest', None)"
+    record = tmp_path / ".scoresmooth" / "params.valid"
+
+    def validate() -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=project.environment(), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+    validate()
+    good = record.read_bytes()
+    record.unlink() if content is None else record.write_bytes(content)
+    validate()
+    assert record.read_bytes() == good
