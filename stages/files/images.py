@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stages.errors import InputError
+from stages.errors import InputError, one_line
 from stages.files.arrow import column_array, fixed_lists, open_table, write_table
 from stages.files.artifacts import read_metadata
 
@@ -160,12 +160,15 @@ def write_selection(
 def read_images(path: Path | str) -> ImageTable:
     """Memory-map an image table; a missing, truncated or foreign file raises InputError."""
     arrow = open_table(path, "image table", ("id", "label", "image"))
-    return ImageTable(
-        images=column_array(arrow, "image"),
-        ids=arrow.column("id").to_pylist(),
-        labels=arrow.column("label").to_numpy(),
-        metadata=read_metadata(arrow.schema),
-    )
+    kinds, image = [arrow.schema.field(name).type for name in ("id", "label")], arrow.schema.field("image").type
+    pixels = isinstance(image, pa.FixedShapeTensorType) and image.value_type == pa.uint8() and len(image.shape) == 3
+    if kinds != [pa.string(), pa.int64()] or not pixels or any(column.null_count for column in arrow.columns):
+        raise InputError(f"{path} is not an Arrow image table (its columns are of other types): write it again")
+    try:
+        ids, metadata = arrow.column("id").to_pylist(), read_metadata(arrow.schema)
+    except (ValueError, RecursionError) as error:  # not UTF-8, not JSON, nested without end
+        raise InputError(f"{path} is not an Arrow image table ({one_line(error)}): write it again") from error
+    return ImageTable(column_array(arrow, "image"), ids, arrow.column("label").to_numpy(), metadata)
 
 
 def require_rows(ids: list[str], path: Path | str, images: ImageTable, images_path: Path | str, stage: str) -> None:

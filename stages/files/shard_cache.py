@@ -12,6 +12,7 @@ import enum
 import os
 import shutil
 import sqlite3
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,6 +26,9 @@ from stages.files.shard import Shard
 SHARDS = CACHE / "shards"
 FRESH = 2 * 10**9
 """Nanoseconds: a file younger than this may change again without a new time stamp, so its digest is not kept."""
+
+DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH)
+"""SQLite's codes for a file that is no database, a damaged one, or one with another table."""
 
 
 class State(enum.Enum):
@@ -132,17 +136,44 @@ def _file_digest(path: Path, root: Path) -> str:
         stat = path.stat()
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing: run the stage that writes it (dvc repro)") from error
+    except OSError as error:
+        return _unreadable(error)
     identity = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
     name = os.fsencode(path.absolute()).decode("utf-8", "backslashreplace")  # a name on disk can be any bytes
-    with _digests(root) as database:
-        row = database.execute("SELECT identity, sha256 FROM digests WHERE path = ?", (name,)).fetchone()
+    row = _ask_digests(root, "SELECT identity, sha256 FROM digests WHERE path = ?", (name,))
     if row and row[0] == identity:
         return row[1]
-    digest = sha256_file(path)
+    try:
+        digest = sha256_file(path)
+    except OSError as error:
+        return _unreadable(error)
     if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > FRESH:
-        with _digests(root) as database:
-            database.execute("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", (name, identity, digest))
+        _ask_digests(root, "INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", (name, identity, digest))
     return digest
+
+
+def _unreadable(error: OSError) -> str:
+    """Stands for the digest of a file that cannot be read: the work that reads it says why, or lists it as rejected.
+
+    It is never remembered, and once the file can be read its digest is another.
+    """
+    return f"unreadable: {error.strerror}"
+
+
+def _ask_digests(root: Path, statement: str, values: tuple[str, ...]) -> tuple[str, ...] | None:
+    """The first row that a statement finds in the remembered digests. A damaged file of them is begun anew."""
+    try:
+        with _digests(root) as database:
+            return database.execute(statement, values).fetchone()
+    except sqlite3.DatabaseError as error:
+        if error.sqlite_errorcode & 0xFF not in DAMAGED:
+            raise
+        file = root.parent / "digests.sqlite"
+        print(f"{file} is damaged ({error}): its digests are computed again", file=sys.stderr, flush=True)
+        for suffix in ("", "-journal", "-wal", "-shm"):
+            file.with_name(file.name + suffix).unlink(missing_ok=True)
+    with _digests(root) as database:
+        return database.execute(statement, values).fetchone()
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import os
+import sqlite3
 import threading
 import time
 from pathlib import Path
@@ -221,3 +222,41 @@ def test_a_lock_held_elsewhere_is_announced_and_waited_for(folder):
         assert said == [str(os.getpid())]
     holder.join()
     assert not is_locked(path)
+
+
+DAMAGES = {
+    "not a database": lambda path: path.write_bytes(b"digests" * 1000),
+    "pages overwritten": lambda path: path.write_bytes(path.read_bytes()[:100] + b"\xff" * 8000),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:5000]),
+    "another table": lambda path: path.unlink() or sqlite3.connect(path).execute("CREATE TABLE digests (a)"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
+def test_damaged_digests_are_begun_anew(folder, damage, capsys):
+    file = cache.SHARDS.parent / "digests.sqlite"
+    past = time.time() - 60
+    os.utime("input.txt", (past, past))
+    time.sleep(2.1)  # so that its digest is remembered
+    good = cache.input_digest("input.txt")
+    damage(file)
+    assert cache.input_digest("input.txt") == good
+    assert f"{file} is damaged" in capsys.readouterr().err
+    assert cache.input_digest("input.txt") == good
+    assert capsys.readouterr().err == ""
+
+
+def test_a_file_on_a_failing_disk_has_a_digest_that_is_not_kept(folder, monkeypatch):
+    good, reads = cache.input_digest("input.txt"), cache.sha256_file
+
+    def fail(path):
+        raise OSError(5, "Input/output error")
+
+    (folder / "images").mkdir()
+    (folder / "images" / "a.png").write_bytes(b"pixels")
+    whole = cache.input_digest("images")
+    monkeypatch.setattr(cache, "sha256_file", fail)
+    assert cache.input_digest("input.txt") == "unreadable: Input/output error"
+    assert cache.input_digest("images") not in (whole, good)
+    monkeypatch.setattr(cache, "sha256_file", reads)
+    assert (cache.input_digest("input.txt"), cache.input_digest("images")) == (good, whole)

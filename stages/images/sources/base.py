@@ -2,6 +2,8 @@
 
 import dataclasses
 import os
+import stat
+import unicodedata
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -9,11 +11,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from stages.errors import InputError
+from stages.errors import InputError, one_line
 from stages.images.decode import UnreadableImage, decode
 
 Raw = bytes | np.ndarray | Image.Image | UnreadableImage
 """An image before decoding: its encoded bytes, its pixels, an opened picture, or the reason why it cannot be read."""
+
+
+UNPRINTABLE = ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
+"""Unicode's categories of controls, formats (direction marks), unassigned characters and line separators."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,11 +131,52 @@ def unlabelled(count: int) -> np.ndarray:
 
 def existing(path: str) -> Path:
     """`path`, or InputError where nothing has this name."""
-    if not Path(path).exists():
-        raise InputError(f"image source: {path} does not exist (looked from {Path.cwd()})")
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        raise InputError(f"image source: {path} does not exist (looked from {Path.cwd()})") from None
+    except (OSError, ValueError) as error:  # no permission, a loop of links, a zero byte in the name
+        raise InputError(f"image source: {path!r} cannot be opened ({one_line(error)}): correct the path") from error
     return Path(path)
 
 
+def regular_file(path: str | Path) -> Path:
+    """`path`, or InputError unless it is a file with contents: reading a pipe, a device or /proc need not end."""
+    status = os.stat(existing(str(path)))
+    if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
+        kind = "is empty" if stat.S_ISREG(status.st_mode) else "is not a regular file"
+        raise InputError(f"image source: {path} {kind}: name a file that holds images")
+    return Path(path)
+
+
+def listed(folder: Path | str) -> Iterator[tuple[Path, list[str]]]:
+    """Every folder below `folder`, links followed and each folder once, with its files' names.
+
+    A folder that cannot be listed raises InputError: its images would be left out silently.
+    """
+
+    def refuse(error: OSError) -> None:
+        raise InputError(f"image source: {error.filename} cannot be read ({error.strerror}): make it readable")
+
+    seen = set()
+    for place, below, files in os.walk(folder, followlinks=True, onerror=refuse):
+        status = os.stat(place)
+        if (status.st_dev, status.st_ino) in seen:  # a link back up would never end
+            below.clear()
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        below.sort()
+        yield Path(place), files
+
+
 def printable(path: str) -> str:
-    """A path as valid Unicode: file names can be any bytes."""
-    return os.fsencode(path).decode("utf-8", "replace")
+    """A path as text that changes no terminal and no page: file names can be any bytes.
+
+    Control characters and those that reorder text (ESC, right-to-left marks) are written as \\x1b, \\u202e.
+    """
+    text = os.fsencode(path).decode("utf-8", "replace")
+    return "".join(_escaped(letter) if unicodedata.category(letter) in UNPRINTABLE else letter for letter in text)
+
+
+def _escaped(letter: str) -> str:
+    return letter.encode("unicode_escape").decode("ascii")

@@ -1,6 +1,7 @@
 """folder:PATH: image files; sub-folders are classes."""
 
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import numpy as np
 
 from stages.errors import InputError
 from stages.images.decode import MAX_BYTES, UnreadableImage
-from stages.images.sources.base import Raw, Source, existing, printable
+from stages.images.sources.base import Raw, Source, existing, listed, printable
 from stages.images.sources.image_names import classes_of, is_image
 
 _KINDS = {".zip": "zip", ".parquet": "parquet", ".npz": "npz", ".npy": "npz", ".arrow": "arrow"}
@@ -32,15 +33,15 @@ class FolderSource(Source):
     def files(self, rows: Sequence[int] | np.ndarray) -> tuple[str, ...]:
         # a file that cannot be opened has no bytes to depend on; once it can be, it is a further file
         paths = (self.root / self.names[row] for row in rows)
-        return tuple(str(path) for path in paths if path.is_file() and os.access(path, os.R_OK))
+        return tuple(str(path) for path in paths if _reason(path) is None and _may_read(path))
 
     def _raw(self, rows: list[int]) -> Iterator[Raw]:
         yield from (_contents(self.root / self.names[row]) for row in rows)
 
 
 def _contents(path: Path) -> Raw:
-    if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
-        return UnreadableImage("not a regular file")
+    if reason := _reason(path):
+        return UnreadableImage(reason)
     try:
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)
@@ -48,15 +49,21 @@ def _contents(path: Path) -> Raw:
         return UnreadableImage(error.strerror or str(error))
 
 
+def _may_read(path: Path) -> bool:
+    return os.access(path, os.R_OK, effective_ids=os.access in os.supports_effective_ids)
+
+
+def _reason(path: Path) -> str | None:
+    """Why there is nothing to read at `path`; None for a regular file."""
+    try:
+        # opening a pipe would wait for a writer
+        return None if stat.S_ISREG(os.stat(path).st_mode) else "not a regular file"
+    except OSError as error:
+        return error.strerror or str(error)
+
+
 def _image_files(root: Path) -> Iterator[str]:
     """Paths relative to `root`, with slashes, in no particular order."""
-    seen = set()
-    for folder, below, files in os.walk(root, followlinks=True):
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:  # a link back up would never end
-            below.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        below.sort()
-        relative = Path(folder).relative_to(root)
+    for folder, files in listed(root):
+        relative = folder.relative_to(root)
         yield from (name for name in ((relative / file).as_posix() for file in files) if is_image(name))

@@ -1,6 +1,7 @@
 """npz:PATH: uint8 arrays (N, H, W) or (N, H, W, C) in .npz or .npy; options images= and labels= name the keys."""
 
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -11,7 +12,21 @@ import numpy as np
 
 from stages.errors import InputError
 from stages.images.decode import MAX_PIXELS
-from stages.images.sources.base import ArraySource, Raw, Source, existing, unlabelled
+from stages.images.sources.base import ArraySource, Raw, Source, printable, regular_file, unlabelled
+
+PACKED_IMAGES, PACKED_RATIO = 100_000, 200
+"""An archive with more images than this may unpack to this many times its size. Each image costs memory, even a black
+one; packed digits unpack to 5 times their size."""
+
+
+PACKINGS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""What NumPy writes. The others unpack whole blocks, however little is asked for."""
+
+# What damaged archives and headers raise; RuntimeError: an encrypted entry; NumPy parses headers as Python literals.
+DAMAGE = (
+    zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, RuntimeError, tokenize.TokenError, SyntaxError,
+    TypeError, OverflowError, MemoryError,
+)  # fmt: skip
 
 
 class NpzSource(ArraySource):
@@ -27,6 +42,10 @@ class NpzSource(ArraySource):
             _check_images(f"{path}[{self.member.removesuffix('.npy')}]", shape, kind, fortran)
             if archive.getinfo(self.member).file_size < self.offset + math.prod(shape):
                 raise InputError(f"{path} is truncated: write it again")
+            packed = archive.getinfo(self.member).compress_size
+            if shape[0] > PACKED_IMAGES and math.prod(shape) > PACKED_RATIO * packed:
+                reason = f"{shape[0]} images from {packed} bytes, more than {PACKED_RATIO} times its size"
+                raise InputError(f"{path} unpacks to {reason}: save it unpacked (np.savez)")
             self.labels = _labels(path, archive, labels, shape[0])
         self.shape = shape[1:]
 
@@ -43,13 +62,13 @@ class NpzSource(ArraySource):
 
 def open_npz(path: str, images: str = "", labels: str = "") -> Source:
     """A source over an .npz, or over an .npy, which has no keys."""
-    if existing(path).suffix != ".npy":
+    if regular_file(path).suffix != ".npy":
         return NpzSource(path, images, labels)
     if images or labels:
         raise InputError(f"image source npz:{path}: a .npy file has no keys: drop images= and labels=")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+    except DAMAGE as error:
         reason = "damaged, or Python objects, which are never unpickled"
         raise InputError(f"image source npz:{path} is not a readable .npy file of numbers: {reason}") from error
     _check_images(path, array.shape, array.dtype)
@@ -61,10 +80,13 @@ def _opened(path: str) -> Iterator[zipfile.ZipFile]:
     """The archive at `path`; damage found while it is open raises InputError."""
     try:
         with zipfile.ZipFile(path) as archive:
+            odd = {entry.filename for entry in archive.infolist() if entry.compress_type not in PACKINGS}
+            if odd:
+                raise InputError(f"{path}: {printable(min(odd))} is packed as NumPy never does: save it with np.savez")
             yield archive
     except InputError:
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError) as error:
+    except DAMAGE as error:
         reason = f"is damaged or not a readable .npz file ({error})"
         raise InputError(f"image source npz:{path} {reason}: write it again") from error
 
@@ -104,7 +126,7 @@ def _labels(path: str, archive: zipfile.ZipFile, asked: str, count: int) -> np.n
 def _check_images(where: str, shape: tuple[int, ...], kind: np.dtype, fortran: bool = False) -> None:
     if kind != np.uint8:
         raise InputError(f"{where} is {kind}: convert the images to uint8 in 0..255")
-    if not (len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3, 4))) or 0 in shape[1:]:
+    if not (len(shape) == 3 or (len(shape) == 4 and shape[3] in (1, 3, 4))) or shape[0] < 0 or min(shape[1:]) < 1:
         raise InputError(f"{where} has shape {shape}: images are (N, H, W) or (N, H, W, C) with C 1, 3 or 4")
     if shape[1] * shape[2] > MAX_PIXELS:
         raise InputError(f"{where} has images of {shape[1]} x {shape[2]} pixels: more than {MAX_PIXELS} are refused")

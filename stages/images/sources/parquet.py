@@ -11,11 +11,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stages.errors import InputError, one_line
 from stages.images.decode import UnreadableImage
-from stages.images.sources.base import Raw, Source, existing, printable, unlabelled
+from stages.images.sources.base import Raw, Source, existing, listed, printable, regular_file, unlabelled
 
 BATCH_ROWS = 64
 
@@ -33,7 +34,7 @@ class ParquetSource(Source):
         self.edges = np.concatenate([[0], np.cumsum(counts)])
         column = _label_column(self.paths[0], schema, label)
         self.classes = _class_names(schema, column)
-        self.labels = unlabelled(self.edges[-1]) if column is None else _labels(self.paths, column)
+        self.labels = unlabelled(self.edges[-1]) if column is None else _labels(self.paths, column, counts)
 
     def _file_of(self, rows: Any) -> Any:
         """The number of the file that holds each row."""
@@ -51,7 +52,7 @@ class ParquetSource(Source):
             path = self.paths[number]
             try:
                 yield from _read(path, self.image, local)
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, ValueError) as error:
                 raise InputError(f"image source: {path} is damaged ({one_line(error)}): get it again") from error
 
 
@@ -71,12 +72,16 @@ def _read(path: str, column: str, rows: np.ndarray) -> Iterator[Raw]:
             position = 0
             for batch in file.iter_batches(batch_size=BATCH_ROWS, row_groups=[group], columns=[column]):
                 chosen = inside[(inside >= position) & (inside < position + len(batch))] - position
-                yield from map(_image_bytes, batch.column(0).take(pa.array(chosen)).to_pylist())
+                cells = batch.column(0).take(pa.array(chosen))
+                # the bytes alone: a damaged `path` beside them is of no interest
+                found = pc.struct_field(cells, "bytes") if pa.types.is_struct(cells.type) else cells
+                yield from map(_image_bytes, found.to_pylist())
                 position += len(batch)
+            if position != sizes[group]:
+                raise OSError(f"{position} of {sizes[group]} rows are left")
 
 
-def _image_bytes(value: Any) -> Raw:
-    value = value.get("bytes") if isinstance(value, dict) else value
+def _image_bytes(value: bytes | None) -> Raw:
     return UnreadableImage("no bytes are stored for this row") if value is None else value
 
 
@@ -84,7 +89,8 @@ def _paths(path: str) -> list[str]:
     if any(mark in path for mark in "*?[") and not Path(path).exists():
         found, problem = sorted(glob.glob(path, recursive=True)), f"no file matches (looked from {Path.cwd()})"
     elif existing(path).is_dir():
-        found, problem = sorted(map(str, Path(path).rglob("*.parquet"))), "the folder holds no *.parquet files"
+        names = [str(folder / file) for folder, files in listed(path) for file in files]
+        found, problem = sorted(n for n in names if n.endswith(".parquet")), "the folder holds no *.parquet files"
     else:
         return [path]
     if not found:
@@ -97,12 +103,18 @@ def _heads(paths: list[str]) -> tuple[pa.Schema, list[int]]:
     schemas, counts = [], []
     for path in paths:
         try:
-            with pq.ParquetFile(path) as file:
+            with pq.ParquetFile(regular_file(path)) as file:
                 schemas.append(file.schema_arrow)
                 counts.append(file.metadata.num_rows)
-        except (pa.ArrowInvalid, OSError) as error:
-            raise InputError(f"image source: {path} is not a readable Parquet file ({error})") from error
-        if (schemas[-1].names, schemas[-1].types) != (schemas[0].names, schemas[0].types):
+                if counts[-1] != sum(file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)):
+                    raise OSError("its parts do not add up to its rows")
+                names = file.schema_arrow.names  # UnicodeDecodeError
+        except InputError:
+            raise
+        except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
+            reason = one_line(error)
+            raise InputError(f"image source: {path} is not a readable Parquet file ({reason}): get it again") from error
+        if (names, schemas[-1].types) != (schemas[0].names, schemas[0].types):
             raise InputError(f"image source: {path} has other columns than {paths[0]}: give shards of one data set")
     return schemas[0], counts
 
@@ -130,11 +142,14 @@ def _label_column(path: str, schema: pa.Schema, name: str) -> str | None:
     return name
 
 
-def _labels(paths: list[str], name: str) -> np.ndarray:
+def _labels(paths: list[str], name: str, counts: list[int]) -> np.ndarray:
     try:  # cast first: an unsigned column cannot hold -1
         columns = [pq.read_table(path, columns=[name]).column(0).cast(pa.int64()) for path in paths]
-    except pa.ArrowInvalid as error:
-        raise InputError(f"{paths[0]}: label column {name!r} holds no class numbers ({error})") from error
+        if [len(column) for column in columns] != counts:
+            raise OSError("some are missing")
+    except (pa.ArrowException, OSError) as error:
+        reason = one_line(error)
+        raise InputError(f"{paths[0]}: label column {name!r} holds no class numbers ({reason}): correct it") from error
     return np.concatenate([column.fill_null(-1).to_numpy() for column in columns])
 
 
@@ -142,6 +157,6 @@ def _class_names(schema: pa.Schema, label: str | None) -> list[str] | None:
     """The class names that Hugging Face's datasets library keeps in the schema, or None."""
     try:
         features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        return [str(name) for name in features[label]["names"]]
-    except (KeyError, TypeError, json.JSONDecodeError):
+        return [printable(str(name)) for name in features[label]["names"]]
+    except (LookupError, TypeError, ValueError, RecursionError):  # binary, or nested without end
         return None

@@ -12,7 +12,7 @@ from PIL import Image
 
 from stages.errors import InputError, one_line
 from stages.images.decode import DAMAGE, UnreadableImage
-from stages.images.sources.base import Raw, Source, unlabelled
+from stages.images.sources.base import Raw, Source, printable, unlabelled
 
 DEFAULT_ROOT = ".scoresmooth/datasets"  # in the project's own cache folder
 
@@ -43,7 +43,7 @@ class TorchvisionSource(Source):
         self.classes = [c if isinstance(c, str) else ", ".join(c) for c in classes] if has_names else None
 
     def where(self, row: int) -> str:
-        return f"torchvision:{self.name}#{row}" if self.paths is None else self.paths[row]
+        return f"torchvision:{self.name}#{row}" if self.paths is None else printable(self.paths[row])
 
     def files(self, rows: Sequence[int] | np.ndarray) -> tuple[str, ...]:
         if self.paths is not None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from stages.errors import InputError
 from stages.images.decode import MAX_BYTES, UnreadableImage
-from stages.images.sources.base import Raw, Source, existing, printable
+from stages.images.sources.base import Raw, Source, printable, regular_file
 from stages.images.sources.image_names import classes_of, is_image
 
 # RuntimeError: the entry is encrypted, or (NotImplementedError) its compression is unknown.
@@ -19,15 +19,16 @@ DAMAGE = (zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError, zlib.
 class ZipSource(Source):
     """Image files in a zip archive, sorted by name. Nothing is extracted to disk.
 
-    Entries of more than MAX_BYTES, encrypted entries and those with a wrong checksum are unreadable images.
+    Entries of more than MAX_BYTES, encrypted entries and those with a wrong checksum are unreadable images, and so are
+    those packed with bzip2: Python unpacks a whole block of it, however little is asked for.
     """
 
     def __init__(self, path: str):
-        self.path = str(existing(path))
+        self.path = str(regular_file(path))
         try:
             with zipfile.ZipFile(self.path) as archive:
                 entries = [entry for entry in archive.infolist() if not entry.is_dir() and is_image(entry.filename)]
-        except (zipfile.BadZipFile, OSError) as error:
+        except DAMAGE as error:
             raise InputError(f"image source zip:{path} is not a readable zip archive ({error})") from error
         self.entries = sorted(entries, key=lambda entry: (entry.filename, entry.header_offset))
         self.classes, self.labels = classes_of(f"zip:{path}", [entry.filename for entry in self.entries])
@@ -44,10 +45,12 @@ class ZipSource(Source):
 
 
 def _contents(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> Raw:
-    if entry.file_size > MAX_BYTES:  # the declared size; reading stops there, however long the stream is
+    if entry.file_size > MAX_BYTES:  # the declared size
         return UnreadableImage(f"{entry.file_size} bytes are more than {MAX_BYTES}")
+    if entry.compress_type == zipfile.ZIP_BZIP2:
+        return UnreadableImage("it is packed with bzip2, which unpacks without limit: pack it with deflate")
     try:
         with archive.open(entry) as file:
-            return file.read()
+            return file.read(entry.file_size + 1)  # read() would unpack all, however little was declared
     except DAMAGE as error:
         return UnreadableImage.because(error)
