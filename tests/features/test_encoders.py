@@ -62,7 +62,9 @@ def test_inception_is_given_what_clean_fid_gives_it(inception_file):
     images = pictures(3)
     resized = build_resizer("clean")(images[1])  # (299, 299, 3), 0..255, not rounded
     expected = ((resized.transpose(2, 0, 1) - 128) / 128).reshape(-1)[:2048]
-    encoder = load_encoder(parameters("inception_v3", weights=str(inception_file)), "cpu")
+    encoder = load_encoder(
+        parameters("inception_v3", weights=str(inception_file), sha256=sha256_file(inception_file)), "cpu"
+    )
     features = encoder(images)
     assert features.shape == (3, 2048)
     np.testing.assert_allclose(features[1], expected, atol=1e-6)

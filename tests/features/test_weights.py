@@ -41,7 +41,8 @@ def test_without_network_the_message_names_the_path(offline, name, file):
 def test_a_file_put_there_is_used(offline, inception_file):
     offline.mkdir(parents=True)
     (offline / "inception-2015-12-05.pt").write_bytes(inception_file.read_bytes())
-    assert load_encoder(parameters("inception_v3"), "cpu").dimension == 2048
+    digest = sha256_file(inception_file)
+    assert load_encoder(parameters("inception_v3", sha256=digest), "cpu").dimension == 2048
 
 
 class Response(io.BytesIO):
@@ -53,13 +54,16 @@ class Response(io.BytesIO):
 def test_a_download_is_kept_only_whole_and_right(offline, monkeypatch, inception_file):
     content = inception_file.read_bytes()
     monkeypatch.setattr(urllib.request, "urlopen", lambda *a, **o: Response(content, len(content) + 1))
+    named = parameters("inception_v3", sha256=sha256_file(inception_file))
     with pytest.raises(InputError, match="bytes arrived"):
-        weights_module.weights_file(parameters("inception_v3"))
+        weights_module.weights_file(named)
     monkeypatch.setattr(urllib.request, "urlopen", lambda *a, **o: Response(content))
     with pytest.raises(InputError, match=r"expected f37072fd\.\.\."):
         weights_module.weights_file(parameters("resnet18"))
+    with pytest.raises(InputError, match="expected f58cb9b6"):
+        weights_module.weights_file(parameters("inception_v3"))
     assert list(offline.iterdir()) == []
-    assert weights_module.weights_file(parameters("inception_v3")).read_bytes() == content
+    assert weights_module.weights_file(named).read_bytes() == content
 
 
 def test_another_sha256_is_refused_before_loading(resnet_file):
@@ -92,9 +96,42 @@ def test_files_that_are_no_weights_are_refused(resnet_file, tmp_path, capsys):
             load_encoder(parameters("resnet18", weights=str(tmp_path / name)), "cpu")
     assert capsys.readouterr().out == ""
     with pytest.raises(InputError, match=r"text\.pt is not InceptionV3"):
-        load_encoder(parameters("inception_v3", weights=str(tmp_path / "text.pt")), "cpu")
+        digest = sha256_file(tmp_path / "text.pt")
+        load_encoder(parameters("inception_v3", weights=str(tmp_path / "text.pt"), sha256=digest), "cpu")
     with pytest.raises(InputError, match="does not hold the weights of efficientnet-lite0"):
         load_encoder(parameters("efficientnet-lite0", weights=str(resnet_file)), "cpu")
+
+
+class Program(torch.nn.Module):
+    """TorchScript that shows when it runs."""
+
+    def forward(self, x: torch.Tensor, return_features: bool = False) -> torch.Tensor:
+        print("this must not run")
+        return x
+
+
+def test_a_program_is_not_run_unless_its_sha256_is_named(offline, tmp_path, capfd):
+    """TorchScript given as weights, by a person or in torch's folder of downloads."""
+    path = tmp_path / "any.pt"
+    torch.jit.script(Program()).save(str(path))
+    offline.mkdir(parents=True)
+    (offline / "inception-2015-12-05.pt").write_bytes(path.read_bytes())
+    for weights in (str(path), None):
+        with pytest.raises(InputError, match="expected f58cb9b6.*: fetch the right file, or correct embed.encoder.sha"):
+            load_encoder(parameters("inception_v3", weights=weights), "cpu")
+    for name in ("resnet18", "efficientnet-lite0"):
+        with pytest.raises(InputError, match=r"any\.pt"):
+            load_encoder(parameters(name, weights=str(path)), "cpu")
+        with pytest.raises(InputError, match=r"any\.pt"):
+            load_encoder(parameters(name, weights=str(path), sha256=sha256_file(path)), "cpu")
+    assert "must not run" not in capfd.readouterr().out
+
+
+@pytest.mark.parametrize("content", [[1, 2], torch.zeros(3), {"fc.weight": "text"}, {1: torch.zeros(1)}])
+def test_what_is_no_state_dict_is_refused(content, tmp_path):
+    torch.save(content, tmp_path / "odd.pth")
+    with pytest.raises(InputError, match=r"odd\.pth"):
+        load_encoder(parameters("resnet18", weights=str(tmp_path / "odd.pth")), "cpu")
 
 
 @pytest.mark.parametrize(
