@@ -3,11 +3,12 @@
 import functools
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pipeline.locks import locked
@@ -31,8 +32,20 @@ def visible() -> tuple[str, ...]:
 
 
 def folder() -> Path:
-    """The folder of the locks: one per user and machine, since several projects may share the GPUs."""
-    return Path(tempfile.gettempdir()) / f"scoresmooth-gpus-{os.getuid()}"
+    """The folder of the locks: one per user and machine, since several projects may share the GPUs.
+
+    Everyone can write to the folder around it. So it must be this user's own and no link, and only this user can write
+    to it; otherwise InputError: another user could let a lock lead to any file.
+    """
+    path = Path(tempfile.gettempdir()) / f"scoresmooth-gpus-{os.getuid()}"
+    with suppress(FileExistsError):
+        path.mkdir(mode=0o700, parents=True)
+    found = path.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+        raise InputError(f"{path} is not a folder of your own: remove it, or set TMPDIR to a folder that is yours")
+    if stat.S_IMODE(found.st_mode) != 0o700:
+        path.chmod(0o700)
+    return path
 
 
 @contextmanager
@@ -60,14 +73,14 @@ def reserved(count: int, say: Callable[[str], None]) -> Iterator[tuple[int, ...]
 
 def _take(names: tuple[str, ...], count: int, stack: ExitStack, say: Callable[[str], None]) -> list[tuple[str, int]]:
     """Take all `count` locks or none, so that two jobs that need two GPUs each cannot wait for each other."""
-    told = False
+    told, place = False, folder()
     while True:
         held: list[tuple[str, int]] = []
         attempt = ExitStack()
         for name in names:
             if len(held) < count:
                 try:
-                    lock = folder() / f"{name.replace('/', '-')}.lock"
+                    lock = place / f"{name.replace('/', '-')}.lock"
                     held.append((name, attempt.enter_context(locked(lock, wait=False))))
                 except BlockingIOError:
                     continue

@@ -341,7 +341,7 @@ def _spawn(port: int) -> None:
         "PREFECT_UI_API_URL": "/api",  # relative to the pages' own address; the default is port 4200 always
     }
     variables.pop("PREFECT_API_URL", None)
-    alive = os.open(HOME / "server.alive.lock", os.O_RDWR | os.O_CREAT, 0o644)
+    alive = os.open(HOME / "server.alive.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     command = [sys.executable, "-m", "pipeline.guarded_prefect", "server", "start", "--host", HOST, "--port", str(port)]
     try:
         fcntl.flock(alive, fcntl.LOCK_EX)

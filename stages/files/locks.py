@@ -9,13 +9,13 @@ from pathlib import Path
 
 @contextmanager
 def locked(path: Path, waiting: Callable[[str], None] | None = None, wait: bool = True) -> Iterator[int]:
-    """Hold an exclusive lock on `path` (created if needed, never removed); yield its file descriptor.
+    """Hold an exclusive lock on `path` (created if needed, never removed, no link); yield its file descriptor.
 
     Waits for another holder, or raises BlockingIOError without `wait`; `waiting` is called once before waiting, with
     what the holder wrote about itself (its process id). A process that inherits the descriptor holds the lock too.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,10 +1,11 @@
 """The options of an audit, checked."""
 
+import os
 import re
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 
 from stages.errors import InputError
 from stages.features.weights import ENCODERS, TIMM, EncoderParams
@@ -45,6 +46,16 @@ class AuditParams(Section):
     )
     features: int = Field(2000, ge=10, description="how many images of each set are embedded for feature distances")
     seed: int = Field(0, ge=0, description="the seed of every random draw")
+
+    @field_validator("out", mode="before")
+    @classmethod
+    def _names_a_folder(cls, out: Any) -> Any:
+        """pathlib reads "" as the working directory, and a longer name than file systems take fails only later."""
+        if not str(out).strip():
+            raise ValueError("name the folder that the results are written to")
+        if any(len(os.fsencode(part)) > 255 for part in Path(out).parts):
+            raise ValueError("a part of this path is longer than the 255 bytes that file systems take")
+        return out
 
     @property
     def budget(self) -> int:

@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -281,6 +282,32 @@ def two_gpus(tmp_path, monkeypatch):
     gpus.visible.cache_clear()
     yield
     gpus.visible.cache_clear()
+
+
+def test_the_folder_of_the_gpu_locks_is_of_ones_own(two_gpus, tmp_path, monkeypatch):
+    """Another user can create this name before us, in a folder that everyone can write to."""
+    path, victim = tmp_path / f"scoresmooth-gpus-{os.getuid()}", tmp_path / "victim"
+    victim.mkdir()
+    path.symlink_to(victim)
+    with pytest.raises(InputError, match="is not a folder of your own: remove it, or set TMPDIR"):
+        gpus.folder()
+    assert list(victim.iterdir()) == []
+    path.unlink()
+    path.mkdir(mode=0o777)
+    path.chmod(0o777)
+    assert stat.S_IMODE(gpus.folder().stat().st_mode) == 0o700
+    another = os.getuid() + 1
+    path.rename(tmp_path / f"scoresmooth-gpus-{another}")
+    monkeypatch.setattr(os, "getuid", lambda: another)
+    with pytest.raises(InputError, match="is not a folder of your own"):
+        gpus.folder()
+
+
+def test_a_lock_follows_no_link(tmp_path):
+    (tmp_path / "a.lock").symlink_to(tmp_path / "victim")
+    with pytest.raises(OSError, match="symbolic links"), locked(tmp_path / "a.lock"):
+        pass
+    assert not (tmp_path / "victim").exists()
 
 
 HOLD_GPU = """

@@ -182,3 +182,11 @@ def test_the_command_answers_and_needs_no_prefect(digits, tmp_path):
     assert done.returncode == COPIES_ABOVE_LIMIT, done.stderr
     assert "20 of 20 samples are copies: 100.00% [83.89%, 100.00%]" in done.stdout
     assert f"report: {tmp_path / 'out' / 'report.html'}" in done.stdout
+
+
+@pytest.mark.parametrize("out", ["", "  ", "a" * 300, f"here/{'ä' * 200}/there"])
+def test_a_name_that_is_no_folder_is_refused(out, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="--out: "):
+        audit_params(train="folder:a", samples="folder:b", out=out)
+    assert list(tmp_path.iterdir()) == []
