@@ -114,7 +114,8 @@ def results(
     print_results(DATA / "report" / "results.json")
     found = server.running()
     print(f"\nreport      {(DATA / 'report' / 'report.html').absolute()}")
-    print(f"Prefect UI  {found.address if found else 'not running: scoresmooth server start'}")
+    shown = f"{found.address} ({server.how_to_log_in()})" if found else "not running: scoresmooth server start"
+    print(f"Prefect UI  {shown}")
 
 
 @app.command()
