@@ -3,6 +3,7 @@
 Import it after pipeline.server.connect: Prefect reads its settings when it is imported.
 """
 
+import contextvars
 import logging
 import os
 import threading
@@ -30,6 +31,7 @@ from pipeline.runners import Runner
 from pipeline.showcase import publish_outs, publish_params
 from pipeline.stage_run import StageRun, say
 from pipeline.tracking import tracked
+from stages.errors import one_line
 from stages.protocol import Shard
 
 GRACE = 10.0
@@ -38,8 +40,8 @@ GRACE = 10.0
 CHILD_GRACE = 25.0
 """The same for shards in processes, which write a checkpoint first. Schedulers usually kill after 30."""
 
-MARKING = 5.0
-"""Seconds that an interrupted process waits for the server to mark its run as crashed: the server may be dead."""
+PATIENCE = 5.0
+"""Seconds that an interrupted process waits for the server, which may be dead."""
 
 PROGRESS_PERIOD = 2.0
 """Seconds between two updates of the progress artifact."""
@@ -166,21 +168,31 @@ def interruptible(stop: Callable[[], None], grace: float) -> Iterator[None]:
         stop()
         raise
     except BaseException as interruption:
+        reason = type(interruption).__name__
         end = threading.Timer(grace, os._exit, [130 if isinstance(interruption, KeyboardInterrupt) else 143])
         end.daemon = True
         end.start()  # first: what follows may wait for a server that is dead
         stop()
         say("interrupted: ending the work; finished shards stay cached")
-        marking = threading.Thread(target=_mark_crashed, args=(flow_run.id, type(interruption).__name__), daemon=True)
-        marking.start()
-        marking.join(timeout=MARKING)
+        briefly(lambda: _mark_crashed(reason))
         raise
 
 
-def _mark_crashed(run: str | None, reason: str) -> None:
+def briefly(tell: Callable[[], None]) -> None:
+    """Tell the server something, and wait for that a few seconds only: Prefect asks a dead server for minutes."""
+
+    def try_it() -> None:
+        try:
+            tell()
+        except httpx.HTTPError as error:
+            say(f"the Prefect server does not answer ({one_line(error)}): the UI lacks the end of this run")
+
+    thread = threading.Thread(target=contextvars.copy_context().run, args=(try_it,), daemon=True)
+    thread.start()
+    thread.join(timeout=PATIENCE)
+
+
+def _mark_crashed(reason: str) -> None:
     """Mark the run as crashed now: Prefect would do so only after the last thread has ended."""
-    try:
-        with get_client(sync_client=True) as client:
-            client.set_flow_run_state(UUID(run), Crashed(message=f"Interrupted ({reason})."), force=True)
-    except httpx.HTTPError as error:
-        say(f"the run could not be marked as crashed ({error}): the next start marks it")
+    with get_client(sync_client=True) as client:
+        client.set_flow_run_state(flow_run.id, Crashed(message=f"Interrupted ({reason})."), force=True)

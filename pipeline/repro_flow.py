@@ -15,7 +15,7 @@ from prefect.runtime import task_run
 from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from pipeline.flows import interruptible, run_flow_as
+from pipeline.flows import briefly, interruptible, run_flow_as
 from pipeline.graph import StageGraph
 from pipeline.repro import STOP_GRACE, Outcome, Reproducer, StageFailed
 from pipeline.stage_run import say
@@ -41,13 +41,18 @@ def run(
         # first the children have STOP_GRACE to end, then this process
         with interruptible(reproducer.stop, STOP_GRACE + 5):
             schedule = _Schedule(graph, order, reproducer, limit, alone, outcomes)
+
+            def publish() -> None:
+                table = overview(outcomes.values())
+                create_table_artifact(key="overview", table=table, description="scoresmooth repro")
+
             try:
                 schedule.run()
-            finally:
+            except BaseException:
                 schedule.stop()
-                create_table_artifact(
-                    key="overview", table=overview(outcomes.values()), description="scoresmooth repro"
-                )
+                briefly(publish)
+                raise
+            publish()
 
     flow = Flow(body, name="repro", task_runner=ThreadPoolTaskRunner(max_workers=reproducer.jobs))
     run_flow_as(flow, "repro", {"repro"}, lasting)

@@ -31,6 +31,9 @@ UNUSED_SERVICES = ("SCHEDULER", "LATE_RUNS", "TRIGGERS", "FOREMAN", "PAUSE_EXPIR
 SCHEDULES = "SCORESMOOTH_SCHEDULES"
 """Environment variable: if set when the server starts, it also runs deployments."""
 
+OWN = "SCORESMOOTH_SERVER"
+"""Environment variable: the API of the project's own server that this process and its children use."""
+
 DATABASE = "PREFECT_SERVER_DATABASE_CONNECTION_URL"
 """Prefect's environment variable for the database: postgresql+asyncpg://USER:PASSWORD@HOST/NAME. Unset: SQLite."""
 
@@ -108,7 +111,7 @@ def connect(say: Callable[[str], None], timeout: float) -> str | None:
 def become_client(server: Server) -> None:
     """Make this process and its children clients of the project's server. Call it before prefect is imported."""
     os.environ.update(environment())
-    os.environ["PREFECT_API_URL"] = f"{server.address}/api"
+    os.environ["PREFECT_API_URL"] = os.environ[OWN] = f"{server.address}/api"
     os.environ[CLIENT_LOGIN] = read_login(HOME)
 
 
@@ -258,9 +261,11 @@ def _recorded_entry(key: str, default: Any) -> Any:
 
 
 def gone(url: str) -> bool:
-    """Whether `url` is the API of this project's own server and that server has ended."""
+    """Whether `url` is the API of the project's own server that this process uses, and that server has ended."""
+    if url != os.environ.get(OWN):
+        return False
     server = _recorded()
-    return server is not None and url == f"{server.address}/api" and not _alive()
+    return not _alive() or (server is not None and url != f"{server.address}/api")
 
 
 def stop(grace: float = 20.0) -> bool:
@@ -280,7 +285,7 @@ def _holder() -> int:
     lock = os.stat(HOME / "server.alive.lock")
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            ours = b"pipeline.guarded_prefect" in (entry / "cmdline").read_bytes()
+            ours = b"prefect\0server\0start" in (entry / "cmdline").read_bytes()
             held = (file.stat() for file in (entry / "fd").iterdir()) if ours else ()
             if any((found.st_dev, found.st_ino) == (lock.st_dev, lock.st_ino) for found in held):
                 return int(entry.name)
