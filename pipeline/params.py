@@ -26,9 +26,6 @@ RUNNER = "SCORESMOOTH_RUNNER"
 ALLOWED = "SCORESMOOTH_PATHS"
 """Environment variable: folders, separated by colons, that absolute paths of params.yaml must lie in. Unset: any."""
 
-LONGEST_NAME = 100
-"""Letters of a variant's name: file systems take 255 bytes, and names of files are made from it."""
-
 VALID = CACHE / "params.valid"
 """Holds the digest of the params.yaml and the code that were last found valid."""
 
@@ -203,8 +200,6 @@ def _variant_names(tree: dict[str, Any]) -> tuple[str, ...]:
             raise InputError(
                 f"params.yaml: variants.{name}: use lowercase letters, digits and single dashes in the name"
             )
-        if len(name) > LONGEST_NAME:
-            raise InputError(f"params.yaml: variants.{name}: use at most {LONGEST_NAME} letters in the name")
     return tuple(variants)
 
 

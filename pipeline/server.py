@@ -347,6 +347,7 @@ def _spawn(port: int) -> None:
     }
     variables.pop("PREFECT_API_URL", None)
     alive = os.open(HOME / "server.alive.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
+    root = HOME.absolute().parent.parent  # not an experiment's copy of the project, which DVC deletes
     command = [sys.executable, "-m", "pipeline.guarded_prefect", "server", "start", "--host", HOST, "--port", str(port)]
     try:
         fcntl.flock(alive, fcntl.LOCK_EX)
@@ -358,6 +359,7 @@ def _spawn(port: int) -> None:
                 stdout=log,
                 stderr=log,
                 env=variables,
+                cwd=root if (root / "pipeline" / "guarded_prefect.py").is_file() else None,
                 pass_fds=(alive,),
                 start_new_session=True,  # neither Ctrl-C nor the end of this stage stops it
             )

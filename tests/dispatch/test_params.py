@@ -355,10 +355,3 @@ def test_a_damaged_record_of_the_validation_is_written_anew(content, tmp_path, m
     record.unlink() if content is None else record.write_bytes(content)
     validate()
     assert record.read_bytes() == good
-
-
-def test_a_variants_name_fits_into_file_names(tmp_path):
-    (spec,) = list(TREE["variants"].values())[:1]
-    found = message({**TREE, "variants": {**TREE["variants"], "a" * 101: spec}}, tmp_path)
-    assert found == f"params.yaml: variants.{'a' * 101}: use at most 100 letters in the name"
-    load({**TREE, "variants": {**TREE["variants"], "a" * 100: spec}}, tmp_path)
