@@ -15,7 +15,7 @@ from prefect.runtime import task_run
 from prefect.states import Completed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from pipeline.flows import briefly, interruptible, run_flow_as
+from pipeline.flows import GRACE, briefly, interruptible, run_flow_as
 from pipeline.graph import StageGraph
 from pipeline.repro import STOP_GRACE, Outcome, Reproducer, StageFailed
 from pipeline.stage_run import say
@@ -38,8 +38,8 @@ def run(
     outcomes = {name: Outcome(name, "not started") for name in order}
 
     def body() -> None:
-        # first the children have STOP_GRACE to end, then this process
-        with interruptible(reproducer.stop, STOP_GRACE + 5):
+        # first the children have STOP_GRACE to end (schedule.stop), then this process
+        with interruptible(reproducer.stop, GRACE):
             schedule = _Schedule(graph, order, reproducer, limit, alone, outcomes)
 
             def publish() -> None:

@@ -73,7 +73,7 @@ def task_states(project: SmallProject, run: dict[str, Any]) -> dict[str, str]:
 
 def test_two_racing_processes_start_one_server(started):
     project, printed = started
-    addresses = {text.split()[0] for text in printed}
+    addresses = {re.search(r"http://\S+", text)[0] for text in printed}
     assert len(addresses) == 1
     assert sorted("already running" in text for text in printed) == [False, True]
     assert len(processes(project, "server\0start\0--host")) == 1

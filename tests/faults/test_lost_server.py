@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from browser import Browser, find_browser, wait_for
 from small_project import SmallProject
-from watching import TRAIN, logged, processes, query, until
+from watching import TRAIN, logged, orphans, processes, query, until
 
 pytestmark = pytest.mark.faults
 
@@ -77,7 +78,7 @@ def test_a_person_logs_in_to_the_ui(project, tmp_path):
         pytest.skip("there is no Chromium on this machine")
     project.run("stage", "ingest")
     printed = project.run("server", "start")
-    address, login = printed.split()[0], (home(project) / LOGIN).read_text().strip()
+    address, login = re.search(r"http://\S+", printed)[0], (home(project) / LOGIN).read_text().strip()
     assert f"the UI asks for the text in {home(project).relative_to(project.folder) / LOGIN}" in printed
     with Browser(tmp_path) as browser:
         tab = browser.open(f"{address}/runs")
@@ -155,3 +156,22 @@ def test_a_signal_ends_a_stage_whose_server_is_dead_within_seconds(project, numb
     assert process.returncode in (-number, 128 + number), output
     assert time.monotonic() - begun < 35, output  # a training has 25 s for its checkpoint
     assert "interrupted" in output
+
+
+@pytest.mark.long
+def test_a_signal_ends_the_whole_graph_whose_server_is_dead(project):
+    project.write_dvc()
+    project.hold(2)
+    process = project.start("repro", "--jobs", "2")
+    try:
+        until(lambda: logged(project, 2))
+        os.kill(servers(project)[0], signal.SIGKILL)
+        begun = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        project.release()
+        output, _ = process.communicate(timeout=240)
+    finally:
+        process.kill()
+    assert time.monotonic() - begun < 60, output  # its stages have 35 s
+    assert "interrupted" in output
+    until(lambda: not orphans(project))
