@@ -35,7 +35,9 @@ def _choose_runner(name: str | None) -> None:
 
 @app.command()
 def stage(
-    name: Annotated[str, typer.Argument(help="ingest, deduplicate, embed, index, train, sample, filter, fid, ...")],
+    name: Annotated[
+        str, typer.Argument(help="ingest, embed, train, ...; or with its variant, as DVC does: train@NAME")
+    ],
     variant: Annotated[str | None, typer.Option(help="which variant of params.yaml")] = None,
     params: Params = "params.yaml",
     runner: Runner = None,
@@ -43,8 +45,12 @@ def stage(
     """Run one stage as a Prefect flow: the command of the stages of dvc.yaml."""
     _choose_runner(runner)
     from pipeline.dispatch import run_stage
+    from pipeline.stage_run import split_address
 
-    run_stage(name, variant, params)
+    stage, named = split_address(name)
+    if variant is not None and named is not None:
+        raise InputError(f"stage {name} --variant {variant}: name the variant once")
+    run_stage(stage, variant or named, params)
 
 
 @app.command()

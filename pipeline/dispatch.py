@@ -14,7 +14,7 @@ from pipeline.locks import locked
 from pipeline.params import Execution, Parameters, load_params, load_stage, stage_module
 from pipeline.repro import SAME_THREADS, Reproducer, StageFailed, threads_alone
 from pipeline.runners import LocalRunner, Runner
-from pipeline.stage_run import StageRun, address_of, record_path, say, title
+from pipeline.stage_run import StageRun, address_of, record_path, say, split_address, title
 from stages.errors import InputError
 from stages.files.artifacts import write_json
 from stages.files.paths import CACHE
@@ -144,8 +144,8 @@ def _run_stages(graph: "StageGraph", stages: set[str], changed: set[str], jobs: 
 
 def _parameters_of(name: str, parameters: Parameters) -> tuple[str, StageParams | None]:
     """The stage and its parameters by DVC's name ("sample@closed-kernel"); the stage `code` has no parameters."""
-    stage, _, variant = name.partition("@")
-    return stage, parameters.stages.get((stage, variant or None))
+    stage, variant = split_address(name)
+    return stage, parameters.stages.get((stage, variant))
 
 
 def _runs_alone(name: str, parameters: Parameters) -> bool:

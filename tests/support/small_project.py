@@ -182,14 +182,14 @@ stages:
   train:
     foreach: ${{variants}}
     do:
-      cmd: {scoresmooth} stage train --variant ${{key}}
+      cmd: {scoresmooth} stage "$DVC_STAGE"
       deps: [data/ingest]
       params: [train, 'variants.${{key}}']
       outs: ['data/train/${{key}}']
   sample:
     foreach: ${{variants}}
     do:
-      cmd: {scoresmooth} stage sample --variant ${{key}}
+      cmd: {scoresmooth} stage "$DVC_STAGE"
       deps: ['data/train/${{key}}']
       params: [sample, 'variants.${{key}}']
       outs: ['data/sample/${{key}}']
