@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.processes import WorkFailed
 from stages.errors import InputError
 
 app = typer.Typer(
@@ -308,14 +309,28 @@ def cache_prune(
     print(f"freed {cache.prune(days) / 1e6:.1f} MB")
 
 
+def _use_code_of_working_directory() -> None:
+    """Start again with the code of the working directory, if that holds another copy of the project.
+
+    The console script imports the copy that was installed, which is other code than that of a second git worktree.
+    """
+    here = Path("pipeline/cli.py")
+    if here.is_file() and not here.samefile(__file__) and not sys.flags.safe_path:
+        os.execv(sys.executable, [sys.executable, "-m", "pipeline.cli", *sys.argv[1:]])
+
+
 def main() -> None:
     """Run the command; wrong input is one line and exit code 2."""
+    _use_code_of_working_directory()
     code: int | str | None = 0
     try:
         app()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except WorkFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
     except SystemExit as end:
         code = end.code
     except Exception:

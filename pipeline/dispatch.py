@@ -17,7 +17,7 @@ from pipeline.runners import LocalRunner, Runner
 from pipeline.stage_run import StageRun, address_of, record_path, say, split_address, title
 from stages.errors import InputError
 from stages.files.artifacts import write_json
-from stages.files.paths import CACHE
+from stages.files.paths import LOCAL
 from stages.protocol import Shard, StageParams
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def run_stage(name: str, variant: str | None = None, path: Path | str = "params.
     def waiting(pid: str) -> None:
         say(f"{label}: process {pid} is still running this stage: waiting for it to end")
 
-    with locked(CACHE / "locks" / f"{address}.lock", waiting):
+    with locked(LOCAL / "locks" / f"{address}.lock", waiting):
         shards, computed = stage_module(name).plan(params), 0
         if shards or variant is None:
             computed = _dispatch(name, variant, params, execution, shards)
@@ -107,7 +107,7 @@ def run_graph(targets: list[str], jobs: int, dry: bool, path: Path | str = "para
     def waiting(pid: str) -> None:
         say(f"process {pid} is running scoresmooth repro here: waiting for it to end")
 
-    with locked(CACHE / "locks" / "repro.lock", waiting) if not dry else nullcontext():
+    with locked(LOCAL / "locks" / "repro.lock", waiting) if not dry else nullcontext():
         graph = StageGraph(targets)
         changed = graph.changed(graph.names)
         stages = graph.below(changed)

@@ -25,6 +25,7 @@ from prefect.states import Crashed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from pipeline import cache
+from pipeline.cancelling import cancellable, is_cancelled, mark_cancelled
 from pipeline.progress import is_measured, share_done
 from pipeline.runners import Runner
 from pipeline.showcase import publish_outs, publish_params
@@ -51,6 +52,7 @@ def run(stage: StageRun, runner: Runner) -> int:
     grace = CHILD_GRACE if stage.name in stage.execution.processes else GRACE
 
     def body() -> int:
+        runner.tell = _tell
         with interruptible(runner.stop, grace):
             publish_params(stage.title, stage.params.model_dump(mode="json"))
             computed = _compute_all(stage, runner)
@@ -69,9 +71,11 @@ def run(stage: StageRun, runner: Runner) -> int:
 
 def run_flow_as(flow: Flow[[], Any], title: str, labels: set[str], lasting: bool) -> Any:
     """Run a flow under a title and tags; return its result. lasting: see pipeline.tracking.tracked."""
+    if experiment := os.environ.get("DVC_EXP_NAME"):  # set by DVC
+        labels = {*labels, experiment}
     # A flow's heartbeat thread sleeps in whole seconds and is joined at the end, which would cost up to a second.
     quiet = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
-    with quiet, tags(*labels), tracked(flow, title, labels, lasting) as found:
+    with quiet, tags(*labels), tracked(flow, title, labels, lasting) as found, cancellable(found, lasting):
         return run_flow(flow, flow_run=found)
 
 
@@ -164,15 +168,24 @@ def interruptible(stop: Callable[[], None], grace: float) -> Iterator[None]:
         raise
     except BaseException as interruption:
         stop()
-        say("interrupted: ending the work; finished shards stay cached")
-        _mark_crashed(type(interruption).__name__)
+        cancelled = _mark_ended(type(interruption).__name__)
+        why = "error: cancelled in Prefect" if cancelled else "interrupted"
+        say(f"{why}: ending the work; finished shards stay cached")
         end = threading.Timer(grace, os._exit, [130 if isinstance(interruption, KeyboardInterrupt) else 143])
         end.daemon = True
         end.start()
         raise
 
 
-def _mark_crashed(reason: str) -> None:
-    """Mark the run as crashed now: Prefect would do so only after the last thread has ended."""
+def _mark_ended(reason: str) -> bool:
+    """Mark the run as cancelled or crashed now: Prefect would do so only after the last thread has ended.
+
+    Returns whether it was cancelled.
+    """
+    run = UUID(flow_run.id)
     with get_client(sync_client=True) as client:
-        client.set_flow_run_state(flow_run.id, Crashed(message=f"Interrupted ({reason})."), force=True)
+        if cancelled := is_cancelled(client, [run]):
+            mark_cancelled(client, run)
+        else:
+            client.set_flow_run_state(run, Crashed(message=f"Interrupted ({reason})."), force=True)
+    return cancelled

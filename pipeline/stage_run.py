@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from pipeline.params import Execution, stage_module
-from stages.files.paths import CACHE, DATA
+from stages.files.paths import DATA, LOCAL
 from stages.protocol import Shard, StageParams, by_task
 
 
@@ -68,7 +68,7 @@ def record_path(address: str) -> Path:
 
     address: DVC's name of the stage (`address_of`).
     """
-    return CACHE / "records" / f"{address}.json"
+    return LOCAL / "records" / f"{address}.json"
 
 
 def say(text: str) -> None:
