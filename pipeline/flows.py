@@ -26,6 +26,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from pipeline import cache
 from pipeline.cancelling import cancellable, is_cancelled, mark_cancelled
+from pipeline.labels import shared_labels
 from pipeline.progress import is_measured, share_done
 from pipeline.runners import Runner
 from pipeline.showcase import publish_outs, publish_params
@@ -65,17 +66,20 @@ def run(stage: StageRun, runner: Runner) -> int:
         name=stage.name,
         task_runner=ThreadPoolTaskRunner(max_workers=runner.jobs),
     )
-    # Params are an artifact and not the flow's parameters, for which Prefect would import FastAPI (half a second).
-    return run_flow_as(flow, stage.title, {stage.name, *filter(None, [stage.variant])}, stage.address is not None)
+    labels = {stage.name, *filter(None, [stage.variant])}
+    parameters = {"stage": stage.name, **stage.params.model_dump(mode="json")}
+    return run_flow_as(flow, stage.title, labels, stage.address is not None, parameters)
 
 
-def run_flow_as(flow: Flow[[], Any], title: str, labels: set[str], lasting: bool) -> Any:
-    """Run a flow under a title and tags; return its result. lasting: see pipeline.tracking.tracked."""
-    if experiment := os.environ.get("DVC_EXP_NAME"):  # set by DVC
-        labels = {*labels, experiment}
+def run_flow_as(flow: Flow[[], Any], title: str, labels: set[str], lasting: bool, parameters: dict[str, Any]) -> Any:
+    """Run a flow under a title and tags; return its result. lasting: see pipeline.tracking.tracked.
+
+    parameters: shown as the run's. They are not the function's: Prefect would import FastAPI for them (half a second).
+    """
+    labels = labels | shared_labels()
     # A flow's heartbeat thread sleeps in whole seconds and is joined at the end, which would cost up to a second.
     quiet = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
-    with quiet, tags(*labels), tracked(flow, title, labels, lasting) as found, cancellable(found, lasting):
+    with quiet, tags(*labels), tracked(flow, title, labels, lasting, parameters) as found, cancellable(found, lasting):
         return run_flow(flow, flow_run=found)
 
 

@@ -95,6 +95,8 @@ def test_the_ui_shows_runs_tasks_and_artifacts(project):
     expected = samples(project)
     run = newest_run(project)
     assert (run["name"], run["state_name"], sorted(run["tags"])) == ("sample net", "Completed", ["net", "sample"])
+    given = {"stage": "sample", "variant": "net", "count": 8, "shards": 4, "seed": 1}
+    assert run["parameters"] == {**given, "spec": {"network": True, "temperature": 1.0}}
     names = {f"net {n}/4" for n in range(1, 5)}
     until(lambda: task_states(project, run) == {**dict.fromkeys(names, "Completed"), "gather": "Completed"})
     shown = query(project, "artifacts", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
