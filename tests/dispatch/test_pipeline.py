@@ -33,7 +33,8 @@ from watching import (
 )  # fmt: skip
 
 from pipeline import progress, server
-from stages import train
+from stages.diffusion import train_network
+from stages.diffusion.loss_curve import COLUMNS
 from stages.files.artifacts import write_json
 
 
@@ -119,7 +120,7 @@ def test_the_ui_shows_runs_tasks_and_artifacts(project):
 
 def test_a_training_shows_how_far_it_is(project):
     """A single long shard: its steps are its progress. The names are those of the real training."""
-    assert (progress.CURVE, train.LOSS_COLUMNS[0]) == (train.LOSS, "step")
+    assert (progress.CURVE, COLUMNS[0]) == (train_network.LOSS, "step")
     path = project.folder / "stages" / "train.py"
     text = path.read_text()
     for old, new in (
