@@ -2,25 +2,29 @@
 
 The child imports the stage's modules, torch among them, while its parent imports Prefect and asks its server. Then the
 parent sends shards over the socket: for each a line with the path of SHARD.json, together with the file descriptor of
-the shard's lock. The child answers with a line: `done`, `refused` (wrong input; SHARD.error holds the message, which
-the parent raises) or `memory` (not enough of it; SHARD.error holds the error). If the child ends without an answer, the
-parent reads its exit code. The child ends when the parent closes the socket.
+the shard's lock. The child answers with a line: `done`, `refused` (wrong input), `memory` (not enough of it) or
+`failed` (any other error, whose traceback the child prints). SHARD.error then holds the message that the parent raises.
+If the child ends without an answer, the parent reads its exit code. The child ends when the parent closes the socket.
 """
 
+import contextlib
 import ctypes
+import faulthandler
 import importlib
 import os
 import signal
 import socket
 import sys
+import traceback
 from pathlib import Path
 
 from pipeline import oom
+from pipeline.processes import cause
 from stages.errors import InputError
 from stages.protocol import Shard
 
 PR_SET_PDEATHSIG = 1
-DONE, REFUSED, EXHAUSTED = b"done\n", b"refused\n", b"memory\n"
+DONE, REFUSED, EXHAUSTED, FAILED = b"done\n", b"refused\n", b"memory\n", b"failed\n"
 LONGEST = 4096
 """Bytes of the longest path that Linux allows."""
 
@@ -42,11 +46,13 @@ def work(description: Path) -> bytes:
     except InputError as error:
         description.with_suffix(".error").write_text(str(error), encoding="utf-8")
         return REFUSED
-    except (MemoryError, RuntimeError) as error:
-        if not oom.ran_out(error):
-            raise
-        description.with_suffix(".error").write_text(oom.said(error), encoding="utf-8")
-        return EXHAUSTED
+    except Exception as error:
+        if oom.ran_out(error):
+            description.with_suffix(".error").write_text(oom.said(error), encoding="utf-8")
+            return EXHAUSTED
+        traceback.print_exc()
+        description.with_suffix(".error").write_text(cause(error), encoding="utf-8")
+        return FAILED
     return DONE
 
 
@@ -55,8 +61,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides, with SIGTERM
     channel, parent = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     die_with(parent)
-    for module in sys.argv[3:]:
-        importlib.import_module(module)
+    faulthandler.enable()  # a crash in compiled code prints where it happened
+    with contextlib.suppress(Exception):  # `work` imports what it needs again, and reports what fails
+        for module in sys.argv[3:]:
+            importlib.import_module(module)
     while True:
         path, locks, _, _ = socket.recv_fds(channel, LONGEST, 1)
         if not path:

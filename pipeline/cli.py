@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from pipeline.processes import WorkFailed
 from stages.errors import InputError
 
 app = typer.Typer(
@@ -35,7 +36,9 @@ def _choose_runner(name: str | None) -> None:
 
 @app.command()
 def stage(
-    name: Annotated[str, typer.Argument(help="ingest, deduplicate, embed, index, train, sample, filter, fid, ...")],
+    name: Annotated[
+        str, typer.Argument(help="ingest, embed, train, ...; or with its variant, as DVC does: train@NAME")
+    ],
     variant: Annotated[str | None, typer.Option(help="which variant of params.yaml")] = None,
     params: Params = "params.yaml",
     runner: Runner = None,
@@ -43,8 +46,12 @@ def stage(
     """Run one stage as a Prefect flow: the command of the stages of dvc.yaml."""
     _choose_runner(runner)
     from pipeline.dispatch import run_stage
+    from pipeline.stage_run import split_address
 
-    run_stage(name, variant, params)
+    stage, named = split_address(name)
+    if variant is not None and named is not None:
+        raise InputError(f"stage {name} --variant {variant}: name the variant once")
+    run_stage(stage, variant or named, params)
 
 
 @app.command()
@@ -298,14 +305,28 @@ def cache_prune(
     print(f"freed {cache.prune(days) / 1e6:.1f} MB")
 
 
+def _use_code_of_working_directory() -> None:
+    """Start again with the code of the working directory, if that holds another copy of the project.
+
+    The console script imports the copy that was installed, which is other code than that of a second git worktree.
+    """
+    here = Path("pipeline/cli.py")
+    if here.is_file() and not here.samefile(__file__) and not sys.flags.safe_path:
+        os.execv(sys.executable, [sys.executable, "-m", "pipeline.cli", *sys.argv[1:]])
+
+
 def main() -> None:
     """Run the command; wrong input is one line and exit code 2."""
+    _use_code_of_working_directory()
     code: int | str | None = 0
     try:
         app()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except WorkFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 1
     except SystemExit as end:
         code = end.code
     except Exception:

@@ -14,10 +14,10 @@ from pipeline.locks import locked
 from pipeline.params import Execution, Parameters, load_params, load_stage, stage_module
 from pipeline.repro import SAME_THREADS, Reproducer, StageFailed, threads_alone
 from pipeline.runners import LocalRunner, Runner
-from pipeline.stage_run import StageRun, address_of, record_path, say, title
+from pipeline.stage_run import StageRun, address_of, record_path, say, split_address, title
 from stages.errors import InputError
 from stages.files.artifacts import write_json
-from stages.files.paths import CACHE
+from stages.files.paths import LOCAL
 from stages.protocol import Shard, StageParams
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def run_stage(name: str, variant: str | None = None, path: Path | str = "params.
     def waiting(pid: str) -> None:
         say(f"{label}: process {pid} is still running this stage: waiting for it to end")
 
-    with locked(CACHE / "locks" / f"{address}.lock", waiting):
+    with locked(LOCAL / "locks" / f"{address}.lock", waiting):
         shards, computed = stage_module(name).plan(params), 0
         if shards or variant is None:
             computed = _dispatch(name, variant, params, execution, shards)
@@ -107,7 +107,7 @@ def run_graph(targets: list[str], jobs: int, dry: bool, path: Path | str = "para
     def waiting(pid: str) -> None:
         say(f"process {pid} is running scoresmooth repro here: waiting for it to end")
 
-    with locked(CACHE / "locks" / "repro.lock", waiting) if not dry else nullcontext():
+    with locked(LOCAL / "locks" / "repro.lock", waiting) if not dry else nullcontext():
         graph = StageGraph(targets)
         changed = graph.changed(graph.names)
         stages = graph.below(changed)
@@ -144,8 +144,8 @@ def _run_stages(graph: "StageGraph", stages: set[str], changed: set[str], jobs: 
 
 def _parameters_of(name: str, parameters: Parameters) -> tuple[str, StageParams | None]:
     """The stage and its parameters by DVC's name ("sample@closed-kernel"); the stage `code` has no parameters."""
-    stage, _, variant = name.partition("@")
-    return stage, parameters.stages.get((stage, variant or None))
+    stage, variant = split_address(name)
+    return stage, parameters.stages.get((stage, variant))
 
 
 def _runs_alone(name: str, parameters: Parameters) -> bool:

@@ -26,6 +26,8 @@ from prefect.states import Crashed
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from pipeline import cache
+from pipeline.cancelling import cancellable, is_cancelled, mark_cancelled
+from pipeline.labels import shared_labels
 from pipeline.progress import is_measured, share_done
 from pipeline.runners import Runner
 from pipeline.showcase import publish_outs, publish_params
@@ -56,6 +58,7 @@ def run(stage: StageRun, runner: Runner) -> int:
     grace = CHILD_GRACE if stage.name in stage.execution.processes else GRACE
 
     def body() -> int:
+        runner.tell = _tell
         with interruptible(runner.stop, grace):
             publish_params(stage.title, stage.params.model_dump(mode="json"))
             computed = _compute_all(stage, runner)
@@ -68,15 +71,20 @@ def run(stage: StageRun, runner: Runner) -> int:
         name=stage.name,
         task_runner=ThreadPoolTaskRunner(max_workers=runner.jobs),
     )
-    # Params are an artifact and not the flow's parameters, for which Prefect would import FastAPI (half a second).
-    return run_flow_as(flow, stage.title, {stage.name, *filter(None, [stage.variant])}, stage.address is not None)
+    labels = {stage.name, *filter(None, [stage.variant])}
+    parameters = {"stage": stage.name, **stage.params.model_dump(mode="json")}
+    return run_flow_as(flow, stage.title, labels, stage.address is not None, parameters)
 
 
-def run_flow_as(flow: Flow[[], Any], title: str, labels: set[str], lasting: bool) -> Any:
-    """Run a flow under a title and tags; return its result. lasting: see pipeline.tracking.tracked."""
+def run_flow_as(flow: Flow[[], Any], title: str, labels: set[str], lasting: bool, parameters: dict[str, Any]) -> Any:
+    """Run a flow under a title and tags; return its result. lasting: see pipeline.tracking.tracked.
+
+    parameters: shown as the run's. They are not the function's: Prefect would import FastAPI for them (half a second).
+    """
+    labels = labels | shared_labels()
     # A flow's heartbeat thread sleeps in whole seconds and is joined at the end, which would cost up to a second.
     quiet = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
-    with quiet, tags(*labels), tracked(flow, title, labels, lasting) as found:
+    with quiet, tags(*labels), tracked(flow, title, labels, lasting, parameters) as found, cancellable(found, lasting):
         return run_flow(flow, flow_run=found)
 
 
@@ -173,26 +181,40 @@ def interruptible(stop: Callable[[], None], grace: float) -> Iterator[None]:
         end.daemon = True
         end.start()  # first: what follows may wait for a server that is dead
         stop()
-        say("interrupted: ending the work; finished shards stay cached")
-        briefly(lambda: _mark_crashed(reason))
+        cancelled = briefly(lambda: _mark_ended(reason))
+        why = "error: cancelled in Prefect" if cancelled else "interrupted"
+        say(f"{why}: ending the work; finished shards stay cached")
         raise
 
 
-def briefly(tell: Callable[[], None]) -> None:
-    """Tell the server something, and wait for that a few seconds only: Prefect asks a dead server for minutes."""
+def briefly(tell: Callable[[], Any]) -> Any:
+    """Tell the server something, and wait for that a few seconds only: Prefect asks a dead server for minutes.
+
+    Returns what `tell` returns, or None where the server does not answer in time.
+    """
+    answers = []
 
     def try_it() -> None:
         try:
-            tell()
+            answers.append(tell())
         except httpx.HTTPError as error:
             say(f"the Prefect server does not answer ({one_line(error)}): the UI lacks the end of this run")
 
     thread = threading.Thread(target=contextvars.copy_context().run, args=(try_it,), daemon=True)
     thread.start()
     thread.join(timeout=PATIENCE)
+    return answers[0] if answers else None
 
 
-def _mark_crashed(reason: str) -> None:
-    """Mark the run as crashed now: Prefect would do so only after the last thread has ended."""
+def _mark_ended(reason: str) -> bool:
+    """Mark the run as cancelled or crashed now: Prefect would do so only after the last thread has ended.
+
+    Returns whether it was cancelled.
+    """
+    run = UUID(flow_run.id)
     with get_client(sync_client=True) as client:
-        client.set_flow_run_state(flow_run.id, Crashed(message=f"Interrupted ({reason})."), force=True)
+        if cancelled := is_cancelled(client, [run]):
+            mark_cancelled(client, run)
+        else:
+            client.set_flow_run_state(run, Crashed(message=f"Interrupted ({reason})."), force=True)
+    return cancelled

@@ -7,10 +7,13 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import ModuleType
 
 from pipeline import oom
 from pipeline.checkpoints import SharedScratch
+from pipeline.processes import WorkFailed, cause
 from pipeline.shared import SharedPlace
+from stages.errors import InputError
 from stages.protocol import Shard
 
 
@@ -43,7 +46,7 @@ def work(task: Task) -> str:
         module = importlib.import_module(f"stages.{found.stage}")
         if task.url is None or task.trees is None:
             stack.enter_context(_folder(Path(task.root)))
-            module.work(found)
+            _work(module, found)
             return ""
         place, leads = SharedPlace(task.url), task.variables.get("RANK", "0") == "0"
         stack.enter_context(_folder(node_folder(task.root)))
@@ -51,13 +54,23 @@ def work(task: Task) -> str:
             place.get_tree(tree, Path(path))
         with SharedScratch(task.url, found).mirrored(writes=leads):
             found.path.unlink(missing_ok=True)
-            module.work(found)
+            _work(module, found)
         if not leads:
             return ""
         digest = place.put(found.path)
         found.path.unlink()
         shutil.rmtree(found.scratch, ignore_errors=True)
         return digest
+
+
+def _work(module: ModuleType, shard: Shard) -> None:
+    """Work on a shard; an error that is neither wrong input nor lack of memory becomes WorkFailed, with its place."""
+    try:
+        module.work(shard)
+    except Exception as error:
+        if isinstance(error, InputError) or oom.ran_out(error):
+            raise
+        raise WorkFailed(cause(error)) from error
 
 
 @contextmanager

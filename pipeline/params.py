@@ -26,6 +26,9 @@ RUNNER = "SCORESMOOTH_RUNNER"
 ALLOWED = "SCORESMOOTH_PATHS"
 """Environment variable: folders, separated by colons, that absolute paths of params.yaml must lie in. Unset: any."""
 
+LONGEST_NAME = 100
+"""Letters of a variant's name."""
+
 VALID = CACHE / "params.valid"
 """Holds the digest of the params.yaml and the code that were last found valid."""
 
@@ -196,9 +199,11 @@ def _variant_names(tree: dict[str, Any]) -> tuple[str, ...]:
         raise InputError("params.yaml: variants must be a mapping of at least one name to its settings")
     for name in variants:
         # the name becomes a folder, a part of a DVC stage's name and of a key in the UI
-        if not isinstance(name, str) or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+        if not isinstance(name, str) or len(name) > LONGEST_NAME or not re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name):
+            shown = "".join(char if char.isprintable() else "?" for char in str(name)[:LONGEST_NAME])
             raise InputError(
-                f"params.yaml: variants.{name}: use lowercase letters, digits and single dashes in the name"
+                f"params.yaml: variants.{shown}: use at most {LONGEST_NAME} lowercase letters, digits and single "
+                "dashes in the name"
             )
     return tuple(variants)
 

@@ -1,8 +1,15 @@
-"""How a child process ended, and the memory it took."""
+"""How a child process or its work ended, and the memory it took."""
 
 import os
 import subprocess
+import traceback
+from pathlib import Path
 from typing import Any
+
+import stages
+
+CODE = Path(stages.__file__).parent
+"""The folder of the project's work."""
 
 
 def reap(process: subprocess.Popen[Any]) -> tuple[int, float]:
@@ -11,6 +18,23 @@ def reap(process: subprocess.Popen[Any]) -> tuple[int, float]:
     _, status, usage = os.wait4(process.pid, 0)
     process.returncode = os.waitstatus_to_exitcode(status)
     return process.returncode, usage.ru_maxrss / 1024
+
+
+class WorkFailed(RuntimeError):
+    """The work of a shard raised an error. The message names it with file and line; its traceback was printed."""
+
+
+def cause(error: BaseException) -> str:
+    """An error in one line, with the place in this project's code, or else in any code, that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if Path(frame.filename).is_relative_to(CODE)]
+    message = " ".join(str(error).split())
+    said = f"{type(error).__name__}: {message}" if message else type(error).__name__
+    if not frames:
+        return said
+    frame = (own or frames)[-1]
+    file = Path(frame.filename).relative_to(CODE.parent) if own else frame.filename
+    return f"{said} ({file}, line {frame.lineno})"
 
 
 def ending(code: int) -> str:

@@ -3,7 +3,7 @@
 from stages.protocol import Shard
 
 CURVE = "loss.tsv"
-"""stages.train.LOSS; its first column is the step."""
+"""stages.diffusion.train_network.LOSS; its first column is the step."""
 
 
 def is_measured(shard: Shard) -> bool:

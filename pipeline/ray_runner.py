@@ -16,6 +16,7 @@ import os
 import re
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ import stages
 from pipeline import oom
 from pipeline.checkpoints import SharedScratch
 from pipeline.node import Task, work
+from pipeline.processes import WorkFailed
 from pipeline.runners import Stopped
 from pipeline.shared import SharedPlace
 from pipeline.stage_run import say
@@ -84,6 +86,7 @@ class RayRunner:
             wanted = f"{resources.cpus:g} CPUs and {resources.gpus:g} GPUs"
             raise InputError(f"execution: no node of the Ray cluster at {address} has {wanted}: lower *_per_job")
         self.jobs = min(slots, max(1, shards))
+        self.tell: Callable[[str], None] = say
         self._resources = resources
         self._place = SharedPlace(shared) if shared else None
         self._references: set[Any] = set()
@@ -114,7 +117,7 @@ class RayRunner:
             except _RanOut as error:
                 attempts.append(oom.Attempt(str(error), None))
                 if share != oom.SHARES[-1]:
-                    say(f"{shard.stage} {shard.name}: {error}: trying once more with half the working memory")
+                    self.tell(f"{shard.stage} {shard.name}: {error}: trying once more with half the working memory")
         raise oom.exhausted(shard.stage, shard.name, *attempts, "how many shards a node takes (execution.cpus_per_job)")
 
     def _submit(self, task: Task, retries: int = RETRIES, **options: Any) -> Any:
@@ -134,6 +137,9 @@ class RayRunner:
         except RayTaskError as error:
             if isinstance(error.cause, InputError):
                 raise InputError(str(error.cause)) from None
+            if isinstance(error.cause, WorkFailed):
+                say(str(error))  # with the traceback on the node
+                raise WorkFailed(f"{shard.stage} {shard.name}: {error.cause}") from None
             if isinstance(error.cause, Exception) and oom.ran_out(error.cause):
                 raise _RanOut(f"refused memory ({oom.said(error.cause)})") from error
             raise
@@ -162,7 +168,7 @@ class RayRunner:
             except _Lost:
                 if not left:
                     raise
-                say(f"{shard.stage} {shard.name}: a process was lost: all {processes} start again")
+                self.tell(f"{shard.stage} {shard.name}: a process was lost: all {processes} start again")
         raise AssertionError
 
     def _group(self, shard: Shard, task: Task, processes: int) -> str:
@@ -195,13 +201,13 @@ class RayRunner:
                 break
             try:
                 results[ready[0]] = self._wait(shard, ready[0])
-            except (InputError, Stopped, _RanOut, _Lost, RayError) as error:
+            except KINDS as error:
                 errors.append(error)
         for reference in waiting:
             ray.cancel(reference, force=True)
             with self._guard:
                 self._references.discard(reference)
-        for kind in (InputError, Stopped, _RanOut, _Lost, RayError):
+        for kind in KINDS:
             for error in errors:
                 if isinstance(error, kind):
                     raise error
@@ -260,6 +266,10 @@ class _RanOut(RuntimeError):
 
 class _Lost(RuntimeError):
     """A task's process or node was lost."""
+
+
+KINDS = (InputError, Stopped, _RanOut, _Lost, WorkFailed, RayError)
+"""The errors of a training's processes, the most telling first."""
 
 
 def _rendezvous() -> tuple[str, int]:

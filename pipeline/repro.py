@@ -19,9 +19,9 @@ from pipeline.locks import locked, name_holder
 from pipeline.processes import ending, reap
 from pipeline.stage_run import record_path, say
 from stages.files.artifacts import read_json
-from stages.files.paths import CACHE
+from stages.files.paths import LOCAL
 
-LOGS = CACHE / "logs"
+LOGS = LOCAL / "logs"
 TAIL = 25
 """Lines of a failed stage's log that are printed."""
 
@@ -92,7 +92,7 @@ class Reproducer:
             self._known.discard(name)
             say(f"{name}: process {pid} of an earlier run is still working on it: waiting")
 
-        with locked(CACHE / "locks" / f"dvc-{name}.lock", waiting) as lock:
+        with locked(LOCAL / "locks" / f"dvc-{name}.lock", waiting) as lock:
             if self._stopped:
                 return Outcome(name, "not started")
             if name not in self._known and not self._changed(name):
@@ -127,7 +127,10 @@ class Reproducer:
 
     def _start(self, name: str, lock: int, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
         command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
-        environment = {**os.environ, **thread_variables(name, self.jobs), "DVC_NO_ANALYTICS": "1", **variables}
+        # the commands of dvc.yaml call python: this one
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        given = {"PATH": path, "DVC_NO_ANALYTICS": "1", **thread_variables(name, self.jobs)}
+        environment = {**os.environ, **given, **variables}
         LOGS.mkdir(parents=True, exist_ok=True)
         record_path(name).unlink(missing_ok=True)  # written by the stage's command, which DVC may not need to run
         with self._guard, log_path(name).open("wb") as log:

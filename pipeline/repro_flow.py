@@ -3,6 +3,7 @@
 Import it after pipeline.server.connect: Prefect reads its settings when it is imported.
 """
 
+import os
 from collections.abc import Callable, Collection
 from queue import SimpleQueue
 from typing import Any
@@ -17,6 +18,7 @@ from prefect.task_runners import ThreadPoolTaskRunner
 
 from pipeline.flows import GRACE, briefly, interruptible, run_flow_as
 from pipeline.graph import StageGraph
+from pipeline.labels import RUN, new_run
 from pipeline.repro import STOP_GRACE, Outcome, Reproducer, StageFailed
 from pipeline.stage_run import say
 from pipeline.tracking import PARENT
@@ -55,7 +57,8 @@ def run(
             publish()
 
     flow = Flow(body, name="repro", task_runner=ThreadPoolTaskRunner(max_workers=reproducer.jobs))
-    run_flow_as(flow, "repro", {"repro"}, lasting)
+    os.environ[RUN] = new_run()
+    run_flow_as(flow, "repro", {"repro"}, lasting, {"stages": order, "jobs": reproducer.jobs})
     return list(outcomes.values())
 
 

@@ -8,13 +8,14 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Collection
+import traceback
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol, Self
 
 from pipeline import closure, oom
-from pipeline.child import DONE, EXHAUSTED, REFUSED
-from pipeline.processes import ending, reap
+from pipeline.child import DONE, EXHAUSTED, FAILED, REFUSED
+from pipeline.processes import WorkFailed, cause, ending, reap
 from pipeline.stage_run import say
 from stages.errors import InputError
 from stages.protocol import Shard
@@ -25,12 +26,14 @@ class Runner(Protocol):
 
     Attributes:
         jobs: how many shards it works on at the same time.
+        tell: called with a line that a person should read, such as that a shard is tried again.
     """
 
     jobs: int
+    tell: Callable[[str], None]
 
     def run(self, shard: Shard, lock: int) -> None:
-        """Do the work of a placed shard and return when its result is written; errors of the work propagate.
+        """Do the work of a placed shard and return when its result is written. Raises InputError and WorkFailed.
 
         lock: the file descriptor that holds the shard's lock; any process that does the work must keep it open.
         """
@@ -52,6 +55,7 @@ class LocalRunner:
     def __init__(self, jobs: int, processes: Collection[str] = (), held: Collection[int] = ()) -> None:
         """held: file descriptors of further locks that the child processes keep open (those of GPUs)."""
         self.jobs = jobs
+        self.tell: Callable[[str], None] = say
         self._held = tuple(held)
         self._processes = frozenset(processes)
         self._idle: list[_Child] = []
@@ -82,7 +86,7 @@ class LocalRunner:
         if shard.stage in self._processes:
             self._run_child(shard, lock)
         else:
-            importlib.import_module(f"stages.{shard.stage}").work(shard)
+            _work_here(shard)
 
     def stop(self) -> None:
         """See Runner.stop. Work in threads cannot be ended: it continues until its shard is done."""
@@ -104,7 +108,7 @@ class LocalRunner:
                 if share == oom.SHARES[-1]:
                     others = f"execution.jobs ({self.jobs})"
                     raise oom.exhausted(shard.stage, shard.name, *attempts, others) from None
-                say(f"{shard.stage} {shard.name}: {attempts[0]}: trying once more with half the working memory")
+                self.tell(f"{shard.stage} {shard.name}: {attempts[0]}: trying once more with half the working memory")
 
     def _work(self, shard: Shard, lock: int, share: float) -> None:
         child = self._take(shard, share)
@@ -132,7 +136,18 @@ class LocalRunner:
                 self._idle.append(child)
 
 
-class ChildEnded(RuntimeError):
+def _work_here(shard: Shard) -> None:
+    """Work on a shard in this process. As in a child, the traceback of an error is printed here, and only here."""
+    try:
+        importlib.import_module(f"stages.{shard.stage}").work(shard)
+    except InputError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        raise WorkFailed(f"{shard.stage} {shard.name}: {cause(error)}") from None
+
+
+class ChildEnded(WorkFailed):
     """The process that worked on a shard ended before the shard was done.
 
     Attributes:
@@ -183,11 +198,14 @@ class _Child:
             answer = self._socket.recv(len(REFUSED))
         except ConnectionError:
             answer = b""
+        said = "" if answer in (DONE, b"") else description.with_suffix(".error").read_text(encoding="utf-8")
         if answer == REFUSED:
-            raise InputError(description.with_suffix(".error").read_text(encoding="utf-8"))
+            raise InputError(said)
+        if answer == FAILED:
+            raise WorkFailed(f"{shard.stage} {shard.name}: {said}")
         refused, peak = "", None
         if answer == EXHAUSTED:
-            refused, peak = description.with_suffix(".error").read_text(encoding="utf-8"), oom.peak(self.process.pid)
+            refused, peak = said, oom.peak(self.process.pid)
             self.process.kill()
         if answer != DONE:
             code, highest = reap(self.process)

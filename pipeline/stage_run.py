@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from pipeline.params import Execution, stage_module
-from stages.files.paths import CACHE, DATA
+from stages.files.paths import DATA, LOCAL
 from stages.protocol import Shard, StageParams, by_task
 
 
@@ -54,12 +54,21 @@ def address_of(name: str, variant: str | None) -> str:
     return f"{name}@{variant}" if variant else name
 
 
+def split_address(address: str) -> tuple[str, str | None]:
+    """The stage and its variant, or None: the reverse of `address_of`.
+
+    From another folder DVC puts the path of dvc.yaml and a colon before it.
+    """
+    name, _, variant = address.rpartition("dvc.yaml:")[2].partition("@")
+    return name, variant or None
+
+
 def record_path(address: str) -> Path:
     """The record of a stage's last finished run: its shards, how many of them were computed, seconds.
 
     address: DVC's name of the stage (`address_of`).
     """
-    return CACHE / "records" / f"{address}.json"
+    return LOCAL / "records" / f"{address}.json"
 
 
 def say(text: str) -> None:

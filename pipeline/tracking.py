@@ -33,10 +33,17 @@ PARENT_WAIT = 20.0
 
 
 @contextmanager
-def tracked(flow: Flow[..., Any], title: str, tags: Collection[str], lasting: bool = True) -> Iterator[FlowRun]:
+def tracked(
+    flow: Flow[..., Any],
+    title: str,
+    tags: Collection[str],
+    lasting: bool = True,
+    parameters: dict[str, Any] | None = None,
+) -> Iterator[FlowRun]:
     """Create a run of `flow`, below the parent that the environment names, and hold its lock while the body runs.
 
     lasting: whether the server outlives this process; only then can it hold runs of killed processes.
+    parameters: what the run is shown and found with, as JSON.
     """
     folder = runs_folder()
     with ExitStack() as held:
@@ -45,7 +52,8 @@ def tracked(flow: Flow[..., Any], title: str, tags: Collection[str], lasting: bo
             with locked(folder / "guard.lock"):
                 if lasting:
                     mark_lost(client, folder)
-                run = client.create_flow_run(flow, name=title, tags=sorted(tags), parent_task_run_id=parent)
+                run = client.create_flow_run(flow, title, parameters, tags=sorted(tags), parent_task_run_id=parent)
+                run.parameters = {}  # they are for those who read; Prefect would pass them to the flow's function
                 path = folder / f"{run.id}.run"
                 held.enter_context(locked(path))
         try:

@@ -248,7 +248,8 @@ def test_the_dispatch_goes_through_the_stages(graph):
 def test_only_the_flows_and_the_server_import_prefect(graph):
     using = {importer for importer, imported in imports(graph, "pipeline") if imported == "prefect"}
     flows = {"pipeline.flows", "pipeline.repro_flow", "pipeline.deployment"}
-    assert using == {*flows, "pipeline.guarded_prefect", "pipeline.showcase", "pipeline.tracking"}
+    flows |= {"pipeline.cancelling", "pipeline.guarded_prefect"}
+    assert using == {*flows, "pipeline.showcase", "pipeline.tracking"}
 
 
 def test_only_the_cluster_imports_ray(graph):

@@ -109,7 +109,8 @@ def test_commands_and_outs_follow_the_names(name, document):
     per_variant = importlib.import_module(f"stages.{name}").Params.PER_VARIANT
     assert ("foreach" in stage) == per_variant
     body = stage.get("do", stage)
-    assert body["cmd"] == f"scoresmooth stage {name}" + (" --variant ${key}" if per_variant else "")
+    # the code of the working directory, and no name as text for the shell
+    assert body["cmd"] == "python -m pipeline.cli stage " + ('"$DVC_STAGE"' if per_variant else name)
     own = f"data/{name}/${{key}}" if per_variant else f"data/{name}"
     outs = [out if isinstance(out, str) else next(iter(out)) for out in body["outs"] + body.get("metrics", [])]
     assert all(out == own or out.startswith(f"{own}/") for out in outs)

@@ -5,8 +5,23 @@ from pathlib import Path
 DATA = Path("data")
 """The stages' outs, which DVC tracks."""
 
-CACHE = Path(".scoresmooth")
-"""The shard cache and the servers' state, which stay on this machine."""
+LOCAL = Path(".scoresmooth")
+"""What belongs to this working directory alone: its stages' locks, records and logs."""
+
+
+def shared_state(folder: Path) -> Path:
+    """The main project's `.scoresmooth` if `folder` lies in an experiment's copy of it (.dvc/tmp/exps), else `LOCAL`.
+
+    DVC deletes the copy when the experiment ends: a server or a cache inside would be lost, or stay running.
+    """
+    for place in folder.parents:
+        if place.parts[-3:] == (".dvc", "tmp", "exps"):
+            return place.parents[2] / LOCAL
+    return LOCAL
+
+
+CACHE = shared_state(Path.cwd())
+"""The shard cache and the servers' state, which stay on this machine; a project and its experiments share them."""
 
 SPLITS = ("train", "test", "holdout")
 VERDICTS = DATA / "verdicts"

@@ -33,7 +33,8 @@ from watching import (
 )  # fmt: skip
 
 from pipeline import progress, server, server_login
-from stages import train
+from stages.diffusion import train_network
+from stages.diffusion.loss_curve import COLUMNS
 from stages.files.artifacts import write_json
 
 
@@ -95,6 +96,8 @@ def test_the_ui_shows_runs_tasks_and_artifacts(project):
     expected = samples(project)
     run = newest_run(project)
     assert (run["name"], run["state_name"], sorted(run["tags"])) == ("sample net", "Completed", ["net", "sample"])
+    given = {"stage": "sample", "variant": "net", "count": 8, "shards": 4, "seed": 1}
+    assert run["parameters"] == {**given, "spec": {"network": True, "temperature": 1.0}}
     names = {f"net {n}/4" for n in range(1, 5)}
     until(lambda: task_states(project, run) == {**dict.fromkeys(names, "Completed"), "gather": "Completed"})
     shown = query(project, "artifacts", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
@@ -117,7 +120,7 @@ def test_the_ui_shows_runs_tasks_and_artifacts(project):
 
 def test_a_training_shows_how_far_it_is(project):
     """A single long shard: its steps are its progress. The names are those of the real training."""
-    assert (progress.CURVE, train.LOSS_COLUMNS[0]) == (train.LOSS, "step")
+    assert (progress.CURVE, COLUMNS[0]) == (train_network.LOSS, "step")
     path = project.folder / "stages" / "train.py"
     text = path.read_text()
     for old, new in (
@@ -236,12 +239,36 @@ def test_wrong_input_found_in_a_child_process_is_one_line(project):
     assert newest_run(project)["state_name"] == "Failed"
 
 
-def test_a_failing_shard_shows_its_traceback_once_and_leaves_the_others(project):
+@pytest.mark.parametrize("processes", [["sample"], []], ids=["process", "thread"])
+def test_a_failing_shard_shows_its_cause_everywhere_and_leaves_the_others(project, processes):
+    """At the terminal with its traceback, once, and the cause in the last line; in the states of the UI the cause."""
+    project.params["execution"]["processes"] = processes
+    project.write_params()
     path = project.folder / "stages" / "sample.py"
-    path.write_text(path.read_text().replace("first, last =", "assert 'net 3' not in shard.name; first, last ="))
+    check = "assert 'net 3' not in shard.name, 'three'; first, last ="
+    path.write_text(path.read_text().replace("first, last =", check))
+    line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "assert" in text)
     output = project.run(*SAMPLE, code=1)
-    assert output.count("AssertionError") == 1
+    cause = f"sample net 3/4: AssertionError: three (stages/sample.py, line {line})"
+    assert output.count("Traceback") == 1
+    assert output.splitlines()[-1] == f"error: {cause}"
     assert project.log() == ["sample net 1/4", "sample net 2/4"]
+    run = newest_run(project)
+    assert cause in run["state"]["message"]
+    logs = query(project, "logs", {"logs": {"flow_run_id": {"any_": [run["id"]]}}})
+    assert any(cause in log["message"] for log in logs)
+
+
+def test_a_second_attempt_stands_in_the_runs_log(project):
+    project.params["execution"]["processes"] = ["sample"]
+    project.write_params()
+    path = project.folder / "stages" / "sample.py"
+    refuse = 'import os; os.environ["SCORESMOOTH_MEMORY_SHARE"] == "1.0" and bytearray(1 << 62); first, last ='
+    path.write_text(path.read_text().replace("first, last =", refuse))
+    project.run(*SAMPLE)
+    logs = query(project, "logs", {"logs": {"flow_run_id": {"any_": [newest_run(project)["id"]]}}})
+    tried = [log["message"] for log in logs if "trying once more with half the working memory" in log["message"]]
+    assert len(tried) == 4
 
 
 def test_a_stage_without_shards_needs_no_server(tmp_path):

@@ -54,6 +54,15 @@ def plain(project: SmallProject) -> bytes:
     return samples(project)
 
 
+def test_an_error_on_a_node_is_named_with_its_place(project):
+    path = project.folder / "stages" / "sample.py"
+    check = "assert 'net 3' not in shard.name, 'three'; first, last ="
+    path.write_text(path.read_text().replace("first, last =", check))
+    line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "assert" in text)
+    output = project.run(*SAMPLE, code=1)
+    assert f"error: sample net 3/4: AssertionError: three (stages/sample.py, line {line})" in output.splitlines()
+
+
 def test_shards_on_nodes_give_the_same_bytes(project):
     project.run(*SAMPLE)
     assert sorted(project.log()) == [f"sample net {n}/4" for n in range(1, 5)]

@@ -81,6 +81,8 @@ def test_independent_stages_run_at_once_and_the_ui_shows_them_below_one_run(proj
     whole = query(project, "flow_runs", {"sort": "START_TIME_DESC", "flows": {"name": {"any_": ["repro"]}}})[0]
     below = query(project, "flow_runs", {"flow_runs": {"parent_flow_run_id": {"any_": [whole["id"]]}}})
     assert sorted(run["name"] for run in below) == ["sample closed", "sample net"]
+    assert len({tag for run in (whole, *below) for tag in run["tags"] if tag.startswith("run-")}) == 1
+    assert whole["parameters"] == {"stages": ["sample@closed", "sample@net"], "jobs": 2}
     shown = {"artifacts": {"flow_run_id": {"any_": [whole["id"]]}, "key": {"any_": ["overview"]}}}
     (table,) = query(project, "artifacts", shown)
     for name in ("sample@closed", "sample@net"):

@@ -92,6 +92,36 @@ def test_wrong_input_is_raised_by_name_and_the_process_goes_on(run):
     """) == ["temperature 13 is unlucky: take another", "True ABC"]
 
 
+@pytest.mark.parametrize("processes", [["sample"], []], ids=["process", "thread"])
+def test_an_error_of_the_work_is_named_with_its_place(run, project, processes):
+    path = project.folder / "stages" / "sample.py"
+    line = next(n for n, text in enumerate(path.read_text().splitlines(), 1) if "Path(shard.inputs[0]).read" in text)
+    assert run(f"""
+        from pipeline.runners import WorkFailed
+        with LocalRunner(1, {processes}) as runner:
+            try:
+                work(runner, shard("x", "sample", span=(0, 1)))
+            except WorkFailed as error:
+                print(error)
+    """) == [
+        "sample x: FileNotFoundError: [Errno 2] No such file or directory: 'data/in.txt' "
+        f"(stages/sample.py, line {line})"
+    ]  # fmt: skip
+
+
+def test_a_stage_that_cannot_be_imported_is_named_with_its_place(run, project):
+    project.write_stage("fid", suffix="raise OSError('no such library')\n")
+    line = len((project.folder / "stages" / "fid.py").read_text().splitlines())
+    assert run("""
+        from pipeline.runners import WorkFailed
+        with LocalRunner(1, ["fid"]) as runner:
+            try:
+                work(runner, shard("x", "fid"))
+            except WorkFailed as error:
+                print(error)
+    """) == [f"fid x: OSError: no such library (stages/fid.py, line {line})"]
+
+
 def test_a_killed_process_is_named_with_its_signal_and_another_takes_over(run):
     assert run("""
         def kill():

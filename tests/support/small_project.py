@@ -182,14 +182,14 @@ stages:
   train:
     foreach: ${{variants}}
     do:
-      cmd: {scoresmooth} stage train --variant ${{key}}
+      cmd: {scoresmooth} stage "$DVC_STAGE"
       deps: [data/ingest]
       params: [train, 'variants.${{key}}']
       outs: ['data/train/${{key}}']
   sample:
     foreach: ${{variants}}
     do:
-      cmd: {scoresmooth} stage sample --variant ${{key}}
+      cmd: {scoresmooth} stage "$DVC_STAGE"
       deps: ['data/train/${{key}}']
       params: [sample, 'variants.${{key}}']
       outs: ['data/sample/${{key}}']
@@ -206,6 +206,7 @@ class SmallProject:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        folder.mkdir(exist_ok=True)
         (folder / "pipeline").symlink_to(ROOT / "pipeline")
         (folder / "stages").mkdir()
         for name in ("__init__.py", "errors.py", "protocol.py"):
@@ -269,12 +270,14 @@ class SmallProject:
         command = [sys.executable, "-m", f"stages.{stage}", "--variant", variant]
         subprocess.run(command, cwd=self.folder, env=self.environment(), check=True, timeout=60)
 
-    def write_dvc(self) -> None:
-        """Make it a DVC project with the stages ingest, train and sample."""
+    def write_dvc(self, scm: bool = False) -> None:
+        """Make it a DVC project with the stages ingest, train and sample; with `scm`, in a new git repository."""
         text = textwrap.dedent(DVC).format(scoresmooth=" ".join(self.command()))
         (self.folder / "dvc.yaml").write_text(text)
         if not (self.folder / ".dvc").exists():
-            self.dvc("init", "--no-scm", "-q")
+            if scm:
+                subprocess.run(["git", "init", "-q"], cwd=self.folder, check=True)
+            self.dvc("init", "-q", *(() if scm else ("--no-scm",)))
 
     def dvc_command(self) -> list[str]:
         """DVC's command."""
