@@ -10,15 +10,13 @@ from typing import Any
 
 import pytest
 from small_project import SmallProject, hear_interrupts
-from watching import TRAIN, logged, orphans, query, until
+from watching import TRAIN, logged, login_header, orphans, query, until
 
 pytestmark = pytest.mark.faults
 
 DEPLOYED = """
-import os, sys
 from pipeline import server
-os.environ.update(server.environment())
-os.environ["PREFECT_API_URL"] = server.running().address + "/api"
+server.become_client(server.running())
 from pipeline.deployment import scheduled_repro
 scheduled_repro(targets=["train"])
 """
@@ -54,7 +52,8 @@ def cancel(project: SmallProject, name: str) -> dict[str, Any]:
     port = json.loads((project.folder / ".scoresmooth/prefect/server.json").read_text())["port"]
     body = json.dumps({"state": {"type": "CANCELLING"}}).encode()
     address = f"http://127.0.0.1:{port}/api/flow_runs/{run['id']}/set_state"
-    urllib.request.urlopen(urllib.request.Request(address, body, {"Content-Type": "application/json"}), timeout=30)
+    headers = {"Content-Type": "application/json", **login_header(project)}
+    urllib.request.urlopen(urllib.request.Request(address, body, headers), timeout=30)
     return run
 
 

@@ -30,14 +30,19 @@ def logged(project: SmallProject, lines: int) -> bool:
     return path.exists() and len(path.read_text().splitlines()) >= lines
 
 
+def login_header(project: SmallProject) -> dict[str, str]:
+    """What a client of the project's server sends with every request."""
+    login = (project.folder / ".scoresmooth/prefect/login").read_text().strip()
+    return {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"}
+
+
 def query(project: SmallProject, what: str, body: dict[str, Any]) -> list[dict[str, Any]]:
     """Ask the project's server for its newest `what` (flow_runs, task_runs, artifacts)."""
-    home = project.folder / ".scoresmooth/prefect"
-    port, login = json.loads((home / "server.json").read_text())["port"], (home / "login").read_text().strip()
+    port = json.loads((project.folder / ".scoresmooth/prefect/server.json").read_text())["port"]
     request = urllib.request.Request(
         f"http://127.0.0.1:{port}/api/{what}/filter",
         json.dumps({"limit": 50, **body}).encode(),
-        {"Content-Type": "application/json", "Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"},
+        {"Content-Type": "application/json", **login_header(project)},
     )
     with urllib.request.urlopen(request, timeout=30) as response:
         return json.load(response)
