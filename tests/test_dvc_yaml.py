@@ -76,6 +76,18 @@ def test_compiled_code_and_documentation_are_no_dependency():
         assert not repo.dvcignore.is_ignored_dir(str(ROOT / "stages" / "diffusion"))
 
 
+def test_dvc_ignores_the_outs_of_misnamed_variants_only():
+    """Checked on names, on folders that exist (a slash follows) and on the files in them."""
+    with Repo(str(ROOT)) as repo:
+        for stage in ("train", "sample", "filter", "fid"):
+            for name in ("closed-conditioning", "net-temperature-5-over-sigma", "x"):
+                folder = ROOT / "data" / stage / name
+                assert not repo.dvcignore.is_ignored_dir(str(folder))
+                assert not repo.dvcignore.is_ignored_file(str(folder / "a b_C.json"))
+            for name in ("x;", "$(x)", "a b", "x'", 'x"', "X", "x`y`", "x_y", "x&y", "x|y", "x>y", "{x}", "~x", "x\\y"):
+                assert repo.dvcignore.is_ignored_dir(str(ROOT / "data" / stage / name)), name
+
+
 def test_documentation_is_no_dependency():
     assert (ROOT / "stages" / "theory" / "README.md").is_file()
     assert not [path for path in closure.code_files("verify") if path.endswith(".md")]
