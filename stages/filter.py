@@ -2,7 +2,8 @@
 
 Outs in data/filter/VARIANT:
     pairs.parquet   one row per sample with its nearest and next training image, its mirrored, shifted and cropped
-                    match and its scores, sorted by verdict, then ratio
+                    match and its scores, sorted by verdict, then ratio; its distance to the hull of the nearest training
+                    images, and whether it is a blend
     pairs.png       pairs of that list, evenly spaced, as pictures
     candidates.parquet   the pairs that `scoresmooth review data/filter/VARIANT` shows to a person, with their pictures
     filter.json     every metric with its rate, its interval and its control; verdicts; distances
@@ -160,6 +161,8 @@ def _check(params: Params, train: ImageTable, samples: ImageTable, holdout: Imag
     ):
         if len(table) == 0:
             raise InputError(f"{path} holds no images: raise {key}")
+        if table is holdout and len(table) == 1:
+            raise InputError(f"{path} holds one image, its halves calibrate each other: raise {key}")
         if table.images.shape[1:] != train.images.shape[1:]:
             shapes = f"{table.images.shape[1:]}, {images_of('train')} of shape {train.images.shape[1:]}"
             raise InputError(f"{path} holds images of shape {shapes}: rerun the stages from ingest on")
@@ -173,6 +176,7 @@ def work(shard: Shard) -> Path:
     import numpy as np
 
     from stages.features.encoders import load_encoder
+    from stages.memorization.calibrated_metrics import hull_arrays
     from stages.memorization.matching import BUDGET, match, own_neighbors, whole_reference
     from stages.memorization.ratios import lowest, nn_ratio, rho
     from stages.search.nearest import nearest
@@ -186,11 +190,12 @@ def work(shard: Shard) -> Path:
         return write_arrays(shard.path, own_neighbors(train.flat, span.start, span.stop, BUDGET))
     images = table.images[span]
     found = match(images, whole_reference(train.images), settings["neighbors"], settings["own_neighbors"])
+    hulls = hull_arrays(table.flat[span], train.flat, found["index"], BUDGET)
     rows = lowest(rho(found["squared"]), min(settings["features"], len(images)))
     encoder = load_encoder(EncoderParams(**settings["encoder"]), settings["device"])
     made = np.array([json.dumps(encoder.metadata, sort_keys=True)])
     features = {"feature": encoder(images[rows]), "feature_row": rows + span.start, "feature_made": made}
-    return write_arrays(shard.path, {**found, **features})
+    return write_arrays(shard.path, {**found, **hulls, **features})
 
 
 def gather(params: Params, parts: Parts) -> None:
