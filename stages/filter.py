@@ -2,8 +2,8 @@
 
 Outs in data/filter/VARIANT:
     pairs.parquet   one row per sample with its nearest and next training image, its mirrored, shifted and cropped
-                    match and its scores, sorted by verdict, then ratio; its distance to the hull of the nearest training
-                    images, and whether it is a blend
+                    match and its scores, sorted by verdict, then ratio; its distance to the hull of the nearest
+                    training images, and whether it is a blend
     pairs.png       pairs of that list, evenly spaced, as pictures
     candidates.parquet   the pairs that `scoresmooth review data/filter/VARIANT` shows to a person, with their pictures
     filter.json     every metric with its rate, its interval and its control; verdicts; distances

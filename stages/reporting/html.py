@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from stages.files.artifacts import sha256_file
 from stages.reporting import figures
-from stages.reporting.checks import BrokenRule, Check, answer
+from stages.reporting.checks import BrokenRule, Check
 from stages.reporting.inputs import Inputs, Variant
 from stages.reporting.pictures import file_uri, png_uri
 from stages.reporting.results import THIRD, kind, result_row
@@ -40,8 +40,19 @@ VERDICTS = {
 IN_A_GROUP = 12  # images shown of one group of duplicates
 
 
-def render(inputs: Inputs, found: Sequence[Check], broken: BrokenRule, params: dict[str, Any]) -> str:
-    """Write the whole page. params: the sections `report` and `variants` of params.yaml."""
+def render(
+    inputs: Inputs,
+    sentence: str,
+    found: Sequence[Check],
+    contrasts: Sequence[dict[str, Any]],
+    broken: BrokenRule,
+    params: dict[str, Any],
+) -> str:
+    """Write the whole page.
+
+    sentence: `checks.answer`; contrasts: of `contrast_rows`; params: the sections `report` and `variants` of
+    params.yaml.
+    """
     variants, shown = inputs.variants, params["report"]
     return (
         _environment()
@@ -49,7 +60,8 @@ def render(inputs: Inputs, found: Sequence[Check], broken: BrokenRule, params: d
         .render(
             css=(FOLDER / "report.css").read_text(encoding="utf-8"),
             script=(FOLDER / "report.js").read_text(encoding="utf-8"),
-            sentence=answer(variants, broken),
+            sentence=sentence,
+            contrasts=contrasts,
             inputs=inputs,
             metrics=variants[0].filter["metrics"],
             third=THIRD,

@@ -18,6 +18,7 @@ from stages.reporting.words import Rate
 LOSS = ("step", "loss", "loss_low_sigma", "loss_middle_sigma", "loss_high_sigma")
 SHARE = ("step", "count", "flagged", "share", "low", "high")
 FILTER = ("headline", "metrics", "distance", "ratio", "verdicts", "verified")
+CALIBRATED = ("calibrated_distance", "blend")  # metrics that the report names, whatever the headline
 CURVES = {"loss": LOSS, "curve": (*SHARE, "fd")}
 
 
@@ -73,6 +74,13 @@ class Variant:
         return self.spec["form"]
 
     @property
+    def tree(self) -> dict[str, Any]:
+        """The parameters that it was trained and sampled with, all spelled out, as `contrasts.contrast` takes them."""
+        spec = {**self.score["spec"], "sampler": self.sample["sampler"]}
+        train = {key: self.score[key] for key in ("noise", "network", "optimization") if key in self.score}
+        return {"spec": spec, "train": train, "sample": {key: self.sample[key] for key in ("count", "seed")}}
+
+    @property
     def metric(self) -> str:
         """The headline metric's name."""
         return self.filter["headline"]
@@ -86,6 +94,11 @@ class Variant:
     def control(self) -> Rate:
         """Held-out real images that the headline metric flags."""
         return Rate.of(self.filter["metrics"][self.metric], "holdout_")
+
+    @property
+    def blends(self) -> Rate:
+        """Samples that are blends of training images."""
+        return Rate.of(self.filter["metrics"]["blend"])
 
     @property
     def verified(self) -> Rate | None:
@@ -277,6 +290,11 @@ def _check(variant: Variant) -> None:
         raise InputError(
             f"{folder}/filter.json: headline {variant.metric!r} is not among its metrics {metrics}: "
             "correct filter.headline in params.yaml"
+        )
+    if absent := [name for name in CALIBRATED if name not in metrics]:
+        raise InputError(
+            f"{folder}/filter.json has no metric {absent[0]!r}: rerun stage filter "
+            f"(dvc repro -f -s filter@{variant.name})"
         )
     if variant.median_multiple is None or variant.fid["floor"]["distance"] <= 0:
         raise InputError(
