@@ -32,7 +32,7 @@ REACH = {
     "filter": (53, ["engine", "features", "files", "images", "memorization", "search"]),
     "fid": (15, ["features", "files"]),
     "verify": (54, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
-    "report": (36, ["engine", "files", "memorization", "reporting", "search", "theory"]),
+    "report": (39, ["engine", "files", "memorization", "reporting", "search", "theory"]),
     "audit": (82, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
 }
 """Stage: how many files its results depend on, at most, and in which folders they may lie (besides stages/ itself).
