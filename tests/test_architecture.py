@@ -30,7 +30,7 @@ REACH = {
     "train": (23, ["diffusion", "files"]),
     "sample": (35, ["diffusion", "engine", "files", "search"]),
     "filter": (53, ["engine", "features", "files", "images", "memorization", "search"]),
-    "fid": (15, ["features", "files"]),
+    "fid": (16, ["features", "files"]),
     "verify": (54, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
     "report": (39, ["engine", "files", "memorization", "reporting", "search", "theory"]),
     "audit": (82, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),

@@ -271,7 +271,7 @@ def _variant(reader: Reader, name: str, spec: dict[str, Any]) -> Variant:
         filter=reader.json("filter", "filter.json", name, *FILTER),
         score=reader.json("train", "score.json", name),
         sample=reader.json("sample", "sample.json", name, "count", "nfe", "sampler", "seed"),
-        fid=reader.json("fid", "fid.json", name, "name", "encoder", "samples", "train", "test", "floor"),
+        fid=reader.json("fid", "fid.json", name, "name", "encoder", "samples", "train", "test", "floor", "vendi"),
         loss=read_columns(reader.path("train", "loss.tsv", name), LOSS) if network else None,
         curve=_curve(reader, name),
         pairs=pq.read_table(reader.path("filter", "pairs.parquet", name)),

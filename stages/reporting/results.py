@@ -36,6 +36,8 @@ def result_row(variant: Variant) -> dict[str, Any]:
         "fd_test": fid["test"]["distance"],
         "fd_train": fid["train"]["distance"],
         "fd_floor": fid["floor"]["distance"],
+        "vendi": fid["vendi"]["samples"],
+        "vendi_holdout": fid["vendi"]["holdout"],
         "median_multiple": variant.median_multiple,
         "ratio_mean": ratio["mean"],
         "ratio_min": ratio["min"],

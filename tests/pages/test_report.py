@@ -180,6 +180,7 @@ def test_metrics_and_plots_hold_the_artifacts_numbers(page):
     assert metrics["theory"] == {"passed": 5, "failed": 1}  # four of them on the trained scores
     assert metrics["checks"] == {"passed": 6, "failed": 0}
     assert (own["blends"], own["blends_rate"]) == (10, 0.05)
+    assert (own["vendi"], own["vendi_holdout"]) == (5.5, 6.25)
     with open(FOLDER / "plots" / "loss.tsv", newline="") as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert [len([row for row in rows if row["variant"] == name]) for name in VARIANTS] == [0, 0, 40, 40]
