@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from stages import fid
 from stages.errors import InputError
-from stages.features.encoders import load_encoder
 from stages.features.diversity import vendi_score
+from stages.features.encoders import load_encoder
 from stages.features.frechet import frechet_distance, frechet_from_features, moments
 from stages.features.weights import EncoderParams
 from stages.files.features import FeatureTable, write_features
