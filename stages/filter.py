@@ -6,7 +6,7 @@ Outs in data/filter/VARIANT:
                     training images, and whether it is a blend
     pairs.png       pairs of that list, evenly spaced, as pictures
     candidates.parquet   the pairs that `scoresmooth review data/filter/VARIANT` shows to a person, with their pictures
-    filter.json     every metric with its rate, its interval and its control; verdicts; distances
+    filter.json     every metric with its rate, its interval and its control; verdicts; distances; faults of the samples
     curve.tsv       where train kept snapshots: the share of each one's samples with r1/r2 < 0.7, with its interval
 """
 
@@ -22,6 +22,7 @@ from stages.files.arrays import write_arrays
 from stages.files.artifacts import write_json, write_parquet, write_tsv
 from stages.files.images import ImageTable, read_images
 from stages.files.paths import DATA, VERDICTS, curve_of, images_of, samples_of
+from stages.memorization.quality_rule import QualityRule
 from stages.memorization.ratios import PUBLISHED, candidate_count
 from stages.memorization.verdict_log import read_decisions
 from stages.protocol import Parts, Section, Shard, StageParams, main, span_shards, spans
@@ -80,6 +81,7 @@ class Params(StageParams):
     )
     ratios: Ratios
     carlini: Carlini
+    quality: QualityRule
     headline: Literal[PUBLISHED] = Field(description="the metric that the report leads with")
     grid: Grid
     candidates: int = Field(ge=0, description="most pairs in candidates.parquet, for a person to judge")
@@ -219,7 +221,7 @@ def gather(params: Params, parts: Parts) -> None:
     following, metadata = samples.searched.matches.index[:, 1:], {"variant": params.variant, "samples": len(images)}
     asked = offer(out / NAME, pairs, "rho", confirmed, following, *pixels, params.candidates, metadata)
     summary = {"variant": params.variant, "count": len(images), "headline": params.headline}
-    summary |= found.summary(params.encoder.name) | results.verdict_counts(pairs)
+    summary |= found.summary(params.encoder.name, params.quality) | results.verdict_counts(pairs)
     write_json(out / "filter.json", {**summary, "verified": _verified(params, samples.searched, pairs, *asked)})
     (out / "curve.tsv").unlink(missing_ok=True)  # of an earlier run that had snapshots
     if "curve" in parts:

@@ -29,7 +29,7 @@ REACH = {
     "index": (24, ["engine", "features", "files", "search"]),
     "train": (23, ["diffusion", "files"]),
     "sample": (35, ["diffusion", "engine", "files", "search"]),
-    "filter": (53, ["engine", "features", "files", "images", "memorization", "search"]),
+    "filter": (56, ["engine", "features", "files", "images", "memorization", "search"]),
     "fid": (16, ["features", "files"]),
     "verify": (54, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
     "report": (39, ["engine", "files", "memorization", "reporting", "search", "theory"]),

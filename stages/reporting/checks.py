@@ -2,11 +2,8 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING
 
-from pydantic import Field, model_validator
-
-from stages.protocol import Section
 from stages.reporting.contrasts import Contrast
 from stages.reporting.words import Rate, interval, listing, number, percent, times
 
@@ -29,40 +26,11 @@ class Check:
     sanity: bool = False
 
 
-class BrokenRule(Section):
-    """When samples count as broken, so that a low copy rate means nothing."""
-
-    median_multiple: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]] = Field(
-        description="accepted range of the median distance to the nearest training image over the held-out median"
-    )
-    fd_over_floor: float = Field(gt=1, description="largest accepted Fréchet distance to test, over its floor")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.median_multiple[0] >= self.median_multiple[1]:
-            raise ValueError(f"median_multiple {list(self.median_multiple)} must be [low, high] with low below high")
-        return self
-
-    def reasons(self, variant: "Variant") -> list[str]:
-        """Why this variant's samples are broken; empty when they are not."""
-        low, high = self.median_multiple
-        multiple, over = variant.median_multiple, variant.fd_over_floor
-        found = []
-        distance = f"their median distance to the training set is {times(multiple)} the held-out one"
-        if multiple < low and variant.copies.rate < 0.5:  # where most samples are copies the median is a copy's
-            found.append(f"{distance} (< {low:g}) though fewer than half are copies")
-        if multiple > high:
-            found.append(f"{distance} (> {high:g})")
-        if over > self.fd_over_floor:
-            found.append(f"their {variant.fid['name']} to test is {times(over)} the floor (> {self.fd_over_floor:g})")
-        return found
-
-
-def checks(variants: Sequence["Variant"], broken: BrokenRule) -> list[Check]:
+def checks(variants: Sequence["Variant"]) -> list[Check]:
     """All checks that the variants at hand allow, in the order of the variants."""
     conditioned = [variant for variant in variants if variant.form == "conditioning"]
     found = [_beats_control(variant) if variant.network else _copies_nearly_all(variant) for variant in conditioned]
-    return [*found, *(_sound(variant, broken) for variant in variants)]
+    return [*found, *(_sound(variant) for variant in variants)]
 
 
 def _copies_nearly_all(variant: "Variant") -> Check:
@@ -88,18 +56,20 @@ def _overlap(a: Rate, b: Rate) -> str:
     return "The intervals do not overlap." if apart else "The intervals overlap."
 
 
-def _sound(variant: "Variant", broken: BrokenRule) -> Check:
-    reasons = broken.reasons(variant)
+def _sound(variant: "Variant") -> Check:
+    """Blends are named and are no fault: their rate has a column of its own."""
+    reasons = variant.broken
     numbers = (
         f"Median distance to the nearest training image {times(variant.median_multiple)} held-out; "
         f"{variant.fid['name']} to test {number(variant.fid['test']['distance'])}, "
         f"{times(variant.fd_over_floor)} the floor of {number(variant.fid['floor']['distance'])}."
     )
-    warning = f"Its samples look broken: {listing(reasons)}. A low copy rate says nothing here. " if reasons else ""
-    return Check(f"{variant.name} draws sound samples", not reasons, warning + numbers, sanity=True)
+    warning = f"Its samples look broken: {'; '.join(reasons)}. A low copy rate says nothing here. " if reasons else ""
+    blends = f" {variant.faults['blend']}." if "blend" in variant.faults else ""
+    return Check(f"{variant.name} draws sound samples", not reasons, warning + numbers + blends, sanity=True)
 
 
-def answer(variants: Sequence["Variant"], broken: BrokenRule, contrasts: Sequence[Contrast]) -> str:
+def answer(variants: Sequence["Variant"], contrasts: Sequence[Contrast]) -> str:
     """The report's opening: each variant's rates, and which of its comparisons say nothing.
 
     It compares no two variants: what may be said of a pair, its contrast says (`contrasts.sentence`).
@@ -108,8 +78,7 @@ def answer(variants: Sequence["Variant"], broken: BrokenRule, contrasts: Sequenc
     names = {variant.name for variant in shown}
     caveat = " (its samples look broken)"
     copies = [
-        f"{v.name} {percent(v.copies.rate)} {interval(v.copies.low, v.copies.high)}"
-        f"{caveat if broken.reasons(v) else ''}"
+        f"{v.name} {percent(v.copies.rate)} {interval(v.copies.low, v.copies.high)}{caveat if v.broken else ''}"
         for v in shown
     ]
     blends = [f"{v.name} {percent(v.blends.rate)}" for v in shown]

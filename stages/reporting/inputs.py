@@ -17,7 +17,7 @@ from stages.reporting.words import Rate
 
 LOSS = ("step", "loss", "loss_low_sigma", "loss_middle_sigma", "loss_high_sigma")
 SHARE = ("step", "count", "flagged", "share", "low", "high")
-FILTER = ("headline", "metrics", "distance", "ratio", "verdicts", "verified")
+FILTER = ("headline", "metrics", "distance", "ratio", "verdicts", "verified", "faults")
 CALIBRATED = ("calibrated_distance", "blend")  # metrics that the report names, whatever the headline
 CURVES = {"loss": LOSS, "curve": (*SHARE, "fd")}
 
@@ -99,6 +99,16 @@ class Variant:
     def blends(self) -> Rate:
         """Samples that are blends of training images."""
         return Rate.of(self.filter["metrics"]["blend"])
+
+    @property
+    def faults(self) -> dict[str, str]:
+        """Which limits that held-out images set its samples exceed, fault -> words."""
+        return self.filter["faults"]
+
+    @property
+    def broken(self) -> list[str]:
+        """Why its samples are broken; empty where they are not. Blends have a rate of their own and are no reason."""
+        return [words for fault, words in self.faults.items() if fault != "blend"]
 
     @property
     def verified(self) -> Rate | None:

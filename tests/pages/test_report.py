@@ -23,7 +23,7 @@ from stages.files.paths import images_of
 from stages.protocol import run_plain
 from stages.report import Params
 from stages.reporting import figures, words
-from stages.reporting.checks import BrokenRule, Check, answer, checks
+from stages.reporting.checks import Check, answer, checks
 from stages.reporting.contrasts import ContrastParams, read_contrasts
 from stages.reporting.inputs import read_inputs
 from stages.reporting.terminal import print_results
@@ -39,10 +39,9 @@ def judge(project: Path, **changes) -> tuple[dict[str, Check], str]:
     """Checks by title and the answer, without drawing a page."""
     write_project(project, IMAGES, **changes)
     inputs = read_inputs(project / "data", changes.get("variants", VARIANTS), np.zeros(1))
-    broken = BrokenRule(median_multiple=(0.5, 1.3), fd_over_floor=20.0)
     contrasts = read_contrasts(CONTRASTS, {variant.name: variant.tree for variant in inputs.variants})
-    found = {check.title: check for check in checks(inputs.variants, broken)}
-    return found, answer(inputs.variants, broken, contrasts)
+    found = {check.title: check for check in checks(inputs.variants)}
+    return found, answer(inputs.variants, contrasts)
 
 
 class Page(HTMLParser):
@@ -151,22 +150,29 @@ def test_a_contrast_of_a_variant_that_does_not_exist_is_refused_before_anything_
         Params.from_tree({"report": wrong, "variants": VARIANTS})
 
 
+BLENDS = "46 % of the samples are blends: nearer to the hull, yet no copies"
+
+
 @pytest.mark.parametrize(
-    ("medians", "distances", "sound"),
-    [
-        ({"net-temperature": 1.29}, {}, True),
-        ({"net-temperature": 1.31}, {}, False),
-        ({"net-temperature": 0.49}, {}, False),
-        ({"net-conditioning": 0.01}, {}, True),  # copies lie near: that is what they are
-        ({}, {"net-temperature": 0.43}, False),  # 20.5 times the floor of 0.021
-        ({}, {"net-temperature": 0.41}, True),
-    ],
+    ("faults", "sound"),
+    [({"noisy": "60 % of the samples are noisy", "blend": BLENDS}, False), ({"blend": BLENDS}, True)],
 )
-def test_few_copies_of_broken_samples_are_no_success(project, medians, distances, sound):
-    found, sentence = judge(project, medians=medians, distances=distances)
-    name = "net-conditioning" if "net-conditioning" in medians else "net-temperature"
-    assert found[f"{name} draws sound samples"].passed is sound
-    assert ("its samples look broken" in sentence) is not sound
+def test_few_copies_of_broken_samples_are_no_success(project, faults, sound):
+    """What the filter found is said in its words; blends are named and break nothing."""
+    write_project(project, IMAGES)
+    path = Path("data/filter/net-temperature/filter.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"faults": faults}))
+    run_plain("report")
+    results = json.loads((FOLDER / "results.json").read_text())
+    check = next(row for row in results["checks"] if row["title"] == "net-temperature draws sound samples")
+    assert check["passed"] is sound
+    assert ("Its samples look broken: 60 % of the samples are noisy. " in check["sentence"]) is not sound
+    assert ("its samples look broken" in results["answer"]) is not sound
+    assert BLENDS in check["sentence"]
+    text = text_of((FOLDER / "report.html").read_text(encoding="utf-8"))
+    assert BLENDS in text
+    assert ("samples look broken" in text) is not sound
+    assert not [said for said in re.split(r"(?<=[.!?]) ", text) if "blends" in said and EFFECT.search(said)]
 
 
 def test_metrics_and_plots_hold_the_artifacts_numbers(page):
@@ -328,15 +334,6 @@ def test_held_out_ratios_are_exact(project):
     (shard,) = stage.plan(stage.Params(**REPORT, variants=VARIANTS))
     part = stage.work(shard.at("part.parquet"))
     assert pq.read_table(part).equals(pa.table({"ratio": [0.0, 3 / 4]}))  # (0, 4) lies 3 from (3, 4), 4 from (0, 0)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("median_multiple", [1.3, 0.5]), ("fd_over_floor", 0.5)],
-)
-def test_params_out_of_range(key, value):
-    with pytest.raises(InputError, match=r"report\.broken"):
-        Params.from_tree({"report": {**REPORT, "broken": {**REPORT["broken"], key: value}}, "variants": VARIANTS})
 
 
 def test_figures_follow_the_page(page):

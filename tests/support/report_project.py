@@ -28,7 +28,6 @@ REPORT = {
     "pictures": 8,
     "duplicate_groups": 2,
     "rejected_images": 1,
-    "broken": {"median_multiple": [0.5, 1.3], "fd_over_floor": 20.0},
     "contrasts": [
         {"name": "temperature", "of": "net-temperature", "against": "net-conditioning"},
         {"name": "closed temperature", "of": "closed-temperature", "against": "closed-conditioning"},
@@ -110,7 +109,7 @@ def write_variant(
         "variant": name, "count": count, "metrics": metrics, "headline": "nn_ratio_1_3", "distance": multiple,
         "ratio": {**summary, "holdout_mean": 0.91, "holdout_median": 0.93, "holdout_min": 0.31},
         "verdicts": {kind: int((verdict == kind).sum()) for kind in ("copy", "near_copy", "novel")},
-        "unique_training_images": len(set(nearest[flags].tolist())), "verified": None,
+        "unique_training_images": len(set(nearest[flags].tolist())), "verified": None, "faults": {},
     }  # fmt: skip
     write_json(data / "filter" / name / "filter.json", content)
     write_images(data / "sample" / name / "samples.arrow", image_table(np.ascontiguousarray(samples)))
