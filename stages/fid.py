@@ -3,6 +3,7 @@
 Out in data/fid/VARIANT: fid.json and, where train kept snapshots, curve.tsv: the distance of each snapshot's samples
 to the test images. The fewer images, the more the Fréchet distance is biased upwards. So every distance is reported
 with its counts, and `floor` is the distance of as many held-out real images: compare a distance with the floor.
+The Vendi score, a number of different images, stands beside that of the same held-out images.
 """
 
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from stages.errors import InputError
+from stages.features.diversity import vendi_score
 from stages.features.embedding import embed_span, embedding_settings
 from stages.features.frechet import frechet_from_features
 from stages.features.weights import EncoderParams
@@ -80,6 +82,7 @@ def gather(params: Params, parts: Parts) -> None:
         "train": {"distance": _distance(samples, train), "count": len(train)},
         "test": {"distance": _distance(samples, test), "count": len(test)},
         "floor": {"distance": _distance(floor, test), "count": len(floor)},
+        "vendi": {"samples": _vendi(samples), "holdout": _vendi(floor)},
     }
     out = DATA / "fid" / params.variant
     write_json(out / "fid.json", result)
@@ -101,6 +104,11 @@ def _curve(params: Params, parts: list[Path], test: FeatureTable) -> list[dict[s
 def _distance(a: FeatureTable, b: FeatureTable) -> float:
     """The Fréchet distance to 9 digits: further ones depend on LAPACK's number of threads."""
     return float(f"{frechet_from_features(a.features, b.features):.9g}")
+
+
+def _vendi(table: FeatureTable) -> float | None:
+    """The Vendi score to 9 digits; None where an image's features are all 0, so that it has no direction."""
+    return float(f"{vendi_score(table.features):.9g}") if table.features.any(axis=1).all() else None
 
 
 def _references(params: Params, samples: int) -> dict[str, FeatureTable]:

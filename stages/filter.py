@@ -2,10 +2,11 @@
 
 Outs in data/filter/VARIANT:
     pairs.parquet   one row per sample with its nearest and next training image, its mirrored, shifted and cropped
-                    match and its scores, sorted by verdict, then ratio
+                    match and its scores, sorted by verdict, then ratio; its distance to the hull of the nearest
+                    training images, and whether it is a blend
     pairs.png       pairs of that list, evenly spaced, as pictures
     candidates.parquet   the pairs that `scoresmooth review data/filter/VARIANT` shows to a person, with their pictures
-    filter.json     every metric with its rate, its interval and its control; verdicts; distances
+    filter.json     every metric with its rate, its interval and its control; verdicts; distances; faults of the samples
     curve.tsv       where train kept snapshots: the share of each one's samples with r1/r2 < 0.7, with its interval
 """
 
@@ -21,6 +22,7 @@ from stages.files.arrays import write_arrays
 from stages.files.artifacts import write_json, write_parquet, write_tsv
 from stages.files.images import ImageTable, read_images
 from stages.files.paths import DATA, VERDICTS, curve_of, images_of, samples_of
+from stages.memorization.quality_rule import QualityRule
 from stages.memorization.ratios import PUBLISHED, candidate_count
 from stages.memorization.verdict_log import read_decisions
 from stages.protocol import Parts, Section, Shard, StageParams, main, span_shards, spans
@@ -79,6 +81,7 @@ class Params(StageParams):
     )
     ratios: Ratios
     carlini: Carlini
+    quality: QualityRule
     headline: Literal[PUBLISHED] = Field(description="the metric that the report leads with")
     grid: Grid
     candidates: int = Field(ge=0, description="most pairs in candidates.parquet, for a person to judge")
@@ -160,6 +163,8 @@ def _check(params: Params, train: ImageTable, samples: ImageTable, holdout: Imag
     ):
         if len(table) == 0:
             raise InputError(f"{path} holds no images: raise {key}")
+        if table is holdout and len(table) == 1:
+            raise InputError(f"{path} holds one image, its halves calibrate each other: raise {key}")
         if table.images.shape[1:] != train.images.shape[1:]:
             shapes = f"{table.images.shape[1:]}, {images_of('train')} of shape {train.images.shape[1:]}"
             raise InputError(f"{path} holds images of shape {shapes}: rerun the stages from ingest on")
@@ -173,6 +178,7 @@ def work(shard: Shard) -> Path:
     import numpy as np
 
     from stages.features.encoders import load_encoder
+    from stages.memorization.calibrated_metrics import hull_arrays
     from stages.memorization.matching import BUDGET, match, own_neighbors, whole_reference
     from stages.memorization.ratios import lowest, nn_ratio, rho
     from stages.search.nearest import nearest
@@ -186,11 +192,12 @@ def work(shard: Shard) -> Path:
         return write_arrays(shard.path, own_neighbors(train.flat, span.start, span.stop, BUDGET))
     images = table.images[span]
     found = match(images, whole_reference(train.images), settings["neighbors"], settings["own_neighbors"])
+    hulls = hull_arrays(table.flat[span], train.flat, found["index"], BUDGET)
     rows = lowest(rho(found["squared"]), min(settings["features"], len(images)))
     encoder = load_encoder(EncoderParams(**settings["encoder"]), settings["device"])
     made = np.array([json.dumps(encoder.metadata, sort_keys=True)])
     features = {"feature": encoder(images[rows]), "feature_row": rows + span.start, "feature_made": made}
-    return write_arrays(shard.path, {**found, **features})
+    return write_arrays(shard.path, {**found, **hulls, **features})
 
 
 def gather(params: Params, parts: Parts) -> None:
@@ -214,7 +221,7 @@ def gather(params: Params, parts: Parts) -> None:
     following, metadata = samples.searched.matches.index[:, 1:], {"variant": params.variant, "samples": len(images)}
     asked = offer(out / NAME, pairs, "rho", confirmed, following, *pixels, params.candidates, metadata)
     summary = {"variant": params.variant, "count": len(images), "headline": params.headline}
-    summary |= found.summary(params.encoder.name) | results.verdict_counts(pairs)
+    summary |= found.summary(params.encoder.name, params.quality) | results.verdict_counts(pairs)
     write_json(out / "filter.json", {**summary, "verified": _verified(params, samples.searched, pairs, *asked)})
     (out / "curve.tsv").unlink(missing_ok=True)  # of an earlier run that had snapshots
     if "curve" in parts:

@@ -6,15 +6,16 @@ plots/*.tsv (`dvc plots`). Its one shard is the held-out images' r1/r2, which st
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from stages.files.artifacts import atomic_path, write_json, write_parquet, write_text, write_tsv
 from stages.files.images import read_images
 from stages.files.paths import DATA, images_of
 from stages.protocol import Parts, Shard, StageParams, main
-from stages.reporting.checks import BrokenRule, answer, checks
+from stages.reporting.checks import answer, checks
+from stages.reporting.contrasts import ContrastParams, contrast_rows, read_contrasts, require_variants
 
 if TYPE_CHECKING:
     from stages.reporting.inputs import Inputs
@@ -41,7 +42,12 @@ class Params(StageParams):
     pictures: int = Field(ge=1, le=512, description="samples shown per variant: the first ones, not selected")
     duplicate_groups: int = Field(ge=0, description="groups of duplicates shown as pictures, the largest first")
     rejected_images: int = Field(ge=0, description="rejected input files listed")
-    broken: BrokenRule
+    contrasts: list[ContrastParams] = Field(description="pairs of variants that the report compares")
+
+    @model_validator(mode="after")
+    def _existing(self) -> Self:
+        require_variants(self.contrasts, self.variants)
+        return self
 
 
 def plan(params: Params) -> list[Shard]:
@@ -80,11 +86,14 @@ def gather(params: Params, parts: Parts) -> None:
 
     variants = {name: variant.model_dump(mode="json") for name, variant in params.variants.items()}
     inputs = _with_learned(read_inputs(DATA, variants, pq.read_table(parts["holdout"][0])["ratio"].to_numpy()))
-    found = checks(inputs.variants, params.broken)
+    found = checks(inputs.variants)
+    contrasts = read_contrasts(params.contrasts, {variant.name: variant.tree for variant in inputs.variants})
+    measured = {variant.name: variant.filter["metrics"] for variant in inputs.variants}
+    rows, opening = contrast_rows(contrasts, measured, inputs.metric), answer(inputs.variants, contrasts)
     shown = {"report": params.model_dump(mode="json", exclude={"variants"}), "variants": variants}
-    write_text(OUT / "report.html", render(inputs, found, params.broken, shown))
+    write_text(OUT / "report.html", render(inputs, opening, found, rows, shown))
     write_json(OUT / "metrics.json", metrics(inputs, found))
-    write_json(OUT / "results.json", results(inputs, answer(inputs.variants, params.broken), found))
+    write_json(OUT / "results.json", results(inputs, opening, found, rows))
     plots = {
         "copy_rate": copy_rows(inputs.variants),
         "loss": curve_rows(inputs.variants, "loss"),

@@ -29,10 +29,10 @@ REACH = {
     "index": (24, ["engine", "features", "files", "search"]),
     "train": (23, ["diffusion", "files"]),
     "sample": (35, ["diffusion", "engine", "files", "search"]),
-    "filter": (50, ["engine", "features", "files", "images", "memorization", "search"]),
-    "fid": (15, ["features", "files"]),
+    "filter": (56, ["engine", "features", "files", "images", "memorization", "search"]),
+    "fid": (16, ["features", "files"]),
     "verify": (54, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
-    "report": (36, ["engine", "files", "memorization", "reporting", "search", "theory"]),
+    "report": (39, ["engine", "files", "memorization", "reporting", "search", "theory"]),
     "audit": (82, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
 }
 """Stage: how many files its results depend on, at most, and in which folders they may lie (besides stages/ itself).

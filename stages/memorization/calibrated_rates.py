@@ -89,7 +89,9 @@ def control_interval(k: int, n: int) -> Interval:
     return float(betaincinv(k + 1, n - k, TAIL)), float(betaincinv(k + 1, n - k, 1 - TAIL))
 
 
-def cross_fitted(samples: np.ndarray, control: np.ndarray, q: float = QUANTILE) -> CalibratedRates:
+def cross_fitted(
+    samples: np.ndarray, control: np.ndarray, q: float = QUANTILE, excluded: np.ndarray | None = None
+) -> CalibratedRates:
     """Return the rates with the threshold for each half of the control taken from the other half.
 
     Samples are judged under both thresholds, and the shares are averaged. To first order the excess then varies as the
@@ -99,11 +101,14 @@ def cross_fitted(samples: np.ndarray, control: np.ndarray, q: float = QUANTILE) 
     Args:
         samples, control: float64 (m,) and (n,), n ≥ 2, small where an image lies near the training set. The control's
             order must not matter: its even rows are one half, its odd rows the other.
+        excluded: bool (n,), control images that help to set the thresholds and never count as below; for samples that
+            must not count, give ∞.
     """
     halves = control[0::2], control[1::2]
     thresholds = [limit(half, q) for half in halves]
     flagged = float(np.mean([below(samples, threshold).sum() for threshold in thresholds]))
-    passed = sum(int(below(half, threshold).sum()) for half, threshold in zip(halves, reversed(thresholds)))
+    judged = control if excluded is None else np.where(excluded, np.inf, control)
+    passed = sum(int(below(judged[half::2], thresholds[1 - half]).sum()) for half in (0, 1))
     share = passed / len(control)
     return _rates(samples, control, q, flagged, (share, *_jeffreys(passed, len(control))))
 

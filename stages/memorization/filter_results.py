@@ -17,6 +17,8 @@ from stages.files.features import read_features
 from stages.files.images import ImageTable
 from stages.files.neighbors import read_neighbors
 from stages.files.paths import features_of, images_of, neighbors_of
+from stages.images.sharpness import roughness, total_variation
+from stages.memorization.calibrated_metrics import Nearness, blends, calibrated_table
 from stages.memorization.groups import find_duplicates
 from stages.memorization.judge import Suspects
 from stages.memorization.matching import Matches, Reference, join, whole_reference, with_groups
@@ -41,22 +43,48 @@ from stages.memorization.pairs import (
     training_image,
 )
 from stages.memorization.pictures import Pair, draw_pairs, spread_rows
+from stages.memorization.quality import Looks, broken
+from stages.memorization.quality_rule import QualityRule
 from stages.memorization.statistics import wilson
 from stages.memorization.thresholds import Thresholds, calibrate, cross_fitted
 from stages.memorization.verdicts import COPIED, VERDICTS, Evidence, decide, ratio_rules
 from stages.search.pixel_distance import pixel_distance
 
+COPIED_BELOW = 0.7  # of r1/r2: a blend is no copy
+
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """A set, searched, with the feature distances of its candidates to their nearest training images."""
+    """A set, searched.
+
+    Attributes:
+        searched: its matches and scores.
+        features: of its candidates and their nearest training images.
+        hull, effective: float64 (N,), d_hull of every image and the effective number of its weights.
+        sharpness, roughness: float64 (N,), of every image (stages.images.sharpness).
+    """
 
     searched: Searched
     features: FeatureDistances
+    hull: np.ndarray
+    effective: np.ndarray
+    sharpness: np.ndarray
+    roughness: np.ndarray
 
     def flags(self, thresholds: Thresholds, rules: Rules) -> Flags:
         """Every metric's flags."""
         return published_flags(self.searched, self.features, rules) | grouped_flags(self.searched, thresholds)
+
+    @property
+    def looks(self) -> Looks:
+        """What says whether the images are broken."""
+        nearest = self.searched.matches.index[:, 0]
+        return Looks(nearest, self.searched.distance, self.hull, self.sharpness, self.roughness)
+
+    def nearness(self, below: float) -> Nearness:
+        """How near the images lie to the training set; copies are those whose r₁/r₂ is `below`."""
+        found = self.searched.scores
+        return Nearness(self.searched.distance, self.hull, (found.ratio < below) | (found.ratio_grouped < below))
 
 
 def grouped_reference(parts: Sequence[Path], train: ImageTable) -> Reference:
@@ -68,9 +96,11 @@ def grouped_reference(parts: Sequence[Path], train: ImageTable) -> Reference:
 def measure(
     parts: Sequence[Path], images: ImageTable, reference: Reference, train: ImageTable, percentile: float
 ) -> Measured:
-    """Join the parts of a search: `matching.match`, and features of some rows with the JSON of how they were made."""
+    """Join the parts of a search: `matching.match`, hulls, and features of some rows with the JSON of their making."""
     found = join([read_arrays(part) for part in parts])
-    rows, features, made = (found.pop(name) for name in ("feature_row", "feature", "feature_made"))
+    rows, features, made, *hulls = (
+        found.pop(name) for name in ("feature_row", "feature", "feature_made", "hull", "effective")
+    )
     matches = Matches(**with_groups(found, images.images, reference), dimension=train.dimension)
     searched = Searched.of(matches, percentile)
     known, spacing = _train_features([json.loads(text) for text in made], train)
@@ -79,7 +109,8 @@ def measure(
     nearest, distances = matches.index[rows, 0], np.full((2, len(images)), np.nan)
     difference = features.astype(np.float64) - known[nearest].astype(np.float64)
     distances[0, rows], distances[1, rows] = np.linalg.norm(difference, axis=1), spacing[nearest]
-    return Measured(searched, FeatureDistances(*distances))
+    looks = total_variation(images.images), roughness(images.images)
+    return Measured(searched, FeatureDistances(*distances), *hulls, *looks)
 
 
 def _train_features(made: list[dict[str, Any]], train: ImageTable) -> tuple[np.ndarray, np.ndarray]:
@@ -122,16 +153,22 @@ class Comparison:
         """Every metric's flags of the samples."""
         return self.samples.flags(self.thresholds, self.rules)
 
-    def summary(self, encoder: str) -> dict[str, Any]:
-        """Return the metrics, thresholds, distances and ratios of filter.json. encoder: its name."""
+    @property
+    def nearness(self) -> tuple[Nearness, Nearness]:
+        """How near the samples and the held-out images lie to the training set."""
+        return self.samples.nearness(COPIED_BELOW), self.holdout.nearness(COPIED_BELOW)
+
+    def summary(self, encoder: str, rule: QualityRule) -> dict[str, Any]:
+        """Return the metrics, thresholds, distances, ratios and faults of filter.json. encoder: its name."""
         control = self.holdout.flags(self.thresholds, self.rules)
         control["calibrated"] = cross_fitted(self.holdout.searched.scores.best, self.rules.percentile)
         words = definitions(self.rules, encoder, self.thresholds)
         return {
-            "metrics": metrics_table(self.flags, control, words),
+            "metrics": metrics_table(self.flags, control, words) | calibrated_table(*self.nearness),
             "thresholds": dataclasses.asdict(self.thresholds),
             "distance": distance_summary(self.samples.searched, self.holdout.searched),
             "ratio": ratio_summary(self.samples.searched, self.holdout.searched),
+            "faults": broken(self.samples.looks, self.nearness[0].copied, self.holdout.looks, rule),
         }
 
     def pairs(self, ratios: tuple[float, float], sample_ids: Sequence[str], train_ids: Sequence[str]) -> pa.Table:
@@ -158,6 +195,9 @@ class Comparison:
             **training_image("best", best.row, train_ids),
             "best_distance": best.distance,
             **match_columns(searched, train_ids),
+            "hull_distance": self.samples.hull,
+            "effective_number": self.samples.effective,
+            "blend": blends(*self.nearness),
         }
         return sorted_pairs(columns, ratio)
 

@@ -8,11 +8,10 @@ what is blurred among photographs is sharp among digits.
 import dataclasses
 
 import numpy as np
-from pydantic import Field
 
 from stages.memorization.blends import is_blend
 from stages.memorization.calibrated_rates import limit
-from stages.protocol import Section
+from stages.memorization.quality_rule import QualityRule
 
 COLLAPSED = (
     "{share} of the samples are collapsed: they lie nearest to one and the same training image; of held-out images at "
@@ -28,13 +27,6 @@ FAULTS = {
     "strange": "strange: their features lie farther from those of every training image than {real} of held-out images",
     "blend": "blends: nearer to the hull of the nearest training images than {real} of held-out images, yet no copies",
 }
-
-
-class QualityRule(Section):
-    """When samples count as broken."""
-
-    quantile: float = Field(gt=0, lt=0.5, description="share of held-out images beyond each limit")
-    share: float = Field(gt=0, lt=1, description="samples are broken where a larger share lies beyond one limit")
 
 
 @dataclasses.dataclass(frozen=True)

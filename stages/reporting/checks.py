@@ -2,12 +2,10 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING
 
-from pydantic import Field, model_validator
-
-from stages.protocol import Section
-from stages.reporting.words import Rate, listing, number, percent, times
+from stages.reporting.contrasts import Contrast
+from stages.reporting.words import Rate, interval, listing, number, percent, times
 
 if TYPE_CHECKING:
     from stages.reporting.inputs import Variant
@@ -28,43 +26,11 @@ class Check:
     sanity: bool = False
 
 
-class BrokenRule(Section):
-    """When samples count as broken, so that a low copy rate means nothing."""
-
-    median_multiple: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(gt=0)]] = Field(
-        description="accepted range of the median distance to the nearest training image over the held-out median"
-    )
-    fd_over_floor: float = Field(gt=1, description="largest accepted Fréchet distance to test, over its floor")
-
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.median_multiple[0] >= self.median_multiple[1]:
-            raise ValueError(f"median_multiple {list(self.median_multiple)} must be [low, high] with low below high")
-        return self
-
-    def reasons(self, variant: "Variant") -> list[str]:
-        """Why this variant's samples are broken; empty when they are not."""
-        low, high = self.median_multiple
-        multiple, over = variant.median_multiple, variant.fd_over_floor
-        found = []
-        distance = f"their median distance to the training set is {times(multiple)} the held-out one"
-        if multiple < low and variant.copies.rate < 0.5:  # where most samples are copies the median is a copy's
-            found.append(f"{distance} (< {low:g}) though fewer than half are copies")
-        if multiple > high:
-            found.append(f"{distance} (> {high:g})")
-        if over > self.fd_over_floor:
-            found.append(f"their {variant.fid['name']} to test is {times(over)} the floor (> {self.fd_over_floor:g})")
-        return found
-
-
-def checks(variants: Sequence["Variant"], broken: BrokenRule) -> list[Check]:
+def checks(variants: Sequence["Variant"]) -> list[Check]:
     """All checks that the variants at hand allow, in the order of the variants."""
     conditioned = [variant for variant in variants if variant.form == "conditioning"]
     found = [_beats_control(variant) if variant.network else _copies_nearly_all(variant) for variant in conditioned]
-    for variant in variants:
-        if variant.form == "temperature":
-            found += [_copies_less(variant, peer) for peer in conditioned if peer.network == variant.network]
-    return [*found, *(_sound(variant, broken) for variant in variants)]
+    return [*found, *(_sound(variant) for variant in variants)]
 
 
 def _copies_nearly_all(variant: "Variant") -> Check:
@@ -85,61 +51,45 @@ def _beats_control(variant: "Variant") -> Check:
     )
 
 
-def _copies_less(variant: "Variant", peer: "Variant") -> Check:
-    copies, other = variant.copies, peer.copies
-    sampler = " The samplers differ." if _other_sampler(variant, peer) else ""
-    return Check(
-        title=f"{variant.name} copies less than {peer.name}",
-        passed=copies.high < other.low,
-        sentence=f"{copies} against {other}. {_overlap(copies, other)}{sampler}",
-    )
-
-
 def _overlap(a: Rate, b: Rate) -> str:
     apart = a.high < b.low or b.high < a.low
     return "The intervals do not overlap." if apart else "The intervals overlap."
 
 
-def _other_sampler(variant: "Variant", peer: "Variant") -> bool:
-    return variant.spec.get("sampler") != peer.spec.get("sampler")
-
-
-def _sound(variant: "Variant", broken: BrokenRule) -> Check:
-    reasons = broken.reasons(variant)
+def _sound(variant: "Variant") -> Check:
+    """Blends are named and are no fault: their rate has a column of its own."""
+    reasons = variant.broken
     numbers = (
         f"Median distance to the nearest training image {times(variant.median_multiple)} held-out; "
         f"{variant.fid['name']} to test {number(variant.fid['test']['distance'])}, "
         f"{times(variant.fd_over_floor)} the floor of {number(variant.fid['floor']['distance'])}."
     )
-    warning = f"Its samples look broken: {listing(reasons)}. A low copy rate says nothing here. " if reasons else ""
-    return Check(f"{variant.name} draws sound samples", not reasons, warning + numbers, sanity=True)
+    warning = f"Its samples look broken: {'; '.join(reasons)}. A low copy rate says nothing here. " if reasons else ""
+    blends = f" {variant.faults['blend']}." if "blend" in variant.faults else ""
+    return Check(f"{variant.name} draws sound samples", not reasons, warning + numbers + blends, sanity=True)
 
 
-def answer(variants: Sequence["Variant"], broken: BrokenRule) -> str:
-    """The report's one sentence: how much is copied, and how much with a smoothed score, with the numbers."""
-    baseline = [variant for variant in variants if variant.form == "conditioning"]
-    first = next((variant for variant in baseline if variant.network), baseline[0] if baseline else None)
-    if first is None:
-        most = max(variants, key=lambda variant: variant.copies.rate)
-        return f"The most any variant copies is {percent(most.copies.rate)} of its samples ({most.name})."
-    copies = first.copies
-    opening = (
-        f"With noise conditioning, the {'trained network' if first.network else 'closed-form score'} copies "
-        f"{percent(copies.rate)} of its samples from the training set "
-        f"[95 % interval {percent(copies.low)}–{percent(copies.high)}; held-out images: {percent(first.control.rate)}]"
-    )
-    smoothed = [variant for variant in variants if variant.form == "temperature" and variant.network == first.network]
-    if not smoothed:
-        return opening + "."
-    caveat = ", but its samples look broken"
-    parts = [f"{percent(v.copies.rate)} ({_smoothing(v)}{caveat if broken.reasons(v) else ''})" for v in smoothed]
-    sampler = ", drawn by another sampler" if any(_other_sampler(variant, first) for variant in smoothed) else ""
-    lower = all(variant.copies.high < copies.low for variant in smoothed)
-    caution = "" if lower else "; not every interval lies below the first"
-    return f"{opening}; with the score smoothed by temperature it copies {listing(parts)}{sampler}{caution}."
+def answer(variants: Sequence["Variant"], contrasts: Sequence[Contrast]) -> str:
+    """The report's opening: each variant's rates, and which of its comparisons say nothing.
 
-
-def _smoothing(variant: "Variant") -> str:
-    if neighbors := variant.spec.get("neighbors"):
-        return f"over {neighbors['k']} {neighbors['space']} neighbours"
-    return f"T = {variant.spec.get('temperature')}"
+    It compares no two variants: what may be said of a pair, its contrast says (`contrasts.sentence`).
+    """
+    shown = [variant for variant in variants if variant.network] or list(variants)
+    names = {variant.name for variant in shown}
+    caveat = " (its samples look broken)"
+    copies = [
+        f"{v.name} {percent(v.copies.rate)} {interval(v.copies.low, v.copies.high)}{caveat if v.broken else ''}"
+        for v in shown
+    ]
+    blends = [f"{v.name} {percent(v.blends.rate)}" for v in shown]
+    control = percent(shown[0].control.rate)
+    sentences = [
+        f"Samples that copy a training image [95 % interval]: {listing(copies)}; held-out images by the same rule: "
+        f"{control}.",
+        f"Samples that are blends of training images: {listing(blends)}.",
+    ]
+    confounded = [c for c in contrasts if c.confounded and {c.of, c.against} <= names]
+    if confounded:
+        pairs = "; ".join(f"{c.of} against {c.against} (by {listing(c.factors)})" for c in confounded)
+        sentences.append(f"Confounded, so that their difference is no result: {pairs}.")
+    return " ".join(sentences)

@@ -7,14 +7,14 @@ distance-based measure to agree, because r₁/r₂ cannot see blends (METHODS §
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
 from pydantic import Field
 
 from stages.errors import InputError
-from stages.memorization.seeds import SeedMean
+from stages.memorization.seeds import SeedMean, over_seeds
 from stages.protocol import Section
 from stages.reporting.words import listing
 
@@ -102,14 +102,20 @@ def read_contrasts(entries: Sequence[ContrastParams], trees: Mapping[str, Tree])
 
     trees: variant -> its full parameters, as `contrast` takes them.
     """
+    require_variants(entries, trees)
+    return [contrast(entry, trees[entry.of], trees[entry.against]) for entry in entries]
+
+
+def require_variants(entries: Sequence[ContrastParams], variants: Iterable[str]) -> None:
+    """Raise InputError for a contrast that names a variant which does not exist."""
+    names = list(variants)
     for entry in entries:
         for key in ("of", "against"):
-            if getattr(entry, key) not in trees:
+            if getattr(entry, key) not in names:
                 raise InputError(
                     f"report.contrasts: {entry.name}.{key} names {getattr(entry, key)!r}, which is no variant: choose "
-                    f"one of {', '.join(trees)}"
+                    f"one of {', '.join(names)}"
                 )
-    return [contrast(entry, trees[entry.of], trees[entry.against]) for entry in entries]
 
 
 def contrast(entry: ContrastParams, of: Tree, against: Tree) -> Contrast:
@@ -194,6 +200,30 @@ def sentence(found: Contrast, change: Change | None = None) -> str:
     return opening + f"From {found.against} to {found.of}: {_verdict(change)}."
 
 
+def contrast_rows(found: Sequence[Contrast], metrics: Mapping[str, Tree], headline: str) -> list[dict[str, Any]]:
+    """Return each contrast with what may be said of it: a row of the report's section and of results.json.
+
+    metrics: variant -> the metrics of filter.json. There is one training seed, so no difference has an interval.
+    """
+    return [
+        {
+            "name": item.name,
+            "of": item.of,
+            "against": item.against,
+            "factors": list(item.factors),
+            "confounded": item.confounded,
+            "sentence": sentence(item, _change(metrics[item.of], metrics[item.against], headline)),
+        }
+        for item in found
+    ]
+
+
+def _change(of: Tree, against: Tree, headline: str) -> Change:
+    """Return the change of the three shares between two variants of one training seed."""
+    names = (headline, "calibrated_distance", "blend")
+    return Change(*(over_seeds([of[name]["rate"] - against[name]["rate"]]) for name in names))
+
+
 def _verdict(change: Change) -> str:
     """Word the change of the copies, with the intervals."""
     ratio, distance, blend = (direction(value) for value in (change.ratio, change.distance, change.blend))
@@ -201,6 +231,8 @@ def _verdict(change: Change) -> str:
         f"by r1/r2 {points(change.ratio)}, by held-out-calibrated distance {points(change.distance)}, "
         f"blends {points(change.blend)}"
     )
+    if change.ratio.low is change.distance.low is change.blend.low is None:
+        return f"{numbers}; without an interval no direction is claimed"
     if blend > 0 and ratio <= 0:
         return f"by blending, samples turn into averages of training images, which r1/r2 does not count ({numbers})"
     if ratio == distance != 0:

@@ -16,11 +16,11 @@ from matplotlib.figure import Figure
 from stages.reporting.inputs import Variant
 from stages.reporting.words import number, percent
 
-INK, MUTED, GRID, CONTROL, BAND = "#010203", "#020304", "#030405", "#040506", "#050607"
+INK, MUTED, GRID, CONTROL = "#010203", "#020304", "#030405", "#040506"
 CLOSED, NETWORK = "#060708", "#070809"
 SERIES = ("#08090a", "#090a0b", "#0a0b0c", "#0b0c0d", "#0c0d0e", "#0d0e0f")
 VARIABLES = {
-    **dict(zip((INK, MUTED, GRID, CONTROL, BAND), ("ink", "muted", "grid", "control", "band"))),
+    **dict(zip((INK, MUTED, GRID, CONTROL), ("ink", "muted", "grid", "control"))),
     CLOSED: "closed",
     NETWORK: "network",
     **{color: f"series-{i}" for i, color in enumerate(SERIES)},
@@ -56,13 +56,13 @@ def marker(variant: Variant) -> str:
     return "D" if variant.network else "o"
 
 
-def copy_figure(variants: Sequence[Variant], median_range: tuple[float, float]) -> str:
+def copy_figure(variants: Sequence[Variant]) -> str:
     """Copy rate with Wilson interval and control, FD with its floor, median multiple; one row per variant. SVG text."""
     with matplotlib.rc_context(STYLE):
         figure, axes = _rows_figure(variants, widths=(3.1, 1.75, 1.6))
         _copy_panel(axes[0], variants)
         _distance_panel(axes[1], variants)
-        _median_panel(axes[2], variants, median_range)
+        _median_panel(axes[2], variants)
         return to_svg(figure, "copies")
 
 
@@ -133,8 +133,7 @@ def _log_ticks(axis: Any, low: float, high: float, along: str) -> None:
     (axis.xaxis if along == "x" else axis.yaxis).set_ticks(ticks, [number(tick, 1) for tick in ticks])
 
 
-def _median_panel(axis: Any, variants: Sequence[Variant], accepted: tuple[float, float]) -> None:
-    axis.axvspan(*accepted, color=BAND, linewidth=0)
+def _median_panel(axis: Any, variants: Sequence[Variant]) -> None:
     axis.axvline(1, color=CONTROL, linewidth=1.6)
     for row, variant in enumerate(variants):
         _point(axis, row, variant, variant.median_multiple)

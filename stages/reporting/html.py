@@ -12,7 +12,7 @@ from markupsafe import Markup, escape
 
 from stages.files.artifacts import sha256_file
 from stages.reporting import figures
-from stages.reporting.checks import BrokenRule, Check, answer
+from stages.reporting.checks import Check
 from stages.reporting.inputs import Inputs, Variant
 from stages.reporting.pictures import file_uri, png_uri
 from stages.reporting.results import THIRD, kind, result_row
@@ -40,8 +40,18 @@ VERDICTS = {
 IN_A_GROUP = 12  # images shown of one group of duplicates
 
 
-def render(inputs: Inputs, found: Sequence[Check], broken: BrokenRule, params: dict[str, Any]) -> str:
-    """Write the whole page. params: the sections `report` and `variants` of params.yaml."""
+def render(
+    inputs: Inputs,
+    sentence: str,
+    found: Sequence[Check],
+    contrasts: Sequence[dict[str, Any]],
+    params: dict[str, Any],
+) -> str:
+    """Write the whole page.
+
+    sentence: `checks.answer`; contrasts: of `contrast_rows`; params: the sections `report` and `variants` of
+    params.yaml.
+    """
     variants, shown = inputs.variants, params["report"]
     return (
         _environment()
@@ -49,7 +59,8 @@ def render(inputs: Inputs, found: Sequence[Check], broken: BrokenRule, params: d
         .render(
             css=(FOLDER / "report.css").read_text(encoding="utf-8"),
             script=(FOLDER / "report.js").read_text(encoding="utf-8"),
-            sentence=answer(variants, broken),
+            sentence=sentence,
+            contrasts=contrasts,
             inputs=inputs,
             metrics=variants[0].filter["metrics"],
             third=THIRD,
@@ -57,14 +68,13 @@ def render(inputs: Inputs, found: Sequence[Check], broken: BrokenRule, params: d
             failing=[check for check in found if not check.passed],
             loud=sorted((c for c in found if not (c.sanity and c.passed)), key=lambda check: check.passed),
             quiet=[check for check in found if check.sanity and check.passed],
-            copy_figure=figures.copy_figure(variants, broken.median_multiple),
+            copy_figure=figures.copy_figure(variants),
             ratio_figure=figures.ratio_figure(variants, inputs.holdout_ratio),
             loss_figure=figures.loss_figure(variants),
             curve_figure=figures.copy_curve_figure(variants),
-            sections=[section(variant, inputs, broken, shown["pictures"]) for variant in variants],
+            sections=[section(variant, inputs, shown["pictures"]) for variant in variants],
             groups=duplicate_groups(inputs, shown["duplicate_groups"]),
             rejected=inputs.rejected.slice(0, shown["rejected_images"]).to_pylist(),
-            broken=broken,
             verdicts=VERDICTS,
             params=compact(params, indent=2),
             packages={name: version(name) for name in PACKAGES},
@@ -107,13 +117,13 @@ def _without_nulls(value: Any) -> Any:
     return value
 
 
-def section(variant: Variant, inputs: Inputs, broken: BrokenRule, count: int) -> dict[str, Any]:
+def section(variant: Variant, inputs: Inputs, count: int) -> dict[str, Any]:
     """One variant's row and part of the page, with its first `count` samples beside their nearest training images."""
     return {
         "variant": variant,
         "row": result_row(variant),
         "kind": kind(variant),
-        "broken": broken.reasons(variant),
+        "broken": variant.broken,
         "description": FORMS.get(variant.form, ""),
         "tiles": tiles(variant, inputs, count),
         "verdicts": [(name, variant.filter["verdicts"].get(name, 0)) for name in VERDICTS],

@@ -17,7 +17,8 @@ from stages.reporting.words import Rate
 
 LOSS = ("step", "loss", "loss_low_sigma", "loss_middle_sigma", "loss_high_sigma")
 SHARE = ("step", "count", "flagged", "share", "low", "high")
-FILTER = ("headline", "metrics", "distance", "ratio", "verdicts", "verified")
+FILTER = ("headline", "metrics", "distance", "ratio", "verdicts", "verified", "faults")
+CALIBRATED = ("calibrated_distance", "blend")  # metrics that the report names, whatever the headline
 CURVES = {"loss": LOSS, "curve": (*SHARE, "fd")}
 
 
@@ -73,6 +74,13 @@ class Variant:
         return self.spec["form"]
 
     @property
+    def tree(self) -> dict[str, Any]:
+        """The parameters that it was trained and sampled with, all spelled out, as `contrasts.contrast` takes them."""
+        spec = {**self.score["spec"], "sampler": self.sample["sampler"]}
+        train = {key: self.score[key] for key in ("noise", "network", "optimization") if key in self.score}
+        return {"spec": spec, "train": train, "sample": {key: self.sample[key] for key in ("count", "seed")}}
+
+    @property
     def metric(self) -> str:
         """The headline metric's name."""
         return self.filter["headline"]
@@ -86,6 +94,21 @@ class Variant:
     def control(self) -> Rate:
         """Held-out real images that the headline metric flags."""
         return Rate.of(self.filter["metrics"][self.metric], "holdout_")
+
+    @property
+    def blends(self) -> Rate:
+        """Samples that are blends of training images."""
+        return Rate.of(self.filter["metrics"]["blend"])
+
+    @property
+    def faults(self) -> dict[str, str]:
+        """Which limits that held-out images set its samples exceed, fault -> words."""
+        return self.filter["faults"]
+
+    @property
+    def broken(self) -> list[str]:
+        """Why its samples are broken; empty where they are not. Blends have a rate of their own and are no reason."""
+        return [words for fault, words in self.faults.items() if fault != "blend"]
 
     @property
     def verified(self) -> Rate | None:
@@ -258,7 +281,7 @@ def _variant(reader: Reader, name: str, spec: dict[str, Any]) -> Variant:
         filter=reader.json("filter", "filter.json", name, *FILTER),
         score=reader.json("train", "score.json", name),
         sample=reader.json("sample", "sample.json", name, "count", "nfe", "sampler", "seed"),
-        fid=reader.json("fid", "fid.json", name, "name", "encoder", "samples", "train", "test", "floor"),
+        fid=reader.json("fid", "fid.json", name, "name", "encoder", "samples", "train", "test", "floor", "vendi"),
         loss=read_columns(reader.path("train", "loss.tsv", name), LOSS) if network else None,
         curve=_curve(reader, name),
         pairs=pq.read_table(reader.path("filter", "pairs.parquet", name)),
@@ -277,6 +300,11 @@ def _check(variant: Variant) -> None:
         raise InputError(
             f"{folder}/filter.json: headline {variant.metric!r} is not among its metrics {metrics}: "
             "correct filter.headline in params.yaml"
+        )
+    if absent := [name for name in CALIBRATED if name not in metrics]:
+        raise InputError(
+            f"{folder}/filter.json has no metric {absent[0]!r}: rerun stage filter "
+            f"(dvc repro -f -s filter@{variant.name})"
         )
     if variant.median_multiple is None or variant.fid["floor"]["distance"] <= 0:
         raise InputError(

@@ -29,10 +29,15 @@ def result_row(variant: Variant) -> dict[str, Any]:
         **_rate("copies", variant.copies),
         **_rate("ratio_below_third", Rate.of(metrics[THIRD]) if THIRD in metrics else None),
         **_rate("control", variant.control),
+        **_rate("blends", variant.blends),
+        **_rate("blends_control", Rate.of(metrics["blend"], "holdout_")),
+        **_rate("calibrated_distance", Rate.of(metrics["calibrated_distance"])),
         "fd_name": fid["name"],
         "fd_test": fid["test"]["distance"],
         "fd_train": fid["train"]["distance"],
         "fd_floor": fid["floor"]["distance"],
+        "vendi": fid["vendi"]["samples"],
+        "vendi_holdout": fid["vendi"]["holdout"],
         "median_multiple": variant.median_multiple,
         "ratio_mean": ratio["mean"],
         "ratio_min": ratio["min"],
@@ -48,14 +53,19 @@ def _rate(name: str, rate: Rate | None) -> dict[str, Any]:
     return {name: flagged, **{f"{name}_{end}": value for end, value in zip(ENDS, others)}}
 
 
-def results(inputs: Inputs, sentence: str, found: Sequence[Check]) -> dict[str, Any]:
-    """data/report/results.json, which `scoresmooth results` prints."""
-    metric = inputs.variants[0].filter["metrics"][inputs.metric]
+def results(
+    inputs: Inputs, sentence: str, found: Sequence[Check], contrasts: Sequence[dict[str, Any]]
+) -> dict[str, Any]:
+    """data/report/results.json, which `scoresmooth results` prints. contrasts: of `contrast_rows`."""
+    defined = inputs.variants[0].filter["metrics"]
+    metric = {key: defined[inputs.metric][key] for key in ("definition", "threshold")}
+    metric |= {"blend": defined["blend"]["definition"]}
     trained = [block for block in inputs.theory if block.name == LEARNED]
     return {
         "answer": sentence,
-        "metric": {"name": inputs.metric, "definition": metric["definition"], "threshold": metric["threshold"]},
+        "metric": {"name": inputs.metric, **metric},
         "rows": [result_row(variant) for variant in inputs.variants],
+        "contrasts": list(contrasts),
         "checks": [dataclasses.asdict(check) for check in found],
         "theory": {
             "claims": len(inputs.claims),

@@ -25,6 +25,8 @@ def print_results(path: Path | str = "data/report/results.json") -> None:
     for row in content["rows"]:
         if "verified" in row:
             console.print(_verified_line(row), markup=False, soft_wrap=True)
+    for contrast in content["contrasts"]:
+        console.print(f"{contrast['name']}: {contrast['sentence']}", markup=False, soft_wrap=True)
     _print_checks(console, content["checks"])
     theory = content["theory"]
     console.print(f"{theory['passed']} of {theory['claims']} claims of the theory hold")
@@ -70,7 +72,7 @@ def _console(table: Table) -> Console:
 
 def _results_table(rows: Sequence[dict[str, Any]]) -> Table:
     """One section per kind of score: a heading, then a row per variant."""
-    table = _table(("variant",), ("copies", "% [95 %]", "held-out %", "FD", "median ×", "r1/r2 mean"))
+    table = _table(("variant",), ("copies", "% [95 %]", "held-out %", "blends %", "FD", "median ×", "r1/r2 mean"))
     for kind in dict.fromkeys(row["score"] for row in rows):
         table.add_section()
         table.add_row(f"[dim]{kind}[/]")
@@ -86,6 +88,7 @@ def _results_row(row: dict[str, Any]) -> list[str]:
         f"{row['copies']}/{row['copies_count']}",
         escape(f"{100 * row['copies_rate']:.1f} {interval(row['copies_low'], row['copies_high'])}"),
         f"{100 * row['control_rate']:.2f}",
+        f"{100 * row['blends_rate']:.1f}",
         number(row["fd_test"]),
         f"{row['median_multiple']:.2f}",
         f"{row['ratio_mean']:.2f}",
@@ -98,6 +101,7 @@ def _legend(content: dict[str, Any]) -> str:
     return (
         f"copies by {content['metric']['name']}: {content['metric']['definition']}\n"
         f"FD: {content['rows'][0]['fd_name']} to test images; held-out images reach {reach}\n"
+        f"blends: {content['metric']['blend']}\n"
         "median ×: median distance to the nearest training image ÷ that of held-out images\n"
     )
 

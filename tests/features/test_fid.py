@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from stages import fid
 from stages.errors import InputError
+from stages.features.diversity import vendi_score
 from stages.features.encoders import load_encoder
 from stages.features.frechet import frechet_distance, frechet_from_features, moments
 from stages.features.weights import EncoderParams
@@ -154,6 +155,8 @@ def test_stage_reports_the_formula_and_its_counts(project):
     assert result["name"] == "FD-pixels"  # never FID without Inception
     assert result["samples"] == 25
     assert [result[key]["count"] for key in ("train", "test", "floor")] == [30, 40, 12]
+    for name, path in (("samples", samples_of("v")), ("holdout", images_of("holdout"))):
+        assert result["vendi"][name] == pytest.approx(vendi_score(pixels(path)), rel=1e-5)
     for key, a, b in (
         ("train", samples, pixels(images_of("train"))),
         ("test", samples, test),

@@ -201,6 +201,7 @@ def test_duplicated_training_images_are_left_to_a_person_or_the_features(project
         ({"neighbors": 60, "carlini": {"alpha": 0.5, "n": 60}}, r"filter\.carlini\.n: 60 .* leave 59"),
         ({"percentile": 0.0}, r"filter\.percentile"),
         ({"headline": "fid"}, r"filter\.headline"),
+        ({"quality": {"quantile": 0.6, "share": 0.25}}, r"filter\.quality\.quantile"),
         ({"verdicts": {"v": "elsewhere.jsonl"}}, r"filter\.verdicts.*elsewhere\.jsonl does not lie in data/verdicts"),
         ({"verdicts": {"v": "data/verdicts/../x.jsonl"}}, r"filter\.verdicts.*does not lie in data/verdicts"),
         ({"ratios": {"copy_below": 0.8, "near_copy_below": 0.7}}, r"filter\.ratios.*copy_below must not exceed"),

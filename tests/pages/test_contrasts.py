@@ -225,6 +225,7 @@ def test_equal_variants_and_missing_measures_are_said():
         ((FLAT, DOWN, FLAT), "no clear change"),
         ((UP, FLAT, UP), "no clear change"),
         ((ONE_SEED, ONE_SEED, FLAT), "no clear change"),
+        ((ONE_SEED, ONE_SEED, ONE_SEED), "without an interval no direction is claimed"),
     ],
 )
 def test_the_words_follow_the_measures(change, said):

@@ -19,11 +19,11 @@ def test_the_terminal_prints_the_table(page, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "60")
     print_results()
     shown = capsys.readouterr().out
-    assert re.search(r"net-conditioning +150/200 +75\.0 \[68\.6, 80\.5\] +0\.25 +0\.0500 +0\.05 ", shown)
+    assert re.search(r"net-conditioning +150/200 +75\.0 \[68\.6, 80\.5\] +0\.25 +5\.0 +0\.0500 +0\.05 ", shown)
     assert shown.index("closed form") < shown.index("closed-conditioning") < shown.index("network")
-    assert "pass  net-temperature copies less than net-conditioning" in shown
+    assert "temperature: net-temperature and net-conditioning are confounded by noise conditioning" in shown
     assert "4 of 4 variants draw sound samples" in shown
-    assert "75.0 % of its samples".replace(" %", words.THIN + "%") in shown.replace("\n", " ")
+    assert "net-conditioning 75.0 % [68.6, 80.5]".replace("0 %", f"0{words.THIN}%") in shown.replace("\n", " ")
 
 
 def test_verified_pairs_stand_in_the_page_the_metrics_and_at_the_terminal(project, capsys):

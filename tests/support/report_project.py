@@ -28,7 +28,10 @@ REPORT = {
     "pictures": 8,
     "duplicate_groups": 2,
     "rejected_images": 1,
-    "broken": {"median_multiple": [0.5, 1.3], "fd_over_floor": 20.0},
+    "contrasts": [
+        {"name": "temperature", "of": "net-temperature", "against": "net-conditioning"},
+        {"name": "closed temperature", "of": "closed-temperature", "against": "closed-conditioning"},
+    ],
 }
 
 
@@ -68,7 +71,7 @@ def verified_counts(count: int) -> dict[str, Any]:
 
 def write_variant(
     root: Path, name: str, spec: dict[str, Any], train: np.ndarray, rest: np.ndarray, count: int, copied: float,
-    median: float, distance: float, seed: int,
+    median: float, distance: float, seed: int, sampler: dict[str, Any],
 ) -> None:  # fmt: skip
     """The artifacts of one variant: the share `copied` of its samples are training images, others from `rest`."""
     generator = np.random.default_rng(seed)
@@ -97,6 +100,8 @@ def write_variant(
         "byte_identical": metric("its pixels equal a training image's", None, copies // 2, count, 0, 400),
         "nn_ratio_1_3": metric("r₁/r₂ is below 1/3", 1 / 3, copies, count, 1, 400),
         "nn_ratio_0_7": metric("r₁/r₂ is below 0.7", 0.7, half, count, 9, 400),
+        "calibrated_distance": metric("nearer than held-out images", 0.06, copies, count, 4, 400),
+        "blend": metric("in the hull of training images", 0.05, count // 20, count, 2, 400),
     }
     multiple = {"median": 0.09 * median, "holdout_median": 0.09, "median_multiple": median}
     summary = {"mean": float(ratio.mean()), "median": float(np.median(ratio)), "min": float(ratio.min())}
@@ -104,16 +109,15 @@ def write_variant(
         "variant": name, "count": count, "metrics": metrics, "headline": "nn_ratio_1_3", "distance": multiple,
         "ratio": {**summary, "holdout_mean": 0.91, "holdout_median": 0.93, "holdout_min": 0.31},
         "verdicts": {kind: int((verdict == kind).sum()) for kind in ("copy", "near_copy", "novel")},
-        "unique_training_images": len(set(nearest[flags].tolist())), "verified": None,
+        "unique_training_images": len(set(nearest[flags].tolist())), "verified": None, "faults": {},
     }  # fmt: skip
     write_json(data / "filter" / name / "filter.json", content)
     write_images(data / "sample" / name / "samples.arrow", image_table(np.ascontiguousarray(samples)))
-    sampler = {"name": "euler", "levels": 100}
     write_json(data / "sample" / name / "sample.json", {"count": count, "nfe": 100, "sampler": sampler, "seed": 1})
     fid = {"name": "FD-efficientnet-lite0", "encoder": "efficientnet-lite0", "samples": count}
     ends = {"train": distance * 0.8, "test": distance, "floor": 0.021}
     fid |= {end: {"distance": value, "count": 400} for end, value in ends.items()}
-    write_json(data / "fid" / name / "fid.json", fid)
+    write_json(data / "fid" / name / "fid.json", fid | {"vendi": {"samples": 5.5, "holdout": 6.25}})
     write_json(data / "train" / name / "score.json", {"variant": name, "spec": spec})
     if spec["score"] == "network":
         write_learned(data / "sample" / name, train[:4], seed)
@@ -200,6 +204,7 @@ def write_project(
     root: Path, images: np.ndarray, *, train: int = 20, count: int = 200, variants: dict[str, Any] = VARIANTS,
     copied: dict[str, float] = COPIED, medians: dict[str, float] | None = None,
     distances: dict[str, float] | None = None, report: dict[str, Any] = REPORT,
+    samplers: dict[str, dict[str, Any]] | None = None,
 ) -> None:  # fmt: skip
     """params.yaml and data/ under `root`. images: uint8 (N, H, W, C), N > 3 · train; the last ones become samples."""
     write_shared(root, images, train)
@@ -207,6 +212,16 @@ def write_project(
         median = (medians or {}).get(name, 0.05 if copied[name] > 0.5 else 0.95)
         distance = (distances or {}).get(name, 0.05)
         write_variant(
-            root, name, spec, images[:train], images[3 * train :], count, copied[name], median, distance, seed
+            root,
+            name,
+            spec,
+            images[:train],
+            images[3 * train :],
+            count,
+            copied[name],
+            median,
+            distance,
+            seed,
+            (samplers or {}).get(name, {"name": "euler", "levels": 100}),
         )
     (root / "params.yaml").write_text(yaml.safe_dump({"report": report, "variants": variants}, sort_keys=False))
