@@ -23,7 +23,7 @@ from stages.files.artifacts import sha256_json, write_json, write_parquet
 from stages.files.images import JoinedTables, read_images, write_selection
 from stages.files.paths import DATA, ingested
 from stages.images.decoded import write_decoded
-from stages.images.sources.base import Source
+from stages.images.sources.base import Source, check_apart
 from stages.images.sources.open import open_source
 from stages.protocol import Parts, Shard, StageParams, main, spans
 
@@ -124,6 +124,7 @@ def _draws(params: Params) -> list[Draw]:
     if params.holdout_source is None:
         return [_draw(params, "source", {**held_out, "train": params.train})]
     draws = [_draw(params, "source", {"train": params.train}), _draw(params, "holdout_source", held_out)]
+    check_apart(draws[1].source, draws[0].source, ("ingest.holdout_source", "ingest.source"))
     _check_classes(draws)
     return draws
 

@@ -28,7 +28,7 @@ from stages.memorization.pairs import (
     sorted_pairs,
     training_image,
 )
-from stages.memorization.self_test import self_test
+from stages.memorization.self_test import failure, self_test
 from stages.memorization.verdicts import COPIED, VERDICTS
 
 PACKAGES = ("scoresmooth", "torch", "numpy", "scipy", "pyarrow", "numba", "pillow")
@@ -49,6 +49,7 @@ def audit_result(audit: Audit) -> dict[str, Any]:
             f"distances in feature space and the second stage use {compared:,} of {len(train):,} training images "
             "(and the nearest of each match); pixel searches use all of them"
         )
+    tested = self_test(audit.tested, audit.kinds, audit.params.percentile)
     words = metric_definitions(audit.rules, audit.thresholds, audit.encoder.name, compared)
     return {
         **{role: _counts(images, audit.duplicates[role]) for role, images in audit.sets.items()},
@@ -65,7 +66,8 @@ def audit_result(audit: Audit) -> dict[str, Any]:
         **feature_distances(*(audit.drawn[role] for role in ("train", "samples", "holdout")), audit.encoder.name),
         "feature_reference": {"count": compared, "of": len(train)},
         "extraction": _extraction(audit.judged, train, audit.duplicates["train"].group),
-        "thresholds_self_test": self_test(audit.tested, audit.kinds, audit.params.percentile),
+        "failure": failure(tested, audit.thresholds.copy),
+        "thresholds_self_test": tested,
         "encoder": audit.encoder.metadata,
         "settings": audit.params.model_dump(mode="json"),
         "seeds": {"seed": audit.params.seed},
@@ -89,7 +91,7 @@ def _counts(images: ImageSet, duplicates: Duplicates) -> dict[str, Any]:
 
 
 def _holdout(audit: Audit) -> dict[str, Any]:
-    words = {"control": audit.control_words}
+    words = {"control": audit.control_words, "used": len(audit.control), "leaked": len(audit.leaks)}
     if "holdout" in audit.sets:
         return _counts(audit.sets["holdout"], audit.duplicates["holdout"]) | words
     unknown = dict.fromkeys(("source", "duplicates_groups", "duplicates_images", "digest"))
@@ -204,6 +206,7 @@ def write_tables(out: Path, pairs: pa.Table, audit: Audit) -> None:
     kept = [name for name, copied in zip(images.ids, samples.copied) if not copied]
     write_text(out / "samples-kept.txt", "".join(f"{name}\n" for name in kept))
     rows = [(images.role, *entry) for images in audit.sets.values() for entry in images.rejected]
+    rows += [("holdout", leak.where, leak.reason) for leak in audit.leaks]
     names = ("set", "where", "reason")
     columns = {name: pa.array([row[place] for row in rows], pa.string()) for place, name in enumerate(names)}
     write_parquet(out / "rejected.parquet", pa.table(columns))

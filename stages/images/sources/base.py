@@ -54,11 +54,13 @@ class Source(ABC):
         spec: the specification it was opened with.
         labels: int64 (N,), known without decoding; -1 without a label.
         classes: the classes' names, indexed by label, or None.
+        whole_files: whether all images of its files are its own: two such sources of one file share images.
     """
 
     spec: str
     labels: np.ndarray
     classes: list[str] | None = None
+    whole_files: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -122,6 +124,23 @@ class ArraySource(Source):
 
     def _raw(self, rows: list[int]) -> Iterator[Raw]:
         yield from (np.asarray(self.images[row]) for row in rows)
+
+
+def check_apart(unseen: Source, train: Source, keys: tuple[str, str]) -> None:
+    """InputError where unseen images come from the files of the training images.
+
+    keys: the options or keys of params.yaml that name the two sources.
+    """
+    shared = [] if unseen.spec != train.spec else [unseen.spec]
+    if not shared and unseen.whole_files and train.whole_files:
+        known = {os.path.realpath(path) for path in train.files(range(len(train)))}
+        shared = [path for path in unseen.files(range(len(unseen))) if os.path.realpath(path) in known]
+    if shared:
+        raise InputError(
+            f"{keys[0]} {unseen.spec} lies inside {keys[1]} {train.spec}: both read {printable(shared[0])}"
+            f"{f' and {len(shared) - 1:,} more files' if len(shared) > 1 else ''}: give images that the model was not "
+            "trained on"
+        )
 
 
 def unlabelled(count: int) -> np.ndarray:

@@ -18,6 +18,8 @@ _KINDS = {".zip": "zip", ".parquet": "parquet", ".npz": "npz", ".npy": "npz", ".
 class FolderSource(Source):
     """Image files below a folder, sorted by path. Links to folders are followed, each folder once."""
 
+    whole_files = True
+
     def __init__(self, path: str):
         self.root = existing(path)
         if not self.root.is_dir():

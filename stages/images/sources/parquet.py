@@ -27,6 +27,8 @@ class ParquetSource(Source):
     Only row groups that hold wanted rows are read, in small batches, so that memory does not grow with the file.
     """
 
+    whole_files = True
+
     def __init__(self, path: str, image: str = "", label: str = ""):
         self.paths = _paths(path)
         schema, counts = _heads(self.paths)

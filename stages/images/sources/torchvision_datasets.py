@@ -37,6 +37,7 @@ class TorchvisionSource(Source):
         self.folder = _data_folder(kind, self.root)
         self.data = _open(kind, self.root, split, self.folder)
         self.paths = _image_paths(self.data, self.folder)
+        self.whole_files = self.paths is not None
         self.labels = _labels(self.data)
         classes = getattr(self.data, "classes", None)
         has_names = (self.labels >= 0).any() and isinstance(classes, list)

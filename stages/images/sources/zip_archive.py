@@ -23,6 +23,8 @@ class ZipSource(Source):
     those packed with bzip2: Python unpacks a whole block of it, however little is asked for.
     """
 
+    whole_files = True
+
     def __init__(self, path: str):
         self.path = str(regular_file(path))
         try:

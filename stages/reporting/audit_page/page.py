@@ -76,11 +76,17 @@ def render(
 
 
 def _answer(result: dict[str, Any]) -> str:
+    if result["failure"]:
+        return f"No answer: {result['failure']}."
     m = result["metrics"]["calibrated"]
     copies = f"{m['flagged']:,} of {m['count']:,} samples {'is a copy' if m['flagged'] == 1 else 'are copies'}"
     rate = f"{copies} of training images ({percent(m['rate'])} {interval(m['ci_low'], m['ci_high'])})"
     more = "more" if m["excess_low"] > 0 else "no more"
-    return f"{rate}: {more} than the {percent(m['holdout_rate'])} of unseen real images that the same rule flags."
+    leaked = result["holdout"]["leaked"]
+    apart = f" {leaked:,} of the images given as unseen are training images and are left out." if leaked else ""
+    return (
+        f"{rate}: {more} than the {percent(m['holdout_rate'])} of unseen real images that the same rule flags.{apart}"
+    )
 
 
 def _cards(pairs: pa.Table, samples: Judged, images: np.ndarray, train: ImageSet) -> list[dict[str, Any]]:
