@@ -91,7 +91,7 @@ def spoiled(folder: Path) -> dict[str, tuple[str, str]]:
         f"folder:{folder}/empty": ("empty", "holds no images"),
         f"folder:{folder}/text.txt": ("text.txt", "is not a folder"),
         f"folder:{folder}/text.zip": ("text.zip", "use zip:"),
-        f"folder:{folder}/empty?split=test": ("split", "unknown option"),
+        f"folder:{folder}/empty?part=train": ("split", "unknown option"),
         f"zip:{folder}/missing.zip": ("missing.zip", "does not exist"),
         f"zip:{folder}/text.zip": ("text.zip", "not a readable zip"),
         f"zip:{folder}/none.zip": ("none.zip", "holds no images"),

