@@ -173,6 +173,9 @@ def audit(
     resolution: Annotated[
         int | None, typer.Option(help="side in pixels at which images are compared; default: the smallest set's own")
     ] = None,
+    fit: Annotated[
+        str, typer.Option(help="how images that are not square become square: crop, squash or pad")
+    ] = "crop",
     near: Annotated[
         float | None, typer.Option(help="pixel distance below which training images count as near duplicates")
     ] = None,

@@ -99,7 +99,7 @@ def prepare_folder(out: Path) -> Path:
 
 def _answer(result: dict[str, Any], out: Path) -> str:
     m, leaked = result["metrics"]["calibrated"], result["holdout"]["leaked"]
-    apart = f" ({leaked:,} training images among them left out)" if leaked else ""
+    apart = f" ({leaked:,} training {'image' if leaked == 1 else 'images'} among them left out)" if leaked else ""
     lines = [
         f"{m['flagged']:,} of {m['count']:,} samples are copies: "
         f"{m['rate']:.2%} [{m['ci_low']:.2%}, {m['ci_high']:.2%}]",

@@ -22,8 +22,10 @@ from stages.errors import InputError
 from stages.files.artifacts import sha256_json, write_json, write_parquet
 from stages.files.images import JoinedTables, read_images, write_selection
 from stages.files.paths import DATA, ingested
-from stages.images.decoded import write_decoded
+from stages.images.decode import CHANGES
+from stages.images.decoded import changed_words, write_decoded
 from stages.images.sources.base import Source, check_apart
+from stages.images.sources.image_names import skipped_words
 from stages.images.sources.open import open_source
 from stages.protocol import Parts, Shard, StageParams, main, spans
 
@@ -97,11 +99,13 @@ def gather(params: Params, parts: Parts) -> None:
     """Write the splits, rejected.parquet and ingest.json. InputError where too few images are readable."""
     counts: dict[str, int] = {}
     rejected: list[list[Any]] = []
+    notes: list[str] = []
     draws = _draws(params)
     for draw in draws:
         images = JoinedTables([read_images(part) for part in parts[draw.key]])
         lost = [entry for table in images.tables for entry in table.metadata["rejected"]]
         rejected += lost
+        notes += _notes(draw, images)
         _write_rejected(rejected)  # before any check, so that a failing stage leaves the whole list
         _check_unreadable(draw, lost, params.max_unreadable)
         counts |= _write_splits(draw, images, [row for row, _, _ in lost])
@@ -114,8 +118,21 @@ def gather(params: Params, parts: Parts) -> None:
         "seen": sum(len(draw.rows) for draw in draws),
         "rejected": len(rejected),
         "classes": draws[0].source.classes,
+        "notes": notes,
     }
+    for note in notes:
+        print(f"note: {note}")
     write_json(OUT / "ingest.json", summary)
+
+
+def _notes(draw: Draw, images: JoinedTables) -> list[str]:
+    """A sentence for everything that was done to a source's images or left out, besides unreadable ones."""
+    size = draw.settings["resolution"], draw.settings["channels"]
+    words = changed_words(*size, "crop", "of other sizes")
+    counts = {name: sum(table.metadata[name] for table in images.tables) for name in CHANGES}
+    said = [f"{count:,} of {len(images):,} images {words[name]}" for name, count in counts.items() if count]
+    said += [skipped_words(draw.source.skipped)] if draw.source.skipped else []
+    return [f"{draw.source.spec}: {sentence}" for sentence in (*said, *draw.source.notes)]
 
 
 def _draws(params: Params) -> list[Draw]:

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from stages.files.artifacts import write_parquet, write_text
 from stages.images.common_size import ImageSet
+from stages.images.decode import CHANGES
 from stages.memorization.audit_steps import Audit
 from stages.memorization.candidates import NAME as CANDIDATES
 from stages.memorization.candidates import offer
@@ -82,8 +83,8 @@ def _counts(images: ImageSet, duplicates: Duplicates) -> dict[str, Any]:
         "source": images.source,
         "count": len(images),
         "rejected": len(images.rejected),
-        "resized": images.resized,
-        "recoloured": images.recoloured,
+        "skipped": len(images.skipped),
+        **images.changed,
         "duplicates_groups": duplicates.groups,
         "duplicates_images": duplicates.images,
         "digest": images.digest,
@@ -95,7 +96,7 @@ def _holdout(audit: Audit) -> dict[str, Any]:
     if "holdout" in audit.sets:
         return _counts(audit.sets["holdout"], audit.duplicates["holdout"]) | words
     unknown = dict.fromkeys(("source", "duplicates_groups", "duplicates_images", "digest"))
-    return {**unknown, "count": len(audit.control), "rejected": 0, "resized": 0, "recoloured": 0, **words}
+    return {**unknown, "count": len(audit.control), "rejected": 0, "skipped": 0, **dict.fromkeys(CHANGES, 0), **words}
 
 
 def _agreement(samples: Judged) -> dict[str, dict[str, int]]:

@@ -146,7 +146,7 @@ class Audit:
         if params.holdout:
             check_apart(self.sources["holdout"], self.sources["train"], ("--holdout", "--train"))
         _check_counts({role: len(source) for role, source in self.sources.items()})
-        self.shape = common_shape(self.sources, params.resolution)
+        self.shape = common_shape(self.sources, params.resolution, params.fit)
         self.encoder_params = encoder_params(params.encoder, params.weights, self.shape.resolution)
         self.encoder = encoder_of(self.encoder_params, params.device)
         self.rules = Rules(params.percentile, params.margin, CARLINI_ALPHA, CARLINI_N)

@@ -201,6 +201,26 @@ def test_a_separate_source_for_the_held_out_images() -> None:
         run(holdout_source="folder:other")
 
 
+def test_held_out_images_inside_the_training_source_are_an_error() -> None:
+    write_folder()
+    for inside in ("folder:images", "folder:images/class1"):
+        with pytest.raises(InputError, match=r"ingest\.holdout_source .* lies inside ingest\.source folder:images"):
+            run(holdout_source=inside)
+
+
+def test_what_was_changed_or_skipped_is_told(capsys: pytest.CaptureFixture) -> None:
+    write_folder()
+    for value in range(60):
+        Image.new("LA", (4, 6), (value, 200)).save(f"images/class{value % 3}/{value:03d}.png")
+    Path("images/class0/about.txt").write_text("about")
+    run()
+    notes = read_json(Path("data/ingest/ingest.json"))["notes"]
+    printed = capsys.readouterr().out
+    for said in ("were resized to 4 × 4", "are not square and were cropped", "have transparent pixels", "1 .txt"):
+        assert any(said in note for note in notes), said
+        assert said in printed
+
+
 def test_a_shard_depends_on_its_own_files_and_names_only() -> None:
     write_folder()
     params = ingest.Params(**{**DEFAULTS, "shards": 4})

@@ -54,12 +54,16 @@ class Source(ABC):
         spec: the specification it was opened with.
         labels: int64 (N,), known without decoding; -1 without a label.
         classes: the classes' names, indexed by label, or None.
+        skipped: the names of files at its place that are no images.
+        notes: what else of it was not used, a sentence each.
         whole_files: whether all images of its files are its own: two such sources of one file share images.
     """
 
     spec: str
     labels: np.ndarray
     classes: list[str] | None = None
+    skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     whole_files: bool = False
 
     def __len__(self) -> int:
@@ -146,6 +150,14 @@ def check_apart(unseen: Source, train: Source, keys: tuple[str, str]) -> None:
 def unlabelled(count: int) -> np.ndarray:
     """The labels of `count` images without labels: int64 (count,), all -1."""
     return np.full(count, -1, np.int64)
+
+
+def class_names(labels: np.ndarray, classes: list[str] | None) -> tuple[list[str] | None, tuple[str, ...]]:
+    """The names where every label has one, else None; and a note where names are dropped."""
+    most = int(labels.max(initial=-1))
+    if classes is None or most < len(classes):
+        return classes, ()
+    return None, (f"label {most} has no name among the {len(classes)} class names: the names are not used",)
 
 
 def existing(path: str) -> Path:

@@ -5,7 +5,8 @@
     zip:PATH                   image files in an archive, read in place; folders are classes (split=)
     parquet:PATH               Hugging Face's image layout: a file, a folder, a glob (image=, label=, split=)
     npz:PATH                   uint8 arrays (N, H, W[, C]) in .npz or .npy (images=, labels=)
-    arrow:PATH                 an image table of this project
+    arrow:PATH                 an image table of this project, or the file or folder of Hugging Face's save_to_disk
+                               (image=, label=, split=)
     torchvision:NAME           a data set of torchvision.datasets (root=, split=)
 
 Where folders or file names show several splits (train, test, validation), split= must name one, or all.
@@ -13,6 +14,7 @@ Reading decodes each image when it is asked for; an unreadable image is an item 
 Wrong input (a missing path, no images, a wrong key) raises InputError.
 """
 
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +24,7 @@ from urllib.parse import parse_qsl
 from stages.errors import InputError
 from stages.images.sources.base import Source
 from stages.images.sources.folder import FolderSource
-from stages.images.sources.image_table import open_image_table
+from stages.images.sources.image_table import open_arrow
 from stages.images.sources.mnist5k import open_mnist5k
 from stages.images.sources.numpy_arrays import open_npz
 from stages.images.sources.parquet import ParquetSource
@@ -49,7 +51,7 @@ READERS = {
     "zip": Reader(ZipSource, "zip:PATH", ("split",)),
     "parquet": Reader(ParquetSource, "parquet:PATH", ("image", "label", "split")),
     "npz": Reader(open_npz, "npz:PATH", ("images", "labels")),
-    "arrow": Reader(open_image_table, "arrow:PATH"),
+    "arrow": Reader(open_arrow, "arrow:PATH", ("image", "label", "split")),
     "torchvision": Reader(_open_torchvision, "torchvision:NAME", ("root", "split")),
 }
 
@@ -66,7 +68,7 @@ def open_source(spec: str) -> Source:
     place, options = _split_options(spec, rest, reader.options)
     if bool(colon) != (":" in reader.form) or (colon and not place):
         raise InputError(f"image source {spec!r} does not have the form {reader.form}")
-    source = reader.open(place, **options)
+    source = reader.open(os.path.expanduser(place) if place.startswith("~") else place, **options)
     source.spec = spec
     if len(source) == 0:
         raise InputError(f"image source {spec} holds no images")

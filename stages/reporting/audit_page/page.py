@@ -10,6 +10,7 @@ from PIL import Image
 
 from stages.files.png import as_picture
 from stages.images.common_size import ImageSet
+from stages.images.decode import CHANGES
 from stages.memorization.audit_results import following
 from stages.memorization.crops import shrunk
 from stages.memorization.judge import Judged
@@ -70,6 +71,7 @@ def render(
         words=WORDS,
         figure=_histogram(samples, control, result["thresholds"]),
         amplified=AMPLIFIED,
+        changes=CHANGES,
         distances=[name for name in ("frechet", "kid", "precision", "recall", "density", "coverage_prdc")],
         pixelated=train.table.images.shape[1] <= SIDE,
     )
