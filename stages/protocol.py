@@ -42,9 +42,13 @@ class Section(BaseModel):
     @classmethod
     def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """pydantic reads true as 1, and YAML reads `yes` and `on` as true."""
-        if isinstance(value, bool) and not _takes_boolean(cls.model_fields[info.field_name].annotation):
-            raise ValueError("expected a number or text, got true/false")
+        if _holds_boolean(value) and not _takes_boolean(cls.model_fields[info.field_name].annotation):
+            raise ValueError('expected a number or text, got true/false: write yes, no, on and off in quotes ("yes")')
         return value
+
+
+def _holds_boolean(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list) and any(map(_holds_boolean, value)))
 
 
 def _takes_boolean(annotation: Any) -> bool:

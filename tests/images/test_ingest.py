@@ -189,6 +189,13 @@ def test_classes_by_name_and_by_number() -> None:
     assert {value % 3 for table in tables.values() for value in shown(table)} == {1}
 
 
+def test_classes_that_yaml_reads_as_booleans_are_an_error() -> None:
+    write_folder()
+    for classes in ([True, False], ["class0", True]):  # yes, no, on, off
+        with pytest.raises(InputError, match=r'ingest\.classes: .*got true/false: write yes, no, on and off in quotes'):
+            run(classes=classes)
+
+
 def test_a_separate_source_for_the_held_out_images() -> None:
     write_folder(count=25)
     write_folder(count=20, root="other")
