@@ -79,6 +79,9 @@ def params(params: Params = "params.yaml", quiet: bool = False) -> None:
     from pipeline.stage_run import title
 
     parameters = load_params(params)
+    for section in parameters.stages.values():
+        if hasattr(section, "check_places"):
+            section.check_places()
     if not quiet:
         tree = {title(*key): value.model_dump(mode="json") for key, value in parameters.stages.items()}
         tree["execution"] = parameters.execution.model_dump(mode="json")

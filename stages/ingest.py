@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stages.errors import InputError
 from stages.files.artifacts import sha256_json, write_json, write_parquet
@@ -26,7 +26,7 @@ from stages.images.decode import CHANGES
 from stages.images.decoded import changed_words, write_decoded
 from stages.images.sources.base import Source, check_apart
 from stages.images.sources.image_names import skipped_words
-from stages.images.sources.open import open_source
+from stages.images.sources.open import check_place, open_source, parse
 from stages.protocol import Parts, Shard, StageParams, main, spans
 
 OUT = DATA / "ingest"
@@ -49,6 +49,22 @@ class Params(StageParams):
     seed: int = Field(ge=0, lt=2**63, description="seed of the order in which images are drawn")
     max_unreadable: float = Field(ge=0, lt=1, description="share of unreadable images above which the stage fails")
     shards: int = Field(gt=0, le=4096, description="pieces of the decoding; changes no result")
+
+    @field_validator("source", "holdout_source")
+    @classmethod
+    def _known(cls, spec: str | None) -> str | None:
+        if spec is not None:
+            parse(spec)
+        return spec
+
+    def check_places(self) -> None:
+        """InputError where a source names a file or folder that does not exist. `scoresmooth params` asks."""
+        for key, spec in (("source", self.source), ("holdout_source", self.holdout_source)):
+            try:
+                if spec is not None:
+                    check_place(spec)
+            except InputError as error:
+                raise InputError(f"params.yaml: ingest.{key}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)

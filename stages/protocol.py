@@ -113,7 +113,8 @@ def explain(
     places: field -> dotted key, for the fields that are kept outside `section`.
     values: the validated values.
     """
-    first = error.errors()[0]
+    errors = error.errors()  # a mistyped key is unknown, and the right one is missing: the first says more
+    first = next((entry for entry in errors if entry["type"] == "extra_forbidden"), errors[0])
     location = _keys_only(first["loc"], values, first["type"] == "missing")
     head = [places[location[0]]] if location and location[0] in places else [section, *location[:1]]
     key = ".".join(part for part in [*head, *location[1:]] if part)

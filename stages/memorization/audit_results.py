@@ -198,13 +198,16 @@ def pairs_table(samples: Judged, images: ImageSet, train: ImageSet) -> pa.Table:
 
 def write_tables(out: Path, pairs: pa.Table, audit: Audit) -> None:
     """pairs.parquet, candidates.parquet (for `scoresmooth review`), samples-kept.txt and rejected.parquet."""
-    images, samples, metadata = audit.sets["samples"].table, audit.judged, {"digests": _digests(audit)}
+    where, images = audit.sets["samples"].where, audit.sets["samples"].table
+    samples, metadata = audit.judged, {"digests": _digests(audit)}
     write_parquet(out / "pairs.parquet", pairs, metadata)
     copied = np.isin(pairs["verdict"].to_pylist(), COPIED)
     pixels = images.images, audit.train.table.images
     path = out / CANDIDATES
-    offer(path, pairs, "rho_star", copied, following(samples), *pixels, MOST_CANDIDATES, metadata)
-    kept = [name for name, copied in zip(images.ids, samples.copied) if not copied]
+    offer(
+        path, pairs, "rho_star", copied, following(samples), *pixels, MOST_CANDIDATES, metadata, samples.shown.mirrored
+    )
+    kept = [name for name, copied in zip(where, samples.copied) if not copied]
     write_text(out / "samples-kept.txt", "".join(f"{name}\n" for name in kept))
     rows = [(images.role, *entry) for images in audit.sets.values() for entry in images.rejected]
     rows += [("holdout", leak.where, leak.reason) for leak in audit.leaks]

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.cli import params
 from stages import ingest
 from stages.errors import InputError
 from stages.files.artifacts import read_json
@@ -192,8 +193,39 @@ def test_classes_by_name_and_by_number() -> None:
 def test_classes_that_yaml_reads_as_booleans_are_an_error() -> None:
     write_folder()
     for classes in ([True, False], ["class0", True]):  # yes, no, on, off
-        with pytest.raises(InputError, match=r'ingest\.classes: .*got true/false: write yes, no, on and off in quotes'):
+        with pytest.raises(InputError, match=r"ingest\.classes: .*got true/false: write yes, no, on and off in quotes"):
             run(classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"source": "mnist"},
+            r"params\.yaml: ingest\.source: .*unknown image source 'mnist': use one of mnist5k",
+        ),
+        ({"source": "folder:nowhere"}, r"params\.yaml: ingest\.source: .*nowhere does not exist"),
+        ({"source": "folder:images?spilt=a"}, r"ingest\.source: .*unknown option spilt: it takes split"),
+        ({"holdout_source": "zip:nowhere.zip"}, r"params\.yaml: ingest\.holdout_source: .*nowhere\.zip does not exist"),
+        ({"sorce": "folder:images"}, r"unknown key ingest\.sorce: remove it or correct its spelling"),
+    ],
+)
+def test_scoresmooth_params_finds_wrong_sources(change: dict[str, Any], says: str) -> None:
+    write_folder()
+    root, blocks = Path(__file__).parents[2], Path("stages/theory/blocks.yaml")
+    blocks.parent.mkdir(parents=True)
+    blocks.write_text((root / blocks).read_text())
+    tree = yaml.safe_load((root / "params.yaml").read_text())
+    tree["ingest"] |= change
+    if "sorce" in change:
+        del tree["ingest"]["source"]
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(InputError, match=says):
+        params()
+    tree["ingest"] |= {"source": "folder:images", "holdout_source": None}
+    tree["ingest"].pop("sorce", None)
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
+    params(quiet=True)
 
 
 def test_a_separate_source_for_the_held_out_images() -> None:

@@ -68,8 +68,8 @@ def test_planted_copies_are_found_and_told_apart(planted):
     assert result["extraction"]["unique_training_images"] == len(
         {p["train_index"] for p in pairs if p["verdict"] in ("copy", "near_copy")}
     )
-    kept = (out / "samples-kept.txt").read_text().split()
-    assert kept == [p["sample_id"] for p in pairs if p["verdict"] not in ("copy", "near_copy")]
+    kept = (out / "samples-kept.txt").read_text().splitlines()
+    assert kept == [p["sample_where"] for p in pairs if p["verdict"] not in ("copy", "near_copy")]
 
 
 def test_every_named_field_is_there(planted):
@@ -105,6 +105,10 @@ def test_the_candidates_can_be_reviewed(planted):
     picture = Image.open(io.BytesIO(first["sample_png"]))
     assert picture.size == (14, 14)
     assert len(first["next_pngs"]) == 4
+    turned = [row for row in table.to_pylist() if row["transform"] == "mirrored" and row["distance"] == 0]
+    assert len(turned) == 4
+    assert all(row["sample_png"] == row["train_png"] for row in turned)
+    assert all(row["reason"].endswith("(the sample is shown mirrored)") for row in turned)
 
 
 def test_the_page_stands_alone(planted):

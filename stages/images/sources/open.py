@@ -22,7 +22,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qsl
 
 from stages.errors import InputError
-from stages.images.sources.base import Source
+from stages.images.sources.base import Source, existing
 from stages.images.sources.folder import FolderSource
 from stages.images.sources.image_table import open_arrow
 from stages.images.sources.mnist5k import open_mnist5k
@@ -58,6 +58,17 @@ READERS = {
 
 def open_source(spec: str) -> Source:
     """Open a source by its specification (see the module). InputError names what is wrong with it."""
+    reader, place, options = parse(spec)
+    source = reader.open(place, **options)
+    source.spec = spec
+    if len(source) == 0:
+        raise InputError(f"image source {spec} holds no images")
+    return source
+
+
+def parse(spec: str) -> tuple[Reader, str, dict[str, str]]:
+    """The reader, the place and the options that a specification names; nothing is opened. InputError where it is
+    wrong."""
     kind, colon, rest = spec.partition(":")
     if kind not in READERS:
         remedy = "use one of " + ", ".join(reader.form for reader in READERS.values())
@@ -68,11 +79,14 @@ def open_source(spec: str) -> Source:
     place, options = _split_options(spec, rest, reader.options)
     if bool(colon) != (":" in reader.form) or (colon and not place):
         raise InputError(f"image source {spec!r} does not have the form {reader.form}")
-    source = reader.open(os.path.expanduser(place) if place.startswith("~") else place, **options)
-    source.spec = spec
-    if len(source) == 0:
-        raise InputError(f"image source {spec} holds no images")
-    return source
+    return reader, os.path.expanduser(place) if place.startswith("~") else place, options
+
+
+def check_place(spec: str) -> None:
+    """InputError where a specification is wrong or names a path that does not exist; nothing is read."""
+    reader, place, _ = parse(spec)
+    if reader.form.endswith(":PATH") and not any(mark in place for mark in "*?["):
+        existing(place)
 
 
 def _split_options(spec: str, rest: str, allowed: tuple[str, ...]) -> tuple[str, dict[str, str]]:
