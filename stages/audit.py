@@ -40,7 +40,7 @@ def run(params: AuditParams, quiet: bool = False) -> int:
         progress.step("writing")
         result = audit_result(audit)
         pairs = pairs_table(audit.judged, audit.sets["samples"], audit.train)
-        write_tables(params.out, pairs, audit)
+        result["verified"] = write_tables(params.out, pairs, audit)
         page = render(result, pairs, audit.judged, audit.control_judged, audit.queries.images, audit.train)
         write_text(params.out / "report.html", page)
         write_json(params.out / "audit.json", result)  # the last one: where it is, all of them are
@@ -108,6 +108,10 @@ def _answer(result: dict[str, Any], out: Path) -> str:
         "verdicts: " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in result["verdicts"].items()),
         f"report: {(out / 'report.html').absolute()}",
     ]
+    if people := result["verified"]:
+        left = people["open"]
+        words = f"{'at least ' if left else ''}{people['flagged']:,} of {people['count']:,} samples are copies"
+        lines.insert(3, f"verified by eye: {words}{f'; {left:,} suspected pairs are open' if left else ''}")
     return "\n".join([*(f"note: {note}" for note in result["notes"]), *lines])
 
 

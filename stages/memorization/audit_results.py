@@ -30,7 +30,9 @@ from stages.memorization.pairs import (
     training_image,
 )
 from stages.memorization.self_test import failure, self_test
+from stages.memorization.verdict_log import LOG
 from stages.memorization.verdicts import COPIED, VERDICTS
+from stages.memorization.verified import verified_summary
 
 PACKAGES = ("scoresmooth", "torch", "numpy", "scipy", "pyarrow", "numba", "pillow")
 MOST_CANDIDATES = 2_000  # rows of candidates.parquet, for a person to judge
@@ -196,15 +198,18 @@ def pairs_table(samples: Judged, images: ImageSet, train: ImageSet) -> pa.Table:
     return sorted_pairs(columns, searched.scores.best)
 
 
-def write_tables(out: Path, pairs: pa.Table, audit: Audit) -> None:
-    """pairs.parquet, candidates.parquet (for `scoresmooth review`), samples-kept.txt and rejected.parquet."""
+def write_tables(out: Path, pairs: pa.Table, audit: Audit) -> dict[str, Any] | None:
+    """pairs.parquet, candidates.parquet (for `scoresmooth review`), samples-kept.txt and rejected.parquet.
+
+    Returns what people decided about these pairs (`verified_summary`), or None where `out` holds no verdicts.
+    """
     where, images = audit.sets["samples"].where, audit.sets["samples"].table
     samples, metadata = audit.judged, {"digests": _digests(audit)}
     write_parquet(out / "pairs.parquet", pairs, metadata)
     copied = np.isin(pairs["verdict"].to_pylist(), COPIED)
     pixels = images.images, audit.train.table.images
     path = out / CANDIDATES
-    offer(
+    asked = offer(
         path, pairs, "rho_star", copied, following(samples), *pixels, MOST_CANDIDATES, metadata, samples.shown.mirrored
     )
     kept = [name for name, copied in zip(where, samples.copied) if not copied]
@@ -214,6 +219,11 @@ def write_tables(out: Path, pairs: pa.Table, audit: Audit) -> None:
     names = ("set", "where", "reason")
     columns = {name: pa.array([row[place] for row in rows], pa.string()) for place, name in enumerate(names)}
     write_parquet(out / "rejected.parquet", pa.table(columns))
+    if not (out / LOG).is_file():
+        return None
+    group = audit.duplicates["train"].group
+    repeated = np.bincount(group)[group] > 1
+    return verified_summary(out / LOG, pairs, *asked, repeated[pairs["train_index"].to_numpy()])
 
 
 def _digests(audit: Audit) -> dict[str, str]:

@@ -21,6 +21,7 @@ from stages.memorization.metrics import compare
 from stages.memorization.scores import scores
 from stages.memorization.statistics import wilson
 from stages.memorization.thresholds import calibrate, copies, cross_fitted
+from stages.memorization.verdict_log import Act, VerdictLog, now
 from stages.reporting.progress import SecondsBar
 
 ROOT = Path(__file__).parents[2]
@@ -111,12 +112,31 @@ def test_the_candidates_can_be_reviewed(planted):
     assert all(row["reason"].endswith("(the sample is shown mirrored)") for row in turned)
 
 
+def test_what_people_decided_is_counted(digits, audit, tmp_path, capsys):
+    sets = digits[:200], digits[:8], digits[300:400]
+    _, result, pairs = audit(*sets)
+    assert result["verified"] is None
+    log = VerdictLog(tmp_path / "out" / "verdicts.jsonl")
+    for row in pairs.slice(0, 3).to_pylist():
+        log.append(Act(str(row["sample_index"]), now(), "first", (row["sample_id"], row["train_id"]), "copy"))
+    log.close()
+    capsys.readouterr()
+    _, result, _ = audit(*sets)
+    assert (result["verified"]["flagged"], result["verified"]["open"]) == (3, 5)
+    said = "at least 3 of 8 samples are copies; 5 suspected pairs are open"
+    assert f"verified by eye: {said}" in capsys.readouterr().out
+    assert f"Verified by eye: {said}" in (tmp_path / "out" / "report.html").read_text()
+
+
 def test_the_page_stands_alone(planted):
     _, out, _, _ = planted
     page = (out / "report.html").read_text()
     for outside in ("http://", "https://", 'src="/', "@import", "url("):
         assert outside not in page
     assert page.count('<article class="card') == 200
+    assert page.count('<p class="files">') == 200  # also where nothing hovers
+    assert "<th></th>" not in page
+    assert page.count("<svg") == page.count('role="img" aria-label=')
     assert "14 of 200 samples are copies" in page or "samples are copies of training images" in page
 
 
