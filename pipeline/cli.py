@@ -79,6 +79,9 @@ def params(params: Params = "params.yaml", quiet: bool = False) -> None:
     from pipeline.stage_run import title
 
     parameters = load_params(params)
+    for section in parameters.stages.values():
+        if hasattr(section, "check_places"):
+            section.check_places()
     if not quiet:
         tree = {title(*key): value.model_dump(mode="json") for key, value in parameters.stages.items()}
         tree["execution"] = parameters.execution.model_dump(mode="json")
@@ -173,6 +176,9 @@ def audit(
     resolution: Annotated[
         int | None, typer.Option(help="side in pixels at which images are compared; default: the smallest set's own")
     ] = None,
+    fit: Annotated[
+        str, typer.Option(help="how images that are not square become square: crop, squash or pad")
+    ] = "crop",
     near: Annotated[
         float | None, typer.Option(help="pixel distance below which training images count as near duplicates")
     ] = None,

@@ -20,13 +20,16 @@ from stages.files.artifacts import atomic_path, sha256_file, sha256_json, write_
 from stages.memorization.audit_settings import AuditParams, audit_params
 from stages.protocol import by_task
 
-DONE, COPIES_ABOVE_LIMIT, INTERRUPTED = 0, 3, 130
+DONE, COPIES_ABOVE_LIMIT, SELF_TEST_FAILED, INTERRUPTED = 0, 3, 4, 130
 RESUME = "interrupted: the same command resumes where it stopped"
 STAGES = Path(__file__).parent
 
 
 def run(params: AuditParams, quiet: bool = False) -> int:
-    """Carry out an audit, write its files, print its answer; returns the exit code (0, or 3 above `fail_above`)."""
+    """Carry out an audit, write its files, print its answer; return the exit code.
+
+    0; 3 where the rate may lie above `fail_above`; 4 where the self-test misses copies, so that there is no answer.
+    """
     from stages.memorization.audit_results import audit_result, pairs_table, write_tables
     from stages.reporting.audit_page.page import render
     from stages.reporting.progress import SecondsBar
@@ -37,12 +40,16 @@ def run(params: AuditParams, quiet: bool = False) -> int:
         progress.step("writing")
         result = audit_result(audit)
         pairs = pairs_table(audit.judged, audit.sets["samples"], audit.train)
-        write_tables(params.out, pairs, audit)
+        result["verified"] = write_tables(params.out, pairs, audit)
         page = render(result, pairs, audit.judged, audit.control_judged, audit.queries.images, audit.train)
         write_text(params.out / "report.html", page)
         write_json(params.out / "audit.json", result)  # the last one: where it is, all of them are
         progress.finish()
     limit, rate = params.fail_above, result["metrics"]["calibrated"]
+    if result["failure"]:
+        print("\n".join(f"note: {note}" for note in result["notes"]))
+        print(f"error: {result['failure']} (details: {params.out / 'report.html'})", file=sys.stderr)
+        return SELF_TEST_FAILED
     print(_answer(result, params.out))
     if limit is not None and rate["ci_high"] > limit:
         print(f"the rate may be as high as {rate['ci_high']:.3%}, above --fail-above {limit:g}", file=sys.stderr)
@@ -91,15 +98,20 @@ def prepare_folder(out: Path) -> Path:
 
 
 def _answer(result: dict[str, Any], out: Path) -> str:
-    m = result["metrics"]["calibrated"]
+    m, leaked = result["metrics"]["calibrated"], result["holdout"]["leaked"]
+    apart = f" ({leaked:,} training {'image' if leaked == 1 else 'images'} among them left out)" if leaked else ""
     lines = [
         f"{m['flagged']:,} of {m['count']:,} samples are copies: "
         f"{m['rate']:.2%} [{m['ci_low']:.2%}, {m['ci_high']:.2%}]",
-        f"unseen real images under the same rule: {m['holdout_rate']:.2%}; "
+        f"unseen real images{apart} under the same rule: {m['holdout_rate']:.2%}; "
         f"excess {m['excess']:+.2%} [{m['excess_low']:+.2%}, {m['excess_high']:+.2%}]",
         "verdicts: " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in result["verdicts"].items()),
         f"report: {(out / 'report.html').absolute()}",
     ]
+    if people := result["verified"]:
+        left = people["open"]
+        words = f"{'at least ' if left else ''}{people['flagged']:,} of {people['count']:,} samples are copies"
+        lines.insert(3, f"verified by eye: {words}{f'; {left:,} suspected pairs are open' if left else ''}")
     return "\n".join([*(f"note: {note}" for note in result["notes"]), *lines])
 
 

@@ -16,15 +16,17 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from stages.errors import InputError
 from stages.files.artifacts import sha256_json, write_json, write_parquet
 from stages.files.images import JoinedTables, read_images, write_selection
 from stages.files.paths import DATA, ingested
-from stages.images.decoded import write_decoded
-from stages.images.sources.base import Source
-from stages.images.sources.open import open_source
+from stages.images.decode import CHANGES
+from stages.images.decoded import changed_words, write_decoded
+from stages.images.sources.base import Source, check_apart
+from stages.images.sources.image_names import skipped_words
+from stages.images.sources.open import check_place, open_source, parse
 from stages.protocol import Parts, Shard, StageParams, main, spans
 
 OUT = DATA / "ingest"
@@ -47,6 +49,22 @@ class Params(StageParams):
     seed: int = Field(ge=0, lt=2**63, description="seed of the order in which images are drawn")
     max_unreadable: float = Field(ge=0, lt=1, description="share of unreadable images above which the stage fails")
     shards: int = Field(gt=0, le=4096, description="pieces of the decoding; changes no result")
+
+    @field_validator("source", "holdout_source")
+    @classmethod
+    def _known(cls, spec: str | None) -> str | None:
+        if spec is not None:
+            parse(spec)
+        return spec
+
+    def check_places(self) -> None:
+        """InputError where a source names a file or folder that does not exist. `scoresmooth params` asks."""
+        for key, spec in (("source", self.source), ("holdout_source", self.holdout_source)):
+            try:
+                if spec is not None:
+                    check_place(spec)
+            except InputError as error:
+                raise InputError(f"params.yaml: ingest.{key}: {error}") from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,11 +115,13 @@ def gather(params: Params, parts: Parts) -> None:
     """Write the splits, rejected.parquet and ingest.json. InputError where too few images are readable."""
     counts: dict[str, int] = {}
     rejected: list[list[Any]] = []
+    notes: list[str] = []
     draws = _draws(params)
     for draw in draws:
         images = JoinedTables([read_images(part) for part in parts[draw.key]])
         lost = [entry for table in images.tables for entry in table.metadata["rejected"]]
         rejected += lost
+        notes += _notes(draw, images)
         _write_rejected(rejected)  # before any check, so that a failing stage leaves the whole list
         _check_unreadable(draw, lost, params.max_unreadable)
         counts |= _write_splits(draw, images, [row for row, _, _ in lost])
@@ -114,8 +134,21 @@ def gather(params: Params, parts: Parts) -> None:
         "seen": sum(len(draw.rows) for draw in draws),
         "rejected": len(rejected),
         "classes": draws[0].source.classes,
+        "notes": notes,
     }
+    for note in notes:
+        print(f"note: {note}")
     write_json(OUT / "ingest.json", summary)
+
+
+def _notes(draw: Draw, images: JoinedTables) -> list[str]:
+    """A sentence for everything that was done to a source's images or left out, besides unreadable ones."""
+    size = draw.settings["resolution"], draw.settings["channels"]
+    words = changed_words(*size, "crop", "of other sizes")
+    counts = {name: sum(table.metadata[name] for table in images.tables) for name in CHANGES}
+    said = [f"{count:,} of {len(images):,} images {words[name]}" for name, count in counts.items() if count]
+    said += [skipped_words(draw.source.skipped)] if draw.source.skipped else []
+    return [f"{draw.source.spec}: {sentence}" for sentence in (*said, *draw.source.notes)]
 
 
 def _draws(params: Params) -> list[Draw]:
@@ -124,6 +157,7 @@ def _draws(params: Params) -> list[Draw]:
     if params.holdout_source is None:
         return [_draw(params, "source", {**held_out, "train": params.train})]
     draws = [_draw(params, "source", {"train": params.train}), _draw(params, "holdout_source", held_out)]
+    check_apart(draws[1].source, draws[0].source, ("ingest.holdout_source", "ingest.source"))
     _check_classes(draws)
     return draws
 

@@ -42,9 +42,13 @@ class Section(BaseModel):
     @classmethod
     def _no_boolean_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
         """pydantic reads true as 1, and YAML reads `yes` and `on` as true."""
-        if isinstance(value, bool) and not _takes_boolean(cls.model_fields[info.field_name].annotation):
-            raise ValueError("expected a number or text, got true/false")
+        if _holds_boolean(value) and not _takes_boolean(cls.model_fields[info.field_name].annotation):
+            raise ValueError('expected a number or text, got true/false: write yes, no, on and off in quotes ("yes")')
         return value
+
+
+def _holds_boolean(value: Any) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list) and any(map(_holds_boolean, value)))
 
 
 def _takes_boolean(annotation: Any) -> bool:
@@ -109,7 +113,8 @@ def explain(
     places: field -> dotted key, for the fields that are kept outside `section`.
     values: the validated values.
     """
-    first = error.errors()[0]
+    errors = error.errors()  # a mistyped key is unknown, and the right one is missing: the first says more
+    first = next((entry for entry in errors if entry["type"] == "extra_forbidden"), errors[0])
     location = _keys_only(first["loc"], values, first["type"] == "missing")
     head = [places[location[0]]] if location and location[0] in places else [section, *location[:1]]
     key = ".".join(part for part in [*head, *location[1:]] if part)

@@ -23,7 +23,7 @@ from pipeline.params import STAGES
 ROOT = Path(__file__).parent.parent
 
 REACH = {
-    "ingest": (20, ["files", "images"]),
+    "ingest": (21, ["files", "images"]),
     "deduplicate": (24, ["engine", "features", "files", "images", "search"]),
     "embed": (14, ["features", "files"]),
     "index": (24, ["engine", "features", "files", "search"]),
@@ -31,9 +31,9 @@ REACH = {
     "sample": (35, ["diffusion", "engine", "files", "search"]),
     "filter": (56, ["engine", "features", "files", "images", "memorization", "search"]),
     "fid": (16, ["features", "files"]),
-    "verify": (54, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
+    "verify": (55, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
     "report": (39, ["engine", "files", "memorization", "reporting", "search", "theory"]),
-    "audit": (82, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
+    "audit": (86, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
 }
 """Stage: how many files its results depend on, at most, and in which folders they may lie (besides stages/ itself).
 Every file more is one whose edit computes the stage again. Raise a number only with a reason in the commit."""

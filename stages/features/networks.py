@@ -6,6 +6,7 @@ Each function returns a module that maps float32 (B, 3, S, S), preprocessed, to 
 import dataclasses
 import struct
 import tempfile
+from difflib import get_close_matches
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -156,7 +157,11 @@ def timm_model(name: str, path: Path | None) -> tuple[nn.Module, TimmConfig]:
     except ImportError as error:
         raise InputError(f"encoder timm:{name} needs the package timm: pip install timm") from error
     if not timm.is_model(name):
-        raise InputError(f"timm {timm.__version__} has no model {name}: see timm.list_models()")
+        near = get_close_matches(name, timm.list_models(), 5, 0.4)
+        choice = f"efficientnet-lite0, resnet18, inception, pixels and timm's models, e.g. {', '.join(near)}"
+        raise InputError(
+            f"there is no encoder {name}: there are {choice} (timm {timm.__version__}: timm.list_models())"
+        )
     try:
         network = timm.create_model(name, pretrained=path is None, num_classes=0)
     except (OSError, RuntimeError, ValueError) as error:  # no network, no weights of that tag

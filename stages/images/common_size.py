@@ -10,9 +10,10 @@ from stages.errors import InputError
 from stages.files.artifacts import sha256_file, sha256_json
 from stages.files.images import ImageTable, read_images
 from stages.files.shard import Shard
-from stages.images.decode import is_grey
-from stages.images.decoded import write_decoded
+from stages.images.decode import CHANGES, is_grey
+from stages.images.decoded import changed_words, write_decoded
 from stages.images.sources.base import Source
+from stages.images.sources.image_names import skipped_words
 from stages.images.sources.open import open_source
 
 PROBED = 1_000  # images of a set, evenly spaced, whose sizes decide the common size
@@ -20,11 +21,13 @@ PROBED = 1_000  # images of a set, evenly spaced, whose sizes decide the common 
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """The common size: resolution × resolution × channels, and the native size of each set's images, in words."""
+    """The common size: resolution × resolution × channels; the native size of each set's images, in words; and how
+    images that are not square are fitted (stages.images.decode.FITS)."""
 
     resolution: int
     channels: int
     native: dict[str, str]
+    fit: str = "crop"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,8 +42,9 @@ class ImageSet:
         where: N strings that name each image to a person.
         classes: names of the labels, or None.
         rejected: [where, reason] of every unreadable image.
-        resized: how many were of another size.
-        recoloured: how many were grey and became colour, or the other way round.
+        changed: how many were changed, by stages.images.decode.CHANGES.
+        skipped: names of files that are no images.
+        notes: what else of the source was not used.
         digest: sha256 of all ids and labels.
     """
 
@@ -51,15 +55,16 @@ class ImageSet:
     where: list[str]
     classes: list[str] | None
     rejected: list[list[str]]
-    resized: int
-    recoloured: int
+    changed: dict[str, int]
+    skipped: tuple[str, ...]
+    notes: tuple[str, ...]
     digest: str
 
     def __len__(self) -> int:
         return len(self.table)
 
 
-def common_shape(sources: dict[str, Source], resolution: int | None) -> Shape:
+def common_shape(sources: dict[str, Source], resolution: int | None, fit: str = "crop") -> Shape:
     """Return the smallest of the sets' most common shorter sides, in colour if any probed image has colour.
 
     PROBED evenly spaced images of every set are looked at. Later every image is brought to this size, and those that
@@ -68,14 +73,16 @@ def common_shape(sources: dict[str, Source], resolution: int | None) -> Shape:
     sides, colours, native = {}, [], {}
     for role, source in sources.items():
         rows = np.unique(np.linspace(0, len(source) - 1, min(PROBED, len(source))).round().astype(np.int64))
-        images = [item.image for item in source.read(rows) if item.image is not None]
+        items = list(source.read(rows))
+        images = [item.image for item in items if item.image is not None]
         if not images:
-            raise InputError(f"--{role} {source.spec}: none of its first images can be read: is it a set of images?")
+            first = f"{items[0].where}: {items[0].error}"
+            raise InputError(f"--{role} {source.spec}: none of its first images can be read ({first})")
         sizes = Counter(image.size for image in images)
         sides[role] = min(Counter(min(image.size) for image in images).most_common(), key=lambda c: (-c[1], c[0]))[0]
         colours += [not is_grey(image) for image in images]
         native[role] = _words(sizes, [is_grey(image) for image in images])
-    return Shape(resolution or min(sides.values()), 3 if any(colours) else 1, native)
+    return Shape(resolution or min(sides.values()), 3 if any(colours) else 1, native, fit)
 
 
 def _words(sizes: Counter, grey: list[bool]) -> str:
@@ -90,7 +97,7 @@ def decoding(role: str, source: Source, shape: Shape) -> Shard:
     rows = range(len(source))
     files = {path: sha256_file(path) for path in source.files(rows) if Path(path).is_file()}
     settings = {"role": role, "source": source.spec, "files": sha256_json(files), "count": len(source)}
-    settings |= {"resolution": shape.resolution, "channels": shape.channels}
+    settings |= {"resolution": shape.resolution, "channels": shape.channels, "fit": shape.fit}
     return Shard("audit", "images", f"reading {role}", settings)
 
 
@@ -98,7 +105,7 @@ def decode(shard: Shard) -> Path:
     """Write the image table of a set (`write_decoded`). InputError where none of its images can be read."""
     settings, source = shard.settings, open_source(shard.settings["source"])
     rows = np.arange(len(source))
-    write_decoded(shard.path, source, rows, settings["resolution"], settings["channels"])
+    write_decoded(shard.path, source, rows, settings["resolution"], settings["channels"], fit=settings["fit"])
     table = read_images(shard.path)
     if len(table) == 0:
         _, where, reason = table.metadata["rejected"][0]
@@ -115,8 +122,9 @@ def image_set(role: str, source: Source, path: Path) -> ImageSet:
     where = [source.where(row) for row in range(len(source)) if row not in lost]
     rejected = [[where, reason] for _, where, reason in found["rejected"]]
     digest = sha256_json([table.ids, table.labels.tolist(), list(table.images.shape)])
-    counts = found["resized"], found["recoloured"]
-    return ImageSet(role, source.spec, path, table, where, source.classes, rejected, *counts, digest)
+    changed = {name: found[name] for name in CHANGES}
+    rest = changed, source.skipped, source.notes, digest
+    return ImageSet(role, source.spec, path, table, where, source.classes, rejected, *rest)
 
 
 def open_all(specs: dict[str, str]) -> dict[str, Source]:
@@ -131,20 +139,22 @@ def open_all(specs: dict[str, str]) -> dict[str, Source]:
 
 
 def differences(sets: dict[str, ImageSet], shape: Shape) -> list[str]:
-    """Return a sentence for everything that was done to the images; none where they are unchanged."""
-    said = []
-    for role, images in sets.items():
-        if images.resized:
-            side = f"{shape.resolution} × {shape.resolution}"
-            said.append(
-                f"{images.resized:,} of {len(images):,} {role} images ({shape.native[role]}) were resized to {side}"
-            )
-        if images.recoloured:
-            how = "colour" if shape.channels == 3 else "grey"
-            said.append(f"{images.recoloured:,} of {len(images):,} {role} images were turned to {how}")
-        if images.rejected:
-            where, reason = images.rejected[0]
-            said.append(
-                f"{len(images.rejected):,} {role} images could not be read and are left out, e.g. {where}: {reason}"
-            )
-    return said
+    """Return a sentence for everything that was done to the images or left out; none where they are unchanged."""
+    return [sentence for role, images in sets.items() for sentence in _differences(role, images, shape)]
+
+
+def _differences(role: str, images: ImageSet, shape: Shape) -> list[str]:
+    words = changed_words(shape.resolution, shape.channels, shape.fit, shape.native[role])
+    said = [
+        f"{images.changed[name]:,} of {len(images):,} {role} images {words[name]}"
+        for name in CHANGES
+        if images.changed[name]
+    ]
+    if images.rejected:
+        where, reason = images.rejected[0]
+        said.append(
+            f"{len(images.rejected):,} {role} images could not be read and are left out, e.g. {where}: {reason}"
+        )
+    if images.skipped:
+        said.append(f"{role}: {skipped_words(images.skipped)}")
+    return said + [f"{role}: {note}" for note in images.notes]

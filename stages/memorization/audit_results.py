@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from stages.files.artifacts import write_parquet, write_text
 from stages.images.common_size import ImageSet
+from stages.images.decode import CHANGES
 from stages.memorization.audit_steps import Audit
 from stages.memorization.candidates import NAME as CANDIDATES
 from stages.memorization.candidates import offer
@@ -28,8 +29,10 @@ from stages.memorization.pairs import (
     sorted_pairs,
     training_image,
 )
-from stages.memorization.self_test import self_test
+from stages.memorization.self_test import failure, self_test
+from stages.memorization.verdict_log import LOG
 from stages.memorization.verdicts import COPIED, VERDICTS
+from stages.memorization.verified import verified_summary
 
 PACKAGES = ("scoresmooth", "torch", "numpy", "scipy", "pyarrow", "numba", "pillow")
 MOST_CANDIDATES = 2_000  # rows of candidates.parquet, for a person to judge
@@ -49,6 +52,7 @@ def audit_result(audit: Audit) -> dict[str, Any]:
             f"distances in feature space and the second stage use {compared:,} of {len(train):,} training images "
             "(and the nearest of each match); pixel searches use all of them"
         )
+    tested = self_test(audit.tested, audit.kinds, audit.params.percentile)
     words = metric_definitions(audit.rules, audit.thresholds, audit.encoder.name, compared)
     return {
         **{role: _counts(images, audit.duplicates[role]) for role, images in audit.sets.items()},
@@ -65,7 +69,8 @@ def audit_result(audit: Audit) -> dict[str, Any]:
         **feature_distances(*(audit.drawn[role] for role in ("train", "samples", "holdout")), audit.encoder.name),
         "feature_reference": {"count": compared, "of": len(train)},
         "extraction": _extraction(audit.judged, train, audit.duplicates["train"].group),
-        "thresholds_self_test": self_test(audit.tested, audit.kinds, audit.params.percentile),
+        "failure": failure(tested, audit.thresholds.copy),
+        "thresholds_self_test": tested,
         "encoder": audit.encoder.metadata,
         "settings": audit.params.model_dump(mode="json"),
         "seeds": {"seed": audit.params.seed},
@@ -80,8 +85,8 @@ def _counts(images: ImageSet, duplicates: Duplicates) -> dict[str, Any]:
         "source": images.source,
         "count": len(images),
         "rejected": len(images.rejected),
-        "resized": images.resized,
-        "recoloured": images.recoloured,
+        "skipped": len(images.skipped),
+        **images.changed,
         "duplicates_groups": duplicates.groups,
         "duplicates_images": duplicates.images,
         "digest": images.digest,
@@ -89,11 +94,11 @@ def _counts(images: ImageSet, duplicates: Duplicates) -> dict[str, Any]:
 
 
 def _holdout(audit: Audit) -> dict[str, Any]:
-    words = {"control": audit.control_words}
+    words = {"control": audit.control_words, "used": len(audit.control), "leaked": len(audit.leaks)}
     if "holdout" in audit.sets:
         return _counts(audit.sets["holdout"], audit.duplicates["holdout"]) | words
     unknown = dict.fromkeys(("source", "duplicates_groups", "duplicates_images", "digest"))
-    return {**unknown, "count": len(audit.control), "rejected": 0, "resized": 0, "recoloured": 0, **words}
+    return {**unknown, "count": len(audit.control), "rejected": 0, "skipped": 0, **dict.fromkeys(CHANGES, 0), **words}
 
 
 def _agreement(samples: Judged) -> dict[str, dict[str, int]]:
@@ -193,20 +198,32 @@ def pairs_table(samples: Judged, images: ImageSet, train: ImageSet) -> pa.Table:
     return sorted_pairs(columns, searched.scores.best)
 
 
-def write_tables(out: Path, pairs: pa.Table, audit: Audit) -> None:
-    """pairs.parquet, candidates.parquet (for `scoresmooth review`), samples-kept.txt and rejected.parquet."""
-    images, samples, metadata = audit.sets["samples"].table, audit.judged, {"digests": _digests(audit)}
+def write_tables(out: Path, pairs: pa.Table, audit: Audit) -> dict[str, Any] | None:
+    """pairs.parquet, candidates.parquet (for `scoresmooth review`), samples-kept.txt and rejected.parquet.
+
+    Returns what people decided about these pairs (`verified_summary`), or None where `out` holds no verdicts.
+    """
+    where, images = audit.sets["samples"].where, audit.sets["samples"].table
+    samples, metadata = audit.judged, {"digests": _digests(audit)}
     write_parquet(out / "pairs.parquet", pairs, metadata)
     copied = np.isin(pairs["verdict"].to_pylist(), COPIED)
     pixels = images.images, audit.train.table.images
     path = out / CANDIDATES
-    offer(path, pairs, "rho_star", copied, following(samples), *pixels, MOST_CANDIDATES, metadata)
-    kept = [name for name, copied in zip(images.ids, samples.copied) if not copied]
+    asked = offer(
+        path, pairs, "rho_star", copied, following(samples), *pixels, MOST_CANDIDATES, metadata, samples.shown.mirrored
+    )
+    kept = [name for name, copied in zip(where, samples.copied) if not copied]
     write_text(out / "samples-kept.txt", "".join(f"{name}\n" for name in kept))
     rows = [(images.role, *entry) for images in audit.sets.values() for entry in images.rejected]
+    rows += [("holdout", leak.where, leak.reason) for leak in audit.leaks]
     names = ("set", "where", "reason")
     columns = {name: pa.array([row[place] for row in rows], pa.string()) for place, name in enumerate(names)}
     write_parquet(out / "rejected.parquet", pa.table(columns))
+    if not (out / LOG).is_file():
+        return None
+    group = audit.duplicates["train"].group
+    repeated = np.bincount(group)[group] > 1
+    return verified_summary(out / LOG, pairs, *asked, repeated[pairs["train_index"].to_numpy()])
 
 
 def _digests(audit: Audit) -> dict[str, str]:

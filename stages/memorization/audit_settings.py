@@ -3,7 +3,7 @@
 import os
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
@@ -40,6 +40,9 @@ class AuditParams(Section):
     )
     resolution: int | None = Field(
         None, ge=4, le=4096, description="side in pixels at which images are compared; default: the smallest set's own"
+    )
+    fit: Literal["crop", "squash", "pad"] = Field(
+        "crop", description="how images that are not square become square: crop, squash or pad"
     )
     near: float | None = Field(
         None, ge=0, lt=1, description="pixel distance below which training images count as near duplicates"

@@ -7,16 +7,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from stages.errors import InputError
-from stages.files.arrays import read_arrays
+from stages.files.arrays import Arrays, read_arrays
 from stages.files.images import read_images
 from stages.files.shard import Shard
 from stages.images.common_size import ImageSet, common_shape, decoding, differences, image_set, open_all
+from stages.images.sources.base import check_apart
 from stages.memorization.audit_settings import AuditParams, encoder_params
 from stages.memorization.audit_work import encoder_of, load_reference
 from stages.memorization.feature_distances import drawn
 from stages.memorization.feature_stage import answer, compared_rows, expected_images
 from stages.memorization.groups import Duplicates, find_duplicates
 from stages.memorization.judge import Judged, Suspects
+from stages.memorization.leaks import check_leaks, find_leaks, leak_note
 from stages.memorization.matching import BLOCK, Matches, Reference, join
 from stages.memorization.metrics import Rules, Searched
 from stages.memorization.planting import WORDS
@@ -129,6 +131,7 @@ class Audit:
         groups, near, duplicates: the file of the groups, the distance of near duplicates, and the groups by role.
         queries, control, planted, kinds: the searched sets, and the kinds of the planted copies.
         control_words: what the control is.
+        leaks: images of the control that are training images; they are left out of it.
         thresholds, inquiries: of ρ*, and the three judged sets before their features are known.
         drawn: by role, the features of the drawn images.
         judged, control_judged, tested: the samples, the control, and the control with the planted copies.
@@ -140,8 +143,10 @@ class Audit:
         specs = {"train": params.train, "samples": params.samples}
         specs |= {"holdout": params.holdout} if params.holdout else {}
         self.sources = open_all(specs)
+        if params.holdout:
+            check_apart(self.sources["holdout"], self.sources["train"], ("--holdout", "--train"))
         _check_counts({role: len(source) for role, source in self.sources.items()})
-        self.shape = common_shape(self.sources, params.resolution)
+        self.shape = common_shape(self.sources, params.resolution, params.fit)
         self.encoder_params = encoder_params(params.encoder, params.weights, self.shape.resolution)
         self.encoder = encoder_of(self.encoder_params, params.device)
         self.rules = Rules(params.percentile, params.margin, CARLINI_ALPHA, CARLINI_N)
@@ -304,16 +309,32 @@ class Audit:
             join([read_arrays(part) for part in parts[f"matches {queries.name}"]])
             for queries in (self.queries, self.control, self.planted)
         )
-        samples, control, tested = (
-            Searched.of(Matches(**found, dimension=self.dimension), self.params.percentile)
-            for found in (samples, control, join([control, planted]))
-        )
+        control = self._without_leaks(control)
+        samples, control, tested = (self._searched(found) for found in (samples, control, join([control, planted])))
         self.thresholds = calibrate(control.scores.best, self.params.percentile)
         self.inquiries = (
             self._inquiry(samples, self.reference(), self.queries),
             self._inquiry(control, self.control_reference, self.control),
             self._inquiry(tested, self.control_reference, self.control, self.planted),
         )
+
+    def _searched(self, found: Arrays) -> Searched:
+        return Searched.of(Matches(**found, dimension=self.dimension), self.params.percentile)
+
+    def _without_leaks(self, found: Arrays) -> Arrays:
+        """The control's matches without the images that are training images; sets `leaks` and shortens the control."""
+        held, rows = self.sets.get("holdout", self.train), self.control_reference.rows
+        leaked, self.leaks = find_leaks(
+            self._searched(found),
+            lambda place: held.where[self.control.rows[place]],
+            lambda row: self.train.where[rows[row]],
+        )
+        check_leaks(self.leaks, len(leaked), f"--{held.role} {held.source}")
+        if self.leaks:
+            self.notes.insert(0, leak_note(self.leaks, len(leaked)))
+            self.control_words += f", without {len(self.leaks):,} that are training images"
+            self.control = dataclasses.replace(self.control, rows=self.control.rows[~leaked])
+        return {name: values[~leaked] for name, values in found.items()}
 
     def _inquiry(self, searched: Searched, reference: Reference, *queries: Queries) -> Inquiry:
         return Inquiry.of(Suspects.of(searched, self.thresholds), queries, reference, str(self.train.path))

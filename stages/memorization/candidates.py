@@ -24,6 +24,7 @@ from stages.files.png import png_bytes
 
 NAME = "candidates.parquet"
 NEXT = 4
+SHOWN_MIRRORED = " (the sample is shown mirrored)"
 SCALARS = pa.schema(
     [
         ("sample_index", pa.int64()),
@@ -63,6 +64,7 @@ def offer(
     train: np.ndarray,
     limit: int,
     metadata: dict[str, Any],
+    mirrored: np.ndarray | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Write candidates.parquet: at most `limit` of the suspected pairs, those with a low score first.
 
@@ -70,6 +72,7 @@ def offer(
         pairs: one row per sample, with the columns of SCALARS, candidate and `score`.
         confirmed: bool (N,) by row of `pairs`, see `choose`.
         following: int64 (S, m) by sample, see `write_candidates`.
+        mirrored: bool (S,) by sample, see `write_candidates`.
 
     Returns:
         bool (N,) each, by row of `pairs`: the suspected pairs (a candidate, or another verdict than novel), and those
@@ -79,7 +82,9 @@ def offer(
     rows = choose(pairs[score].to_numpy(), confirmed, suspected, limit)
     chosen = pairs.take(pa.array(rows))
     metadata = {**metadata, "suspected": int(suspected.sum())}
-    write_candidates(path, chosen, following[chosen["sample_index"].to_numpy()], samples, train, metadata)
+    index = chosen["sample_index"].to_numpy()
+    turned = None if mirrored is None else mirrored[index]
+    write_candidates(path, chosen, following[index], samples, train, metadata, turned)
     return suspected, np.isin(np.arange(pairs.num_rows), rows)
 
 
@@ -90,6 +95,7 @@ def write_candidates(
     samples: np.ndarray,
     train: np.ndarray,
     metadata: dict[str, Any] | None = None,
+    mirrored: np.ndarray | None = None,
 ) -> Path:
     """Write candidates.parquet atomically; the rows keep the order of `pairs`.
 
@@ -101,7 +107,9 @@ def write_candidates(
         samples: uint8 (S, H, W, C), indexed by sample_index.
         train: uint8 (M, H, W, C), indexed by train_index and `following`.
         metadata: JSON values for the file's schema.
+        mirrored: bool (N,), samples that match when they are mirrored, and are drawn so; None for none.
     """
+    turned = np.zeros(pairs.num_rows, bool) if mirrored is None else mirrored
     if len(following) != pairs.num_rows:
         raise ValueError(f"{len(following)} rows of following training images for {pairs.num_rows} pairs")
     missing = [name for name in SCALARS.names if name not in pairs.column_names]
@@ -116,11 +124,15 @@ def write_candidates(
 
     rows = pairs.select(["sample_index", "train_index"]).to_pydict()
     pictures: Mapping[str, list[Any]] = {
-        "sample_png": [png_bytes(samples[row]) for row in rows["sample_index"]],
+        "sample_png": [
+            png_bytes(samples[row][:, :: -1 if flip else 1]) for row, flip in zip(rows["sample_index"], turned)
+        ],
         "train_png": [training_png(row) for row in rows["train_index"]],
         "next_pngs": [[training_png(int(row)) for row in found[:NEXT] if row >= 0] for found in following],
     }
+    reasons = [f"{reason}{SHOWN_MIRRORED * bool(flip)}" for reason, flip in zip(pairs["reason"].to_pylist(), turned)]
     table = pairs.replace_schema_metadata(None)
+    table = table.set_column(table.column_names.index("reason"), "reason", pa.array(reasons, pa.string()))
     for field in SCALARS:
         table = table.set_column(table.column_names.index(field.name), field, table[field.name].cast(field.type))
     for field in PICTURES:

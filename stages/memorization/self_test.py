@@ -10,7 +10,9 @@ from stages.memorization.matching import Reference
 from stages.memorization.statistics import rate_with_interval
 from stages.memorization.thresholds import cross_fitted
 
-SHARE, FEWEST, MOST = 0.02, 10, 100  # planted copies of a kind: this share of the control, within these bounds
+SHARE, FEWEST, MOST = 0.02, 20, 100  # planted copies of a kind: this share of the control, within these bounds
+CERTAIN = ("exact", "jpeg", "mirrored")  # kinds that every usable audit finds
+LEAST_RECALL = 0.95  # of each of CERTAIN
 GRID = (0.1, 0.2, 0.3, 1 / 3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 SCORES = {
     "ratio": "r1/r2",
@@ -68,6 +70,21 @@ def self_test(judged: Judged, kind: np.ndarray, percentile: float) -> dict[str, 
             for name, value in values.items()
         },
     }
+
+
+def failure(tested: dict[str, Any], copy_threshold: float) -> str | None:
+    """Return why an audit with this self-test cannot be trusted, or None. tested: what `self_test` returns."""
+    recall, planted = tested["metrics"]["calibrated"]["recall"], tested["planted"]
+    missed = [kind for kind in CERTAIN if kind in recall and recall[kind] < LEAST_RECALL]
+    if not missed:
+        return None
+    found = ", ".join(f"{round(recall[k] * planted[k]['count'])} of {planted[k]['count']} {k}" for k in missed)
+    return (
+        f"the self-test found only {found} of the planted copies ({LEAST_RECALL:.0%} are required), so real "
+        f"copies would be missed, too: the unseen images put the threshold of rho* at {copy_threshold:.3g}, so some of "
+        f"these {tested['control']:,} images lie as near to training images as copies do. "
+        "Look at the nearest ones (in report.html), and give unseen images that repeat no training image"
+    )
 
 
 def _rates(flags: np.ndarray, real: int, kind: np.ndarray, names: dict[int, str]) -> dict[str, Any]:

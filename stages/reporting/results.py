@@ -43,7 +43,14 @@ def result_row(variant: Variant) -> dict[str, Any]:
         "ratio_min": ratio["min"],
         **_rate("verified", variant.verified),
         **_rate("verified_without_repeated", variant.verified_without_repeated),
+        **_open(variant),
     }
+
+
+def _open(variant: Variant) -> dict[str, int]:
+    """How many suspected pairs nobody has judged yet, where some are left: then `verified` is a lower bound."""
+    found = variant.filter["verified"]
+    return {"verified_open": found["open"]} if found and found["open"] else {}
 
 
 def _rate(name: str, rate: Rate | None) -> dict[str, Any]:

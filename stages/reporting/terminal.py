@@ -108,6 +108,12 @@ def _legend(content: dict[str, Any]) -> str:
 
 def _verified_line(row: dict[str, Any]) -> str:
     names = ("verified", "verified_without_repeated")
+    if left := row.get("verified_open"):
+        low, without = (f"{row[name]:,}" for name in names)
+        return (
+            f"verified by eye  {row['variant']}: at least {low} of {row['verified_count']:,}; without repeated "
+            f"training images at least {without}; {left:,} suspected pairs are open"
+        )
     found, without = (Rate(*(row[name + end] for end in ("", "_count", "_rate", "_low", "_high"))) for name in names)
     return f"verified by eye  {row['variant']}: {found}; without repeated training images {without}"
 

@@ -171,7 +171,7 @@ def test_a_model_of_timm_gives_its_features_without_the_classifier(timm_weights)
 
 def test_timm_s_models_are_named_or_refused(timm_weights, tmp_path):
     _, path = timm_weights
-    with pytest.raises(InputError, match="has no model no_such_model: see timm.list_models"):
+    with pytest.raises(InputError, match="no encoder no_such_model: there are efficientnet-lite0, .* and timm's"):
         load_encoder(parameters("timm:no_such_model", weights=path), "cpu")
     with pytest.raises(InputError, match="does not hold the weights of timm:test_convnext"):
         load_encoder(parameters("timm:test_convnext", weights=path), "cpu")

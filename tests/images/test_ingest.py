@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from pipeline.cli import params
 from stages import ingest
 from stages.errors import InputError
 from stages.files.artifacts import read_json
@@ -189,6 +190,44 @@ def test_classes_by_name_and_by_number() -> None:
     assert {value % 3 for table in tables.values() for value in shown(table)} == {1}
 
 
+def test_classes_that_yaml_reads_as_booleans_are_an_error() -> None:
+    write_folder()
+    for classes in ([True, False], ["class0", True]):  # yes, no, on, off
+        with pytest.raises(InputError, match=r"ingest\.classes: .*got true/false: write yes, no, on and off in quotes"):
+            run(classes=classes)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (
+            {"source": "mnist"},
+            r"params\.yaml: ingest\.source: .*unknown image source 'mnist': use one of mnist5k",
+        ),
+        ({"source": "folder:nowhere"}, r"params\.yaml: ingest\.source: .*nowhere does not exist"),
+        ({"source": "folder:images?spilt=a"}, r"ingest\.source: .*unknown option spilt: it takes split"),
+        ({"holdout_source": "zip:nowhere.zip"}, r"params\.yaml: ingest\.holdout_source: .*nowhere\.zip does not exist"),
+        ({"sorce": "folder:images"}, r"unknown key ingest\.sorce: remove it or correct its spelling"),
+    ],
+)
+def test_scoresmooth_params_finds_wrong_sources(change: dict[str, Any], says: str) -> None:
+    write_folder()
+    root, blocks = Path(__file__).parents[2], Path("stages/theory/blocks.yaml")
+    blocks.parent.mkdir(parents=True)
+    blocks.write_text((root / blocks).read_text())
+    tree = yaml.safe_load((root / "params.yaml").read_text())
+    tree["ingest"] |= change
+    if "sorce" in change:
+        del tree["ingest"]["source"]
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
+    with pytest.raises(InputError, match=says):
+        params()
+    tree["ingest"] |= {"source": "folder:images", "holdout_source": None}
+    tree["ingest"].pop("sorce", None)
+    Path("params.yaml").write_text(yaml.safe_dump(tree))
+    params(quiet=True)
+
+
 def test_a_separate_source_for_the_held_out_images() -> None:
     write_folder(count=25)
     write_folder(count=20, root="other")
@@ -199,6 +238,26 @@ def test_a_separate_source_for_the_held_out_images() -> None:
     Path("other/class2").rename("other/class9")
     with pytest.raises(InputError, match="classes of folder:other differ"):
         run(holdout_source="folder:other")
+
+
+def test_held_out_images_inside_the_training_source_are_an_error() -> None:
+    write_folder()
+    for inside in ("folder:images", "folder:images/class1"):
+        with pytest.raises(InputError, match=r"ingest\.holdout_source .* lies inside ingest\.source folder:images"):
+            run(holdout_source=inside)
+
+
+def test_what_was_changed_or_skipped_is_told(capsys: pytest.CaptureFixture) -> None:
+    write_folder()
+    for value in range(60):
+        Image.new("LA", (4, 6), (value, 200)).save(f"images/class{value % 3}/{value:03d}.png")
+    Path("images/class0/about.txt").write_text("about")
+    run()
+    notes = read_json(Path("data/ingest/ingest.json"))["notes"]
+    printed = capsys.readouterr().out
+    for said in ("were resized to 4 × 4", "are not square and were cropped", "have transparent pixels", "1 .txt"):
+        assert any(said in note for note in notes), said
+        assert said in printed
 
 
 def test_a_shard_depends_on_its_own_files_and_names_only() -> None:

@@ -58,7 +58,7 @@ def test_arrays_that_would_unpack_to_too_much_are_refused_before_they_are_read(
 
     monkeypatch.setattr(np.lib.format, "read_array", never)
     with pytest.raises(InputError, match="must be 7 integers, not int64 .1000000,."):
-        open_source(f"npz:{tmp_path}/labels.npz")
+        open_source(f"npz:{tmp_path}/labels.npz?labels=labels")
     monkeypatch.setattr(numpy_arrays, "MAX_PIXELS", 29)
     for name in ("images.npz", "images.npy"):
         with pytest.raises(InputError, match="has images of 5 x 6 pixels: more than 29 are refused"):

@@ -45,7 +45,10 @@ def test_parquet_class_names_options_and_nulls(tmp_path: Path) -> None:
     source = open_source(f"parquet:{path}?image=img&label=fine")
     assert source.classes == ["ant", "bee"]
     assert source.labels.tolist() == [1, 0, -1]
-    assert [item.error for item in source] == [None, *["no bytes are stored for this row"] * 2]
+    assert [item.error for item in source] == [
+        None,
+        *["the table holds no bytes for this image, at most its path: store the bytes"] * 2,
+    ]
     assert values(f"parquet:{path}")[0] == 1  # "img" is found without being named
 
 
@@ -60,7 +63,7 @@ def test_a_parquet_label_beyond_all_integers_is_an_error(tmp_path: Path) -> None
     table = pa.table({"image": pa.array([png(1)], pa.binary()), "label": pa.array([2**63], pa.uint64())})
     pq.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(InputError, match=r"a\.parquet: label column 'label' holds no class numbers"):
-        open_source(f"parquet:{tmp_path / 'a.parquet'}")
+        open_source(f"parquet:{tmp_path / 'a.parquet'}?label=label")
 
 
 def test_damaged_parquet_pages_stop_the_reading(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from stages.memorization.metrics import compare
 from stages.memorization.scores import scores
 from stages.memorization.statistics import wilson
 from stages.memorization.thresholds import calibrate, copies, cross_fitted
+from stages.memorization.verdict_log import Act, VerdictLog, now
 from stages.reporting.progress import SecondsBar
 
 ROOT = Path(__file__).parents[2]
@@ -68,8 +69,8 @@ def test_planted_copies_are_found_and_told_apart(planted):
     assert result["extraction"]["unique_training_images"] == len(
         {p["train_index"] for p in pairs if p["verdict"] in ("copy", "near_copy")}
     )
-    kept = (out / "samples-kept.txt").read_text().split()
-    assert kept == [p["sample_id"] for p in pairs if p["verdict"] not in ("copy", "near_copy")]
+    kept = (out / "samples-kept.txt").read_text().splitlines()
+    assert kept == [p["sample_where"] for p in pairs if p["verdict"] not in ("copy", "near_copy")]
 
 
 def test_every_named_field_is_there(planted):
@@ -105,6 +106,26 @@ def test_the_candidates_can_be_reviewed(planted):
     picture = Image.open(io.BytesIO(first["sample_png"]))
     assert picture.size == (14, 14)
     assert len(first["next_pngs"]) == 4
+    turned = [row for row in table.to_pylist() if row["transform"] == "mirrored" and row["distance"] == 0]
+    assert len(turned) == 4
+    assert all(row["sample_png"] == row["train_png"] for row in turned)
+    assert all(row["reason"].endswith("(the sample is shown mirrored)") for row in turned)
+
+
+def test_what_people_decided_is_counted(digits, audit, tmp_path, capsys):
+    sets = digits[:200], digits[:8], digits[300:400]
+    _, result, pairs = audit(*sets)
+    assert result["verified"] is None
+    log = VerdictLog(tmp_path / "out" / "verdicts.jsonl")
+    for row in pairs.slice(0, 3).to_pylist():
+        log.append(Act(str(row["sample_index"]), now(), "first", (row["sample_id"], row["train_id"]), "copy"))
+    log.close()
+    capsys.readouterr()
+    _, result, _ = audit(*sets)
+    assert (result["verified"]["flagged"], result["verified"]["open"]) == (3, 5)
+    said = "at least 3 of 8 samples are copies; 5 suspected pairs are open"
+    assert f"verified by eye: {said}" in capsys.readouterr().out
+    assert f"Verified by eye: {said}" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_the_page_stands_alone(planted):
@@ -113,6 +134,9 @@ def test_the_page_stands_alone(planted):
     for outside in ("http://", "https://", 'src="/', "@import", "url("):
         assert outside not in page
     assert page.count('<article class="card') == 200
+    assert page.count('<p class="files">') == 200  # also where nothing hovers
+    assert "<th></th>" not in page
+    assert page.count("<svg") == page.count('role="img" aria-label=')
     assert "14 of 200 samples are copies" in page or "samples are copies of training images" in page
 
 

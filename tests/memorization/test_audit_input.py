@@ -91,12 +91,13 @@ def test_two_training_images_are_enough(digits, audit):
 
 def test_all_black_images_are_copies_of_each_other(audit):
     black = np.zeros((30, 8, 8, 1), np.uint8)
-    _, result, pairs = audit(black, black[:6], black[:4])
+    unseen = np.random.default_rng(0).integers(0, 256, (4, 8, 8, 1), np.uint8)
+    _, result, pairs = audit(black, black[:6], unseen)
     assert result["train"]["duplicates_groups"] == 1
     assert result["train"]["duplicates_images"] == 30
     assert set(pairs["verdict"].to_pylist()) == {"copy"}
-    assert result["metrics"]["byte_identical"]["rate"] == result["metrics"]["byte_identical"]["holdout_rate"] == 1
-    assert result["metrics"]["calibrated"]["excess"] == 0
+    assert result["metrics"]["byte_identical"]["rate"] == result["metrics"]["calibrated"]["rate"] == 1
+    assert result["metrics"]["byte_identical"]["holdout_rate"] == 0
     with pytest.raises(InputError, match="its images are all near duplicates .* give --holdout, or a smaller --near"):
         audit(black, black[:6])
 
@@ -190,3 +191,47 @@ def test_a_name_that_is_no_folder_is_refused(out, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="--out: "):
         audit_params(train="folder:a", samples="folder:b", out=out)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_squashed_samples_are_found_with_the_fit_that_was_used(digits, audit):
+    def wide(image):
+        return Image.fromarray(image[:, :, 0]).resize((25, 20), Image.Resampling.LANCZOS)
+
+    def array(images):
+        return np.stack([np.asarray(image) for image in images])
+
+    train, unseen = array(map(wide, digits[:200])), array(map(wide, digits[300:400]))
+    samples = array(wide(image).resize((20, 20), Image.Resampling.LANCZOS) for image in digits[:30])
+    found = {}
+    for fit in ("crop", "squash"):
+        _, result, _ = audit(train, samples, unseen, fit=fit)
+        found[fit] = result["verdicts"]["copy"]
+        assert result["train"]["reshaped"] == 200
+        assert result["samples"]["reshaped"] == 0
+        (note,) = (note for note in result["notes"] if note.startswith("200 of 200 train images are not square"))
+        assert ("were cropped to the centred square" if fit == "crop" else "were squashed to a square") in note
+        assert "images that were brought to a square in another way are not found" in note
+    assert found["squash"] == 30 > found["crop"]
+
+
+def test_what_a_folder_holds_besides_is_counted_everywhere(digits, audit, tmp_path, capsys):
+    folder = tmp_path / "samples"
+    folder.mkdir()
+    for row in range(8):
+        Image.fromarray(digits[row, :, :, 0]).save(folder / f"{row}.png")
+    for name in ("a.txt", "b.txt", "c"):
+        (folder / name).write_text("no image")
+    _, result, _ = audit(digits[:60], f"folder:{folder}", digits[100:150])
+    note = "samples: 3 files are no images and were skipped: 2 .txt, 1 without ending"
+    assert note in result["notes"]
+    assert result["samples"]["skipped"] == 3
+    assert f"note: {note}" in capsys.readouterr().out
+    assert note in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_labels_stop_no_audit(digits, audit, tmp_path):
+    np.savez(tmp_path / "train.npz", images=digits[:60], labels=np.array(["a"] * 60))
+    code, result, _ = audit(f"npz:{tmp_path / 'train.npz'}", digits[:8], digits[100:150])
+    assert code in (0, 4)
+    assert result["metrics"]["byte_identical"]["flagged"] == 8
+    assert any(note.startswith("train: its labels are not used: ") for note in result["notes"])

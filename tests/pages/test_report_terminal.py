@@ -46,8 +46,17 @@ def test_verified_pairs_stand_in_the_page_the_metrics_and_at_the_terminal(projec
     printed = capsys.readouterr().out
     assert printed.count("verified by eye") == 1
     assert (
-        f"net-conditioning: 9 of 200 (4.5{words.THIN}% [2.4, 8.3]); without repeated training images 4 of 200"
+        "net-conditioning: at least 9 of 200; without repeated training images at least 4; 3 suspected pairs are open"
         in printed
+    )
+    assert metrics["net-conditioning"]["verified_open"] == 3
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"verified": verified_counts(200) | {"open": 0}}))
+    run_plain("report")
+    capsys.readouterr()
+    print_results(FOLDER / "results.json")
+    assert (
+        f"net-conditioning: 9 of 200 (4.5{words.THIN}% [2.4, 8.3]); without repeated training images 4 of 200"
+        in capsys.readouterr().out
     )
 
 

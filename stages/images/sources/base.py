@@ -54,11 +54,17 @@ class Source(ABC):
         spec: the specification it was opened with.
         labels: int64 (N,), known without decoding; -1 without a label.
         classes: the classes' names, indexed by label, or None.
+        skipped: the names of files at its place that are no images.
+        notes: what else of it was not used, a sentence each.
+        whole_files: whether all images of its files are its own: two such sources of one file share images.
     """
 
     spec: str
     labels: np.ndarray
     classes: list[str] | None = None
+    skipped: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    whole_files: bool = False
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -124,9 +130,34 @@ class ArraySource(Source):
         yield from (np.asarray(self.images[row]) for row in rows)
 
 
+def check_apart(unseen: Source, train: Source, keys: tuple[str, str]) -> None:
+    """InputError where unseen images come from the files of the training images.
+
+    keys: the options or keys of params.yaml that name the two sources.
+    """
+    shared = [] if unseen.spec != train.spec else [unseen.spec]
+    if not shared and unseen.whole_files and train.whole_files:
+        known = {os.path.realpath(path) for path in train.files(range(len(train)))}
+        shared = [path for path in unseen.files(range(len(unseen))) if os.path.realpath(path) in known]
+    if shared:
+        raise InputError(
+            f"{keys[0]} {unseen.spec} lies inside {keys[1]} {train.spec}: both read {printable(shared[0])}"
+            f"{f' and {len(shared) - 1:,} more files' if len(shared) > 1 else ''}: give images that the model was not "
+            "trained on"
+        )
+
+
 def unlabelled(count: int) -> np.ndarray:
     """The labels of `count` images without labels: int64 (count,), all -1."""
     return np.full(count, -1, np.int64)
+
+
+def class_names(labels: np.ndarray, classes: list[str] | None) -> tuple[list[str] | None, tuple[str, ...]]:
+    """The names where every label has one, else None; and a note where names are dropped."""
+    most = int(labels.max(initial=-1))
+    if classes is None or most < len(classes):
+        return classes, ()
+    return None, (f"label {most} has no name among the {len(classes)} class names: the names are not used",)
 
 
 def existing(path: str) -> Path:

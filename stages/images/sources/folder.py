@@ -1,5 +1,6 @@
-"""folder:PATH: image files; sub-folders are classes."""
+"""folder:PATH: image files; sub-folders are classes; option split= where there are several."""
 
+import io
 import os
 import stat
 from collections.abc import Iterator, Sequence
@@ -10,7 +11,8 @@ import numpy as np
 from stages.errors import InputError
 from stages.images.decode import MAX_BYTES, UnreadableImage
 from stages.images.sources.base import Raw, Source, existing, listed, printable
-from stages.images.sources.image_names import classes_of, is_image
+from stages.images.sources.image_names import HEAD, classes_of, sort_out
+from stages.images.sources.splits import of_one_split
 
 _KINDS = {".zip": "zip", ".parquet": "parquet", ".npz": "npz", ".npy": "npz", ".arrow": "arrow"}
 
@@ -18,13 +20,18 @@ _KINDS = {".zip": "zip", ".parquet": "parquet", ".npz": "npz", ".npy": "npz", ".
 class FolderSource(Source):
     """Image files below a folder, sorted by path. Links to folders are followed, each folder once."""
 
-    def __init__(self, path: str):
+    whole_files = True
+
+    def __init__(self, path: str, split: str = ""):
         self.root = existing(path)
         if not self.root.is_dir():
             kind = _KINDS.get(self.root.suffix.lower())
             remedy = f"use {kind}:{path}" if kind else "name the folder that holds the image files"
             raise InputError(f"image source folder:{path} is not a folder: {remedy}")
-        self.names = sorted(_image_files(self.root))
+        names, skipped = sort_out(_files(self.root), lambda name: _head(self.root / name))
+        names.sort()
+        self.skipped = tuple(skipped)
+        self.names = [names[place] for place in of_one_split(f"folder:{path}", names, split)]
         self.classes, self.labels = classes_of(f"folder:{path}", self.names)
 
     def where(self, row: int) -> str:
@@ -36,10 +43,11 @@ class FolderSource(Source):
         return tuple(str(path) for path in paths if _reason(path) is None and _may_read(path))
 
     def _raw(self, rows: list[int]) -> Iterator[Raw]:
-        yield from (_contents(self.root / self.names[row]) for row in rows)
+        yield from (file_contents(self.root / self.names[row]) for row in rows)
 
 
-def _contents(path: Path) -> Raw:
+def file_contents(path: Path) -> Raw:
+    """The bytes of an image file, or why there are none."""
     if reason := _reason(path):
         return UnreadableImage(reason)
     try:
@@ -62,8 +70,16 @@ def _reason(path: Path) -> str | None:
         return error.strerror or str(error)
 
 
-def _image_files(root: Path) -> Iterator[str]:
+def _head(path: Path) -> bytes:
+    try:
+        with path.open("rb") if _reason(path) is None else io.BytesIO() as file:
+            return file.read(HEAD)
+    except OSError:
+        return b""
+
+
+def _files(root: Path) -> Iterator[str]:
     """Paths relative to `root`, with slashes, in no particular order."""
     for folder, files in listed(root):
         relative = folder.relative_to(root)
-        yield from (name for name in ((relative / file).as_posix() for file in files) if is_image(name))
+        yield from ((relative / file).as_posix() for file in files)

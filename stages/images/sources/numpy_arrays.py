@@ -46,7 +46,7 @@ class NpzSource(ArraySource):
             if shape[0] > PACKED_IMAGES and math.prod(shape) > PACKED_RATIO * packed:
                 reason = f"{shape[0]} images from {packed} bytes, more than {PACKED_RATIO} times its size"
                 raise InputError(f"{path} unpacks to {reason}: save it unpacked (np.savez)")
-            self.labels = _labels(path, archive, labels, shape[0])
+            self.labels, self.notes = _labels_or_note(path, archive, labels, shape[0])
         self.shape = shape[1:]
 
     def _raw(self, rows: list[int]) -> Iterator[Raw]:
@@ -108,6 +108,16 @@ def _member(path: str, archive: zipfile.ZipFile, asked: str, usual: tuple[str, .
     return f"{found[0]}.npy"
 
 
+def _labels_or_note(path: str, archive: zipfile.ZipFile, asked: str, count: int) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The labels; where nobody asked for them and they are no class numbers, none and a note."""
+    try:
+        return _labels(path, archive, asked, count), ()
+    except InputError as error:
+        if asked:
+            raise
+        return unlabelled(count), (f"its labels are not used: {error}",)
+
+
 def _labels(path: str, archive: zipfile.ZipFile, asked: str, count: int) -> np.ndarray:
     if not asked and "labels.npy" not in archive.namelist():
         return unlabelled(count)
@@ -117,10 +127,10 @@ def _labels(path: str, archive: zipfile.ZipFile, asked: str, count: int) -> np.n
         shape, _, kind = _header(file)  # before anything is unpacked
     if kind.hasobject:
         raise InputError(f"{where} cannot be read without pickle: save integers")
-    if shape != (count,) or kind.kind not in "iu":
+    if shape not in ((count,), (count, 1)) or kind.kind not in "iu":
         raise InputError(f"{where} must be {count} integers, not {kind} {shape}")
     with archive.open(member) as file:
-        return np.lib.format.read_array(file, allow_pickle=False).astype(np.int64)
+        return np.lib.format.read_array(file, allow_pickle=False).astype(np.int64).reshape(count)
 
 
 def _check_images(where: str, shape: tuple[int, ...], kind: np.dtype, fortran: bool = False) -> None:

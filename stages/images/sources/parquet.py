@@ -1,11 +1,12 @@
-"""parquet:PATH: Hugging Face's image layout in a file, a folder or a glob of shards; options image= and label=.
+"""parquet:PATH: Hugging Face's image layout in a file, a folder or a glob of shards; options image=, label= and split=.
 
 A column struct<bytes, path> (or binary) holds the encoded images, an integer column their labels.
 """
 
 import glob
 import json
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,17 @@ import pyarrow.parquet as pq
 
 from stages.errors import InputError, one_line
 from stages.images.decode import UnreadableImage
-from stages.images.sources.base import Raw, Source, existing, listed, printable, regular_file, unlabelled
+from stages.images.sources.base import (
+    Raw,
+    Source,
+    class_names,
+    existing,
+    listed,
+    printable,
+    regular_file,
+    unlabelled,
+)
+from stages.images.sources.splits import of_one_split
 
 BATCH_ROWS = 64
 
@@ -27,14 +38,15 @@ class ParquetSource(Source):
     Only row groups that hold wanted rows are read, in small batches, so that memory does not grow with the file.
     """
 
-    def __init__(self, path: str, image: str = "", label: str = ""):
-        self.paths = _paths(path)
+    whole_files = True
+
+    def __init__(self, path: str, image: str = "", label: str = "", split: str = ""):
+        self.paths = _of_split(path, _paths(path), split)
         schema, counts = _heads(self.paths)
-        self.image = _image_column(self.paths[0], schema, image)
+        self.image = image_column(self.paths[0], schema, image)
         self.edges = np.concatenate([[0], np.cumsum(counts)])
-        column = _label_column(self.paths[0], schema, label)
-        self.classes = _class_names(schema, column)
-        self.labels = unlabelled(self.edges[-1]) if column is None else _labels(self.paths, column, counts)
+        found = labels_of(self.paths[0], schema, label, self.edges[-1], lambda name: _labels(self.paths, name, counts))
+        self.labels, self.classes, self.notes = found
 
     def _file_of(self, rows: Any) -> Any:
         """The number of the file that holds each row."""
@@ -75,14 +87,19 @@ def _read(path: str, column: str, rows: np.ndarray) -> Iterator[Raw]:
                 cells = batch.column(0).take(pa.array(chosen))
                 # the bytes alone: a damaged `path` beside them is of no interest
                 found = pc.struct_field(cells, "bytes") if pa.types.is_struct(cells.type) else cells
-                yield from map(_image_bytes, found.to_pylist())
+                yield from map(image_bytes, found.to_pylist())
                 position += len(batch)
             if position != sizes[group]:
                 raise OSError(f"{position} of {sizes[group]} rows are left")
 
 
-def _image_bytes(value: bytes | None) -> Raw:
-    return UnreadableImage("no bytes are stored for this row") if value is None else value
+def image_bytes(value: bytes | None) -> Raw:
+    """A cell as an image before decoding."""
+    return (
+        UnreadableImage("the table holds no bytes for this image, at most its path: store the bytes")
+        if value is None
+        else value
+    )
 
 
 def _paths(path: str) -> list[str]:
@@ -96,6 +113,14 @@ def _paths(path: str) -> list[str]:
     if not found:
         raise InputError(f"image source parquet:{path}: {problem}")
     return found
+
+
+def _of_split(path: str, paths: list[str], split: str) -> list[str]:
+    if len(paths) == 1 and not split:
+        return paths
+    root = os.path.commonpath([os.path.dirname(file) for file in paths])
+    names = [Path(os.path.relpath(file, root)).as_posix() for file in paths]
+    return [paths[place] for place in of_one_split(f"parquet:{path}", names, split)]
 
 
 def _heads(paths: list[str]) -> tuple[pa.Schema, list[int]]:
@@ -119,7 +144,8 @@ def _heads(paths: list[str]) -> tuple[pa.Schema, list[int]]:
     return schemas[0], counts
 
 
-def _image_column(path: str, schema: pa.Schema, name: str) -> str:
+def image_column(path: str, schema: pa.Schema, name: str) -> str:
+    """The name of the column that holds encoded images: `name`, or the usual ones. InputError without one."""
     column = next((c for c in ((name,) if name else ("image", "img")) if c in schema.names), None)
     if column is None:
         columns = ", ".join(schema.names)
@@ -129,6 +155,25 @@ def _image_column(path: str, schema: pa.Schema, name: str) -> str:
     if not (pa.types.is_binary(inner) or pa.types.is_large_binary(inner)):
         raise InputError(f"{path}: column {column!r} is {kind}, not struct<bytes, path> or binary")
     return column
+
+
+def labels_of(
+    path: str, schema: pa.Schema, name: str, count: int, read: Callable[[str], np.ndarray]
+) -> tuple[np.ndarray, list[str] | None, tuple[str, ...]]:
+    """Return labels, class names and notes of `count` images.
+
+    name: the column that was asked for, or "": then labels that are no class numbers are not used, with a note. read:
+    a column's name -> int64 (count,).
+    """
+    try:
+        column = _label_column(path, schema, name)
+        labels = unlabelled(count) if column is None else read(column)
+    except InputError as error:
+        if name:
+            raise
+        return unlabelled(count), None, (f"its labels are not used: {error}",)
+    classes, notes = class_names(labels, _class_names(schema, column))
+    return labels, classes, notes
 
 
 def _label_column(path: str, schema: pa.Schema, name: str) -> str | None:

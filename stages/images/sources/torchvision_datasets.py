@@ -11,8 +11,9 @@ import torchvision.datasets
 from PIL import Image
 
 from stages.errors import InputError, one_line
-from stages.images.decode import DAMAGE, UnreadableImage
+from stages.images.decode import DAMAGE, SUFFIXES, UnreadableImage
 from stages.images.sources.base import Raw, Source, printable, unlabelled
+from stages.images.sources.folder import file_contents
 
 DEFAULT_ROOT = ".scoresmooth/datasets"  # in the project's own cache folder
 
@@ -37,6 +38,7 @@ class TorchvisionSource(Source):
         self.folder = _data_folder(kind, self.root)
         self.data = _open(kind, self.root, split, self.folder)
         self.paths = _image_paths(self.data, self.folder)
+        self.whole_files = self.paths is not None
         self.labels = _labels(self.data)
         classes = getattr(self.data, "classes", None)
         has_names = (self.labels >= 0).any() and isinstance(classes, list)
@@ -57,6 +59,9 @@ class TorchvisionSource(Source):
         yield from (self._one(row) for row in rows)
 
     def _one(self, row: int) -> Raw:
+        # torchvision's own loaders show what is hidden behind transparency and clip 16 bits to 8
+        if self.paths is not None and Path(self.paths[row]).suffix.lower() in SUFFIXES:
+            return file_contents(Path(self.paths[row]))
         try:
             picture = self.data[row][0]
         except DAMAGE as error:

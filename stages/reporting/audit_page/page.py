@@ -10,6 +10,7 @@ from PIL import Image
 
 from stages.files.png import as_picture
 from stages.images.common_size import ImageSet
+from stages.images.decode import CHANGES
 from stages.memorization.audit_results import following
 from stages.memorization.crops import shrunk
 from stages.memorization.judge import Judged
@@ -70,17 +71,24 @@ def render(
         words=WORDS,
         figure=_histogram(samples, control, result["thresholds"]),
         amplified=AMPLIFIED,
+        changes=CHANGES,
         distances=[name for name in ("frechet", "kid", "precision", "recall", "density", "coverage_prdc")],
         pixelated=train.table.images.shape[1] <= SIDE,
     )
 
 
 def _answer(result: dict[str, Any]) -> str:
+    if result["failure"]:
+        return f"No answer: {result['failure']}."
     m = result["metrics"]["calibrated"]
     copies = f"{m['flagged']:,} of {m['count']:,} samples {'is a copy' if m['flagged'] == 1 else 'are copies'}"
     rate = f"{copies} of training images ({percent(m['rate'])} {interval(m['ci_low'], m['ci_high'])})"
     more = "more" if m["excess_low"] > 0 else "no more"
-    return f"{rate}: {more} than the {percent(m['holdout_rate'])} of unseen real images that the same rule flags."
+    leaked = result["holdout"]["leaked"]
+    apart = f" {leaked:,} of the images given as unseen are training images and are left out." if leaked else ""
+    return (
+        f"{rate}: {more} than the {percent(m['holdout_rate'])} of unseen real images that the same rule flags.{apart}"
+    )
 
 
 def _cards(pairs: pa.Table, samples: Judged, images: np.ndarray, train: ImageSet) -> list[dict[str, Any]]:
