@@ -56,8 +56,11 @@ def _dispatch(name: str, variant: str | None, params: StageParams, execution: Ex
         if execution.runner == "ray":
             runner: Runner = _ray_runner(name, params, execution, len(shards))
         else:
-            held = _gpus(name, params, execution, stack)
-            runner = stack.enter_context(LocalRunner(execution.jobs, execution.processes, held))
+            each = gpus_each(name, params, execution) if gpus.visible() else 0
+            if each and name not in execution.processes:  # its shards are threads of this process
+                stack.enter_context(gpus.reserved(each, say))
+            runner = LocalRunner(_jobs(execution, each), execution.processes, each)
+            stack.enter_context(runner)
             runner.prepare(name, missing)
         address = server.connect(say, execution.server_timeout)
         from pipeline import flows  # imports prefect, which must see the environment that `connect` sets
@@ -65,17 +68,34 @@ def _dispatch(name: str, variant: str | None, params: StageParams, execution: Ex
         return flows.run(StageRun(name, variant, params, execution, placed, address), runner)
 
 
-def _gpus(name: str, params: StageParams, execution: Execution, stack: ExitStack) -> tuple[int, ...]:
-    """Reserve the stage's GPUs before any process that uses them is started; return their locks, none without a GPU."""
-    if not (gpus.visible() and may_use_gpu(name, params)):
-        return ()
-    return stack.enter_context(gpus.reserved(execution.gpus_per_job, say))
+def gpus_each(name: str, params: StageParams, execution: Execution) -> int:
+    """GPUs of one shard, where there are any: a training of several processes needs them for each.
+
+    Raises InputError if this machine has GPUs, but fewer.
+    """
+    if not may_use_gpu(name, params):
+        return 0
+    processes, there = getattr(params, "processes", 1), len(gpus.visible())
+    count = processes * execution.gpus_per_job
+    if processes > 1 and 0 < there < count and execution.runner == "local":
+        raise InputError(
+            f"{name}.processes {processes} x execution.gpus_per_job {execution.gpus_per_job} need {count} GPUs, "
+            f"{there} are visible: lower {name}.processes to {max(1, there // execution.gpus_per_job)}"
+        )
+    return count
+
+
+def _jobs(execution: Execution, each: int) -> int:
+    """How many shards run at once on this machine, each with `each` GPUs of its own (0: on the CPU)."""
+    if not each:
+        return execution.jobs or 1
+    most = max(1, len(gpus.visible()) // each)
+    return min(execution.jobs or most, most)
 
 
 def _ray_runner(name: str, params: StageParams, execution: Execution, shards: int) -> Runner:
     ray_runner = import_ray_runner()
-    gpus_wanted = execution.gpus_per_job if may_use_gpu(name, params) else 0
-    resources = ray_runner.RayResources(execution.cpus_per_job, gpus_wanted)
+    resources = ray_runner.RayResources(execution.cpus_per_job, gpus_each(name, params, execution))
     return ray_runner.RayRunner(execution.address, resources, execution.shared, shards)
 
 
@@ -128,8 +148,8 @@ def _run_stages(graph: "StageGraph", stages: set[str], changed: set[str], jobs: 
 
     def limit(name: str) -> int:
         stage, params = _parameters_of(name, parameters)
-        on_gpu = gpus.visible() and params is not None and may_use_gpu(stage, params)
-        return max(1, len(gpus.visible()) // parameters.execution.gpus_per_job) if on_gpu else jobs
+        each = gpus_each(stage, params, parameters.execution) if gpus.visible() and params is not None else 0
+        return max(1, len(gpus.visible()) // each) if each else jobs
 
     reproducer = Reproducer(jobs, changed, lambda name: bool(graph.changed([name])))
     alone = {name for name in stages if jobs > 1 and _runs_alone(name, parameters)}

@@ -1,5 +1,6 @@
 """GPUs, each reserved for one job at a time by a lock that the kernel releases when its holder dies."""
 
+import dataclasses
 import functools
 import os
 import shutil
@@ -48,47 +49,69 @@ def folder() -> Path:
     return path
 
 
-@contextmanager
-def reserved(count: int, say: Callable[[str], None]) -> Iterator[tuple[int, ...]]:
-    """Hold `count` of the visible GPUs and show only them to this process and its children (CUDA_VISIBLE_DEVICES).
+@dataclasses.dataclass(frozen=True)
+class Reservation:
+    """GPUs that are held until `release`.
 
-    Waits until enough are free. Yields the locks' file descriptors: a child that inherits them holds the GPUs as well.
-    Raises InputError if fewer GPUs are visible. Call it before CUDA is used.
+    Attributes:
+        names: as CUDA_VISIBLE_DEVICES takes them.
+        handles: the locks' file descriptors; a child that inherits them holds the GPUs as well.
     """
-    names = visible()
-    if count > len(names):
-        raise InputError(f"execution.gpus_per_job is {count} but {len(names)} GPUs are visible: lower it")
-    with ExitStack() as stack:
-        held = _take(names, count, stack, say)
-        before = os.environ.get("CUDA_VISIBLE_DEVICES")
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(name for name, _ in held)
-        try:
-            yield tuple(handle for _, handle in held)
-        finally:
-            if before is None:
-                del os.environ["CUDA_VISIBLE_DEVICES"]
-            else:
-                os.environ["CUDA_VISIBLE_DEVICES"] = before
+
+    names: tuple[str, ...] = ()
+    handles: tuple[int, ...] = ()
+    _locks: ExitStack = dataclasses.field(default_factory=ExitStack)
+
+    def release(self) -> None:
+        """Give the GPUs back, once every child that inherited the locks has ended."""
+        self._locks.close()
+
+    def variables(self) -> dict[str, str]:
+        """The environment variable that shows only these GPUs to a process; none where no GPU is held."""
+        return {"CUDA_VISIBLE_DEVICES": ",".join(self.names)} if self.names else {}
 
 
-def _take(names: tuple[str, ...], count: int, stack: ExitStack, say: Callable[[str], None]) -> list[tuple[str, int]]:
-    """Take all `count` locks or none, so that two jobs that need two GPUs each cannot wait for each other."""
-    told, place = False, folder()
-    while True:
-        held: list[tuple[str, int]] = []
-        attempt = ExitStack()
-        for name in names:
+def free(count: int) -> Reservation | None:
+    """Reserve `count` of the visible GPUs now, or None: all or none, so that two jobs that need two cannot deadlock.
+
+    Raises InputError if fewer GPUs are visible.
+    """
+    if count > len(visible()):
+        raise InputError(f"execution.gpus_per_job is {count} but {len(visible())} GPUs are visible: lower it")
+    held: dict[str, int] = {}
+    with ExitStack() as attempt:
+        for name in visible():
             if len(held) < count:
-                try:
-                    lock = place / f"{name.replace('/', '-')}.lock"
-                    held.append((name, attempt.enter_context(locked(lock, wait=False))))
-                except BlockingIOError:
-                    continue
+                with suppress(BlockingIOError):
+                    lock = folder() / f"{name.replace('/', '-')}.lock"
+                    held[name] = attempt.enter_context(locked(lock, wait=False))
         if len(held) == count:
-            stack.push(attempt.pop_all())
-            return held
-        attempt.close()
+            return Reservation(tuple(held), tuple(held.values()), attempt.pop_all())
+    return None
+
+
+def take(count: int, say: Callable[[str], None], stopped: Callable[[], bool] = lambda: False) -> Reservation | None:
+    """Reserve `count` of the visible GPUs, and wait until they are free; None once `stopped()`."""
+    told = False
+    while (found := free(count)) is None and not stopped():
         if not told:
-            say(f"waiting for a free GPU ({count} of {len(names)})")
+            say(f"waiting for a free GPU ({count} of {len(visible())})")
             told = True
         time.sleep(PERIOD)
+    return found
+
+
+@contextmanager
+def reserved(count: int, say: Callable[[str], None]) -> Iterator[None]:
+    """Hold `count` of the visible GPUs and show only them to this process, which must not have used CUDA before."""
+    held = take(count, say) or Reservation()
+    before = os.environ.get("CUDA_VISIBLE_DEVICES")
+    os.environ.update(held.variables())
+    try:
+        yield
+    finally:
+        held.release()
+        if before is None:
+            os.environ.pop("CUDA_VISIBLE_DEVICES", None)
+        else:
+            os.environ["CUDA_VISIBLE_DEVICES"] = before

@@ -36,14 +36,14 @@ VALID = CACHE / "params.valid"
 class Execution(Section):
     """How the work is carried out. This section changes no result, so no DVC stage depends on it."""
 
-    jobs: int = Field(ge=1, le=1024)
-    """Shards worked on at the same time."""
+    jobs: int | None = Field(ge=1, le=1024)
+    """Shards worked on at the same time; null: one per reservation of GPUs, one without GPUs."""
     processes: list[str]
     """Stages whose shards run in processes of their own; others run theirs in threads of the stage's process."""
     server_timeout: float = Field(gt=0)
     """Seconds to wait for the local Prefect server to start."""
     gpus_per_job: int = Field(ge=1, le=64)
-    """GPUs that a stage reserves while it runs, on a machine with GPUs; on Ray, GPUs of each shard."""
+    """GPUs that each shard reserves where there are any; a training reserves them for each of train.processes."""
     cpus_per_job: float = Field(gt=0, le=1024)
     """CPUs of each shard on Ray."""
     runner: Literal["local", "ray"]

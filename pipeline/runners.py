@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Protocol, Self
 
-from pipeline import closure, oom
+from pipeline import closure, gpus, oom
 from pipeline.child import DONE, EXHAUSTED, FAILED, REFUSED
 from pipeline.processes import WorkFailed, cause, ending, reap
 from pipeline.stage_run import say
@@ -52,11 +52,12 @@ class LocalRunner:
     Use it as a context manager: its processes end when the context ends.
     """
 
-    def __init__(self, jobs: int, processes: Collection[str] = (), held: Collection[int] = ()) -> None:
-        """held: file descriptors of further locks that the child processes keep open (those of GPUs)."""
+    def __init__(self, jobs: int, processes: Collection[str] = (), gpus_each: int = 0) -> None:
+        """gpus_each: how many GPUs every child process reserves for itself."""
         self.jobs = jobs
+        self.gpus_each = gpus_each
         self.tell: Callable[[str], None] = say
-        self._held = tuple(held)
+        self._left = 0  # shards that no process has taken
         self._processes = frozenset(processes)
         self._idle: list[_Child] = []
         self._busy: set[_Child] = set()
@@ -77,7 +78,9 @@ class LocalRunner:
         """Start the child processes for `shards` shards of a stage now, so that they import while this process does."""
         if stage in self._processes:
             with self._guard:
-                self._idle += [_Child(stage, self._held) for _ in range(min(self.jobs, shards) - len(self._idle))]
+                self._left = shards
+                while len(self._idle) < min(self.jobs, shards) and (held := gpus.free(self.gpus_each)):
+                    self._idle.append(_Child(stage, held, self._variables()))
 
     def run(self, shard: Shard, lock: int) -> None:
         """See Runner.run."""
@@ -119,20 +122,36 @@ class LocalRunner:
             self._give_back(child)
 
     def _take(self, shard: Shard, share: float) -> "_Child":
+        usual = share == oom.SHARES[0]
         with self._guard:
-            if self._stopped:
+            self._left -= usual
+            if self._idle and usual and not self._stopped:
+                child = self._idle.pop()
+                self._busy.add(child)
+                return child
+        held = gpus.take(self.gpus_each, self.tell, lambda: self._stopped)
+        with self._guard:
+            if self._stopped or held is None:
+                if held is not None:
+                    held.release()
                 raise Stopped(f"{shard.stage} {shard.name} was not started")
-            usual = share == oom.SHARES[0]
-            child = self._idle.pop() if self._idle and usual else _Child(shard.stage, self._held, share)
+            child = _Child(shard.stage, held, self._variables(), share)
             self._busy.add(child)
         return child
+
+    def _variables(self) -> dict[str, str]:
+        """Share out the processors among children that wait for GPUs; a number set by the user is kept."""
+        if not self.gpus_each or self.jobs == 1 or "OMP_NUM_THREADS" in os.environ:
+            return {}
+        return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // self.jobs))}
 
     def _give_back(self, child: "_Child") -> None:
         with self._guard:
             self._busy.discard(child)
-            if child.share != oom.SHARES[0]:
+            unused = self.gpus_each and self._left <= 0  # its GPUs are wanted elsewhere
+            if child.share != oom.SHARES[0] or unused or child.process.poll() is not None:
                 child.close()
-            elif child.process.poll() is None:
+            else:
                 self._idle.append(child)
 
 
@@ -176,8 +195,10 @@ def _attempt(ended: ChildEnded, kills: int | None) -> oom.Attempt:
 class _Child:
     """A process that works on shards of one stage, one at a time: see pipeline.child."""
 
-    def __init__(self, stage: str, held: tuple[int, ...] = (), share: float = oom.SHARES[0]) -> None:
-        self.share = share
+    def __init__(
+        self, stage: str, held: gpus.Reservation, variables: dict[str, str], share: float = oom.SHARES[0]
+    ) -> None:
+        self.share, self._gpus = share, held
         self._socket, theirs = socket.socketpair()
         with theirs:
             number = theirs.fileno()
@@ -186,8 +207,8 @@ class _Child:
             self.process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                pass_fds=(number, *held),
-                env={**os.environ, oom.SHARE_VARIABLE: str(share)},
+                pass_fds=(number, *held.handles),
+                env={**os.environ, oom.SHARE_VARIABLE: str(share), **variables, **held.variables()},
             )
 
     def work(self, shard: Shard, lock: int, description: Path) -> None:
@@ -222,3 +243,4 @@ class _Child:
         self._socket.close()
         self.process.kill()  # it may still be importing
         self.process.wait()
+        self._gpus.release()

@@ -215,7 +215,7 @@ def test_absolute_paths_lie_below_the_allowed_folders_where_there_are_any(tmp_pa
 
 
 def test_a_key_that_stands_twice_is_an_error(tmp_path):
-    text = yaml.safe_dump(TREE, sort_keys=False).replace("  jobs: 1\n", "  jobs: 1\n  jobs: 2\n")
+    text = yaml.safe_dump(TREE, sort_keys=False).replace("  jobs: null\n", "  jobs: null\n  jobs: 2\n")
     assert "execution.jobs is repeated" in message(text, tmp_path)
 
 

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -17,7 +16,6 @@ from pipeline import dispatch, gpus
 from pipeline.locks import locked, name_holder
 from pipeline.params import load_params
 from pipeline.repro import thread_variables
-from stages.errors import InputError
 from stages.protocol import load_tree
 
 
@@ -276,88 +274,11 @@ def test_nothing_runs_beside_a_stage_that_takes_all_processors(tmp_path):
     assert done.stdout.splitlines() == lines
 
 
-@pytest.fixture
-def two_gpus(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-a,GPU-b")
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-    monkeypatch.setattr("tempfile.tempdir", None)
-    gpus.visible.cache_clear()
-    yield
-    gpus.visible.cache_clear()
-
-
-def test_the_folder_of_the_gpu_locks_is_of_ones_own(two_gpus, tmp_path, monkeypatch):
-    """Another user can create this name before us, in a folder that everyone can write to."""
-    path, victim = tmp_path / f"scoresmooth-gpus-{os.getuid()}", tmp_path / "victim"
-    victim.mkdir()
-    path.symlink_to(victim)
-    with pytest.raises(InputError, match="is not a folder of your own: remove it, or set TMPDIR"):
-        gpus.folder()
-    assert list(victim.iterdir()) == []
-    path.unlink()
-    path.mkdir(mode=0o777)
-    path.chmod(0o777)
-    assert stat.S_IMODE(gpus.folder().stat().st_mode) == 0o700
-    another = os.getuid() + 1
-    path.rename(tmp_path / f"scoresmooth-gpus-{another}")
-    monkeypatch.setattr(os, "getuid", lambda: another)
-    with pytest.raises(InputError, match="is not a folder of your own"):
-        gpus.folder()
-
-
 def test_a_lock_follows_no_link(tmp_path):
     (tmp_path / "a.lock").symlink_to(tmp_path / "victim")
     with pytest.raises(OSError, match="symbolic links"), locked(tmp_path / "a.lock"):
         pass
     assert not (tmp_path / "victim").exists()
-
-
-HOLD_GPU = """
-import sys
-from pipeline import gpus
-from pipeline.locks import locked, name_holder
-with gpus.reserved(1, lambda text: print(text, flush=True)):
-    import os
-    print("has", os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
-    sys.stdin.readline()
-"""
-
-
-def test_a_gpu_is_given_to_one_process_at_a_time_and_back_when_it_is_killed(two_gpus):
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", HOLD_GPU], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-
-    first = start()
-    assert first.stdout.readline() == "has GPU-a\n"
-    second = start()
-    assert second.stdout.readline() == "has GPU-b\n"
-    third = start()
-    assert third.stdout.readline() == "waiting for a free GPU (1 of 2)\n"
-    second.kill()
-    assert third.stdout.readline() == "has GPU-b\n"
-    for process in (first, third):
-        process.communicate("\n", timeout=30)
-    second.communicate()
-
-
-def test_more_gpus_than_there_are_is_one_line(two_gpus):
-    with (
-        pytest.raises(InputError, match="execution.gpus_per_job is 3 but 2 GPUs are visible: lower it"),
-        gpus.reserved(3, print),
-    ):
-        pass
-    with gpus.reserved(2, print):
-        assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-a,GPU-b"
-
-
-def test_no_gpu_is_visible_when_the_user_hides_them(monkeypatch):
-    for value in ("", "-1"):
-        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
-        gpus.visible.cache_clear()
-        assert gpus.visible() == ()
-    gpus.visible.cache_clear()
 
 
 def test_a_lock_names_its_holder_whole(tmp_path):
