@@ -11,6 +11,7 @@ from stages.protocol import Section
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["optimal", "scheduled"]
 Power = Literal["d-2", "d"]
+DECIMAL = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
 HOTTEST = 1e30  # temperature; the weights are equal to the last bit long before
 
 
@@ -158,7 +159,9 @@ class ScoreSpec(Section):
     form: Literal["conditioning", "unconditioning", "temperature", "kernel-smoothed", "cfdm", "mixture"]
     noise_conditioning: bool | None = Field(default=None, description="networks: null means form == conditioning")
     temperature: float | str | None = Field(
-        default=None, description="T: a number, 'C/sigma' for max(C/sigma, 1), 'sqrt_d' or 'd' (METHODS §1.5)"
+        default=None,
+        description="T: a number, 'C/sigma' for max(C/sigma, 1), 'sqrt_d', 'd' (METHODS §1.5), 'nonexpansive', "
+        "'perplexity(P)' (METHODS §8b)",
     )
     smooth_below: float | None = Field(
         default=None, gt=0, description="only levels below this are smoothed; null: all with T > 1"
@@ -179,6 +182,7 @@ class ScoreSpec(Section):
             raise ValueError("smooth_below goes with form temperature: remove it")
         if self.temperature is not None:
             check_temperature(self.temperature)
+            self._check_adaptive()
         self._check_shells()
         if (self.kernel is not None) != (self.form in ("kernel-smoothed", "cfdm")):
             raise ValueError(f"form {self.form!r} and kernel {self.kernel!r} do not go together")
@@ -187,6 +191,18 @@ class ScoreSpec(Section):
         else:
             self._check_closed_form()
         return self
+
+    def _check_adaptive(self) -> None:
+        """A temperature that depends on the point looks at the K nearest images, and needs enough of them."""
+        number = perplexity(self.temperature) if isinstance(self.temperature, str) else None
+        if number is None and self.temperature != "nonexpansive":
+            return
+        if self.neighbors is None:
+            raise ValueError(f"temperature {self.temperature!r} needs neighbors: add them")
+        if self.neighbors.radius is not None:
+            raise ValueError(f"temperature {self.temperature!r} and neighbors.radius do not go together: remove one")
+        if number is not None and number >= self.neighbors.k:
+            raise ValueError(f"temperature {self.temperature!r} needs neighbors.k above {number:g}: raise it")
 
     def _check_shells(self) -> None:
         """A network's plain target -z has no shells, and neither have the closed forms at a given level."""
@@ -243,16 +259,25 @@ class AlignmentParams(Section):
 
 
 def check_temperature(rule: float | str) -> None:
-    """Raise ValueError unless `rule` is a number from 1 to HOTTEST, "C/sigma" with C > 0, "sqrt_d" or "d" (METHODS
-    §1.5)."""
+    """Raise ValueError unless `rule` is a number from 1 to HOTTEST, "C/sigma" with C > 0, "sqrt_d", "d" (METHODS §1.5),
+    "nonexpansive" or "perplexity(P)" with P > 1 (METHODS §8b)."""
     if isinstance(rule, str):
-        if not over_sigma(rule) and rule not in ("sqrt_d", "d"):
-            raise ValueError(f"temperature {rule!r} is neither a number, 'C/sigma' with C > 0, 'sqrt_d' nor 'd'")
+        if not over_sigma(rule) and rule not in ("sqrt_d", "d", "nonexpansive") and (perplexity(rule) or 0) <= 1:
+            raise ValueError(
+                f"temperature {rule!r} is neither a number, 'C/sigma' with C > 0, 'sqrt_d', 'd', 'nonexpansive' nor "
+                "'perplexity(P)' with P > 1"
+            )
     elif not 1 <= rule <= HOTTEST:
         raise ValueError(f"temperature {rule!r} must be from 1 to {HOTTEST:g}")
 
 
 def over_sigma(rule: str) -> float | None:
     """C of a rule "C/sigma", or None."""
-    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]*)?|\.[0-9]+)\s*/\s*sigma\s*", rule)
+    match = re.fullmatch(rf"\s*({DECIMAL})\s*/\s*sigma\s*", rule)
+    return float(match[1]) if match else None
+
+
+def perplexity(rule: str) -> float | None:
+    """P of a rule "perplexity(P)", or None."""
+    match = re.fullmatch(rf"\s*perplexity\(\s*({DECIMAL})\s*\)\s*", rule)
     return float(match[1]) if match else None

@@ -227,6 +227,22 @@ def farthest_squared_distance(centres: Centres, x: Tensor, k: int, radius: float
     return best[:, -1:] if radius is None else torch.minimum(best[:, -1:], radius_limit(best, radius))
 
 
+def nearest_offsets(centres: Centres, x: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return x - x_i and r_i^2 of the k nearest centres, float64 (B, k, d) and (B, k), for x float64 (B, d).
+
+    Raises InputError for fewer centres than k.
+    """
+    if k > len(centres.pixels):
+        raise InputError(f"neighbors.k is {k} but the training set has {len(centres.pixels)} images: lower k")
+    best = torch.full((len(x), k), math.inf, dtype=torch.float64, device=x.device)
+    rows, start = torch.zeros((len(x), k), dtype=torch.int64, device=x.device), 0
+    for r2, block in centres.squared_distances(x):
+        numbers = torch.arange(start, start + len(block), device=x.device).expand(len(x), -1)
+        best, order = torch.cat((best, r2), dim=1).topk(k, dim=1, largest=False)
+        rows, start = torch.cat((rows, numbers), dim=1).gather(1, order), start + len(block)
+    return x[:, None] - _unit(centres.pixels[rows.flatten()]).reshape(*rows.shape, -1), best
+
+
 @dataclasses.dataclass(frozen=True)
 class Draws:
     """Standard normal shifts of a kernel, the same along a trajectory.

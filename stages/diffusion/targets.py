@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from stages.diffusion.adaptive_temperature import Adaptive, adaptive_rule
 from stages.diffusion.parameters import Precision, ScoreSpec
 from stages.diffusion.temperature import (
     is_smoothed,
@@ -33,29 +34,33 @@ def denoising_target(x0: Tensor, sigma: Tensor, z: Tensor, neighbors: Tensor | N
 
 
 def temperature_target(
-    temperature: Callable[[Tensor], Tensor],
+    temperature: Callable[[Tensor], Tensor] | None,
     smooth_below: float | None,
     power: int,
     precision: Precision = "optimal",
     radius: float | None = None,
+    adaptive: Adaptive | None = None,
 ) -> Target:
     """F* = sigma s_T(x) over the source's neighbours where sigma < smooth_below, else -z ([P] eq. 10, 11).
 
     s_T = -sum_k w_k (x - x_k)/sigma_k*^2, w = softmax(-c ln r_k / T), sigma_k*^2 = r_k^2/c, c = `power`. The target's
     neighbors: (B, K, C, H, W), the source first. With delta_k = x0 - x_k the distances are
     r_k^2 = |sigma z + delta_k|^2, summed without cancellation, since |delta_0| = 0 and sigma z is what was added.
+    T is temperature(sigma), or with `adaptive` a function of the point; one of the two is given.
     """
 
     def target(x0: Tensor, sigma: Tensor, z: Tensor, neighbors: Tensor | None) -> Tensor:
         noise, wide = z.flatten(1), sigma[:, None]
         delta = x0.flatten(1)[:, None] - neighbors.flatten(2)
-        r2 = (delta + wide[..., None] * noise[:, None]).square().sum(2)
-        t = temperature(sigma)[:, None]
+        offsets = delta + wide[..., None] * noise[:, None]
+        r2 = offsets.square().sum(2)
+        precisions = shell_precisions(r2, power, precision, wide)
+        t = (temperature(sigma) if adaptive is None else adaptive(offsets, r2, precisions))[:, None]
         log_weight = shell_log_weights(r2, power, t)
         if radius is not None:
             nearest = r2.topk(min(2, r2.shape[1]), dim=1, largest=False).values
             log_weight = log_weight.masked_fill(r2 > radius_limit(nearest, radius), -torch.inf)
-        share = torch.softmax(log_weight, dim=1) * shell_precisions(r2, power, precision, wide)
+        share = torch.softmax(log_weight, dim=1) * precisions
         smooth = -wide * (share.sum(1, keepdim=True) * wide * noise + torch.einsum("bk,bkd->bd", share, delta))
         return torch.where(is_smoothed(wide, t, smooth_below), smooth, -noise).reshape(z.shape)
 
@@ -63,8 +68,10 @@ def temperature_target(
 
 
 def _temperature(spec: ScoreSpec, dimension: int) -> Target:
-    rule, power = temperature_rule(spec.temperature, dimension), shell_power(dimension, spec.power)
-    return temperature_target(rule, spec.smooth_below, power, spec.precision, spec.neighbors.radius)
+    power = shell_power(dimension, spec.power)
+    adaptive = adaptive_rule(spec.temperature, power)
+    rule = temperature_rule(spec.temperature, dimension) if adaptive is None else None
+    return temperature_target(rule, spec.smooth_below, power, spec.precision, spec.neighbors.radius, adaptive)
 
 
 TARGETS: dict[str, Callable[[ScoreSpec, int], Target]] = {

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from stages.diffusion import scores
+from stages.diffusion.adaptive_temperature import adaptive_rule
 from stages.diffusion.noise import Stream, normal
 from stages.diffusion.parameters import ScoreSpec
 from stages.diffusion.samplers import Score
-from stages.diffusion.temperature import is_smoothed, shell_power, temperature_rule
+from stages.diffusion.temperature import is_smoothed, shell_power, shell_precisions, temperature_rule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,15 +58,29 @@ def _mixture(spec: ScoreSpec, centres: scores.Centres, sigmas: Tensor, batch: Ba
     return lambda x, sigma: scores.mixture(centres, x, sigmas, power)
 
 
+def _temperature(spec: ScoreSpec, centres: scores.Centres, power: int) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return T(x, sigma), (B,), of points float64 (B, d)."""
+    adaptive = adaptive_rule(spec.temperature, power)
+    if adaptive is None:
+        rule = temperature_rule(1.0 if spec.temperature is None else spec.temperature, centres.dimension)
+        return lambda x, sigma: rule(sigma)
+
+    def temperature(x: Tensor, sigma: Tensor) -> Tensor:
+        offsets, r2 = scores.nearest_offsets(centres, x, spec.neighbors.k)
+        return adaptive(offsets, r2, shell_precisions(r2, power, spec.precision, sigma[:, None]))
+
+    return temperature
+
+
 def _shells(spec: ScoreSpec, centres: scores.Centres, sigmas: Tensor, batch: Batch) -> Score:
-    rule = temperature_rule(1.0 if spec.temperature is None else spec.temperature, centres.dimension)
-    options = {"power": shell_power(centres.dimension, spec.power), "precision": spec.precision}
+    power = shell_power(centres.dimension, spec.power)
+    rule, options = _temperature(spec, centres, power), {"power": power, "precision": spec.precision}
     if spec.neighbors is not None:
         spec.neighbors.check_count(len(centres.pixels))
         options |= {"nearest": spec.neighbors.k, "radius": spec.neighbors.radius}
 
     def score(x: Tensor, sigma: Tensor) -> Tensor:
-        hot = rule(sigma)
+        hot = rule(x, sigma)
         temperature = torch.where(is_smoothed(sigma, hot, spec.smooth_below), hot, 1.0)
         return scores.unconditioning(centres, x, temperature, sigma=sigma, **options)
 
