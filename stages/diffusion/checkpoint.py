@@ -1,6 +1,9 @@
 """Checkpoints of a training: its state as named tensors in a file that says to which training it belongs."""
 
 import json
+import math
+import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +12,8 @@ from torch import Tensor
 
 from stages.errors import InputError
 from stages.files.artifacts import differing
-from stages.files.tensors import load_tensors, save_tensors
+from stages.files.paths import snapshot_name
+from stages.files.tensors import DamagedError, check_tensors, load_tensors, save_tensors
 
 
 def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], identity: dict[str, Any], keep: int) -> None:
@@ -17,21 +21,57 @@ def save_checkpoint(folder: Path, step: int, tensors: dict[str, Tensor], identit
 
     identity: JSON values (settings, digests of inputs) that tell which training the checkpoint belongs to.
     """
-    path = folder / f"checkpoint-{step:010d}.safetensors"  # the names sort by step
-    save_tensors(path, tensors, {"identity": identity, "step": step})
-    for old in sorted(folder.glob("checkpoint-*.safetensors"))[:-keep]:
+    save_tensors(_path(folder, step), tensors, {"identity": identity, "step": step})
+    for old in _all(folder)[:-keep]:
         old.unlink()
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"checkpoint-{step:010d}.safetensors"  # the names sort by step
+
+
+def _all(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoint-*.safetensors"))
 
 
 def newest(folder: Path) -> Path | None:
     """Return the checkpoint of the last step in a folder, or None."""
-    return max(folder.glob("checkpoint-*.safetensors"), default=None)
+    return max(_all(folder), default=None)
+
+
+def snapshot_path(folder: Path, step: int) -> Path:
+    """Return where a training keeps the average of the weights at a step until it ends."""
+    return folder / f"{snapshot_name(step)}.safetensors"
+
+
+def discard_unusable(folder: Path, snapshots: Collection[int]) -> None:
+    """Remove what an interrupted training cannot resume from, each with a warning, and unfinished files.
+
+    These are damaged checkpoints and snapshots, and checkpoints past a step of `snapshots` whose file is not there.
+    """
+    for path in folder.glob(".*"):
+        path.unlink()
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            check_tensors(path)
+        except DamagedError as error:
+            _discard(path, str(error).partition(": ")[0])
+    lost = min((step for step in snapshots if not snapshot_path(folder, step).exists()), default=math.inf)
+    for path in _all(folder):
+        if int(path.stem.partition("-")[2]) >= lost:
+            _discard(path, f"{path} lacks the snapshot of step {lost}")
+
+
+def _discard(path: Path, why: str) -> None:
+    print(f"warning: {why}: removed, the training resumes from an earlier step", file=sys.stderr, flush=True)
+    path.unlink()
 
 
 def load_checkpoint(path: Path, identity: dict[str, Any]) -> tuple[dict[str, Tensor], int]:
     """Return a checkpoint's tensors and its step.
 
-    Raises InputError for a damaged file, and for one of a training with another identity, naming what differs.
+    Raises DamagedError for a damaged file, and InputError for one of a training with another identity, naming what
+    differs.
     """
     tensors, metadata = load_tensors(path)
     if "identity" not in metadata or not isinstance(metadata.get("step"), int):

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import io
 import math
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -95,11 +94,3 @@ def format_curve(rows: list[Progress]) -> str:
     writer.writerow(COLUMNS)
     writer.writerows([row.step, *(f"{value:.6g}" for value in dataclasses.astuple(row)[1:])] for row in rows)
     return text.getvalue()
-
-
-def read_curve(path: Path, step: int) -> list[Progress]:
-    """Return the rows up to `step` of an interrupted run's curve; none where it has no file."""
-    if step == 0 or not path.exists():
-        return []
-    rows = list(csv.reader(path.read_text().splitlines(), delimiter="\t"))[1:]
-    return [Progress(int(row[0]), *map(float, row[1:])) for row in rows if int(row[0]) <= step]

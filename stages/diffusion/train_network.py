@@ -7,8 +7,9 @@ import torch
 from tqdm import tqdm
 
 from stages.device import pick_device
+from stages.diffusion.checkpoint import snapshot_path
 from stages.diffusion.distributed import World, join, reported_error, started_by_torchrun, torchrun
-from stages.diffusion.loss_curve import format_curve, read_curve
+from stages.diffusion.loss_curve import format_curve
 from stages.diffusion.parameters import NetworkParams, NoiseParams, OptimizationParams, ScoreSpec
 from stages.diffusion.trainer import Trainer
 from stages.diffusion.training import build_training
@@ -76,32 +77,31 @@ def _neighbors(spec: ScoreSpec, inputs: tuple[str, ...], ids: list[str]) -> np.n
 
 
 def _train(shard: Shard, trainer: Trainer) -> None:
-    training, start = trainer.training, trainer.resume()
+    training, snapshots = trainer.training, shard.settings.get("snapshots", ())
     main, batch, steps = training.world.is_main, training.params.batch, training.params.steps
-    rows, snapshots = read_curve(shard.scratch / LOSS, start), shard.settings.get("snapshots", ())
+    start = trainer.resume(snapshots)
     bar = {"initial": start * batch, "unit": "img", "unit_scale": True, "mininterval": 2, "disable": not main}
     with tqdm(total=steps * batch, desc=f"train {shard.name}", **bar) as progress:
         for row in trainer.run(snapshots, lambda step: keep_snapshot(shard, step, trainer)):
             if main:
-                rows.append(row)
-                write_text(shard.scratch / LOSS, format_curve(rows))
+                write_text(shard.scratch / LOSS, format_curve(trainer.rows))
                 progress.update(row.step * batch - progress.n)
                 progress.set_postfix(loss=f"{row.loss:.4f}")
     if main:
-        _save(shard, trainer, format_curve(rows), [step for step in snapshots if step <= training.step])
+        _save(shard, trainer, [step for step in snapshots if step <= training.step])
 
 
 def keep_snapshot(shard: Shard, step: int, trainer: Trainer) -> None:
     """Write the average of the weights at a step beside the checkpoints, where an interrupted training finds it."""
-    name = snapshot_name(step)
     if trainer.training.world.is_main:
-        save_tensors(shard.scratch / f"{name}.safetensors", prefixed(name, trainer.average.state_dict()), {})
+        tensors = prefixed(snapshot_name(step), trainer.average.state_dict())
+        save_tensors(snapshot_path(shard.scratch, step), tensors, {})
 
 
-def _save(shard: Shard, trainer: Trainer, loss: str, snapshots: list[int]) -> None:
+def _save(shard: Shard, trainer: Trainer, snapshots: list[int]) -> None:
     """Write the average of the weights and, under their names, those of the snapshots."""
     tensors = trainer.average.state_dict()
     for step in snapshots:
-        tensors |= load_tensors(shard.scratch / f"{snapshot_name(step)}.safetensors")[0]
-    notes = {"loss": loss, "image_shape": list(trainer.training.data.shape)}
+        tensors |= load_tensors(snapshot_path(shard.scratch, step))[0]
+    notes = {"loss": format_curve(trainer.rows), "image_shape": list(trainer.training.data.shape)}
     save_tensors(shard.path, tensors, notes | ({"snapshots": snapshots} if snapshots else {}))

@@ -1,6 +1,7 @@
 """A training run: optimizer steps with averaged weights, a loss curve, snapshots, checkpoints, and orderly ends."""
 
 import copy
+import dataclasses
 import time
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
@@ -10,6 +11,7 @@ import torch
 from torch import nn
 
 from stages.diffusion.checkpoint import (
+    discard_unusable,
     load_checkpoint,
     load_optimizer,
     newest,
@@ -24,7 +26,7 @@ from stages.files.tensors import prefixed, select
 
 
 class Trainer:
-    """A training with its average: `run()` takes it to the last step and leaves the result in `average`.
+    """A training with its average: `run()` takes it to the last step and leaves the result in `average` and `rows`.
 
     Args:
         training: the network and what it is trained on.
@@ -36,13 +38,19 @@ class Trainer:
         self.training, self.scratch, self.identity = training, Path(scratch), identity
         self.average = copy.deepcopy(training.network).requires_grad_(False).eval()
         self.curve = LossCurve(training.sigmas, training.world)
+        self.rows: list[Progress] = []
 
-    def resume(self) -> int:
-        """Load the newest checkpoint if there is one; return the step reached.
+    def resume(self, snapshots: Collection[int] = ()) -> int:
+        """Load the newest usable checkpoint if there is one; return the step reached.
 
-        Raises InputError for a damaged file or one with other tensors, and for one of a run with other parameters,
-        naming what differs.
+        snapshots: steps whose averages lie in `scratch` (snapshot_path); a damaged or missing one is computed again.
+        Raises InputError for a checkpoint with other tensors, and for one of a run with other parameters, naming what
+        differs.
         """
+        for rank in range(self.training.world.size):  # in turn: processes share the folder, or have one on each node
+            if rank == self.training.world.rank:
+                discard_unusable(self.scratch, snapshots)
+            self.training.world.barrier()
         path, training = newest(self.scratch), self.training
         if path is None:
             return 0
@@ -51,6 +59,7 @@ class Trainer:
             training.network.load_state_dict(select(tensors, "network"))
             self.average.load_state_dict(select(tensors, "average"))
             load_optimizer(training.optimizer, select(tensors, "optimizer"))
+            self.rows = [Progress(int(last), *losses) for last, *losses in tensors["rows"].tolist()]
         except (RuntimeError, KeyError, ValueError) as error:
             words = " ".join(str(error).split())
             raise InputError(f"{path} does not hold the tensors of this training ({words}): remove it") from error
@@ -73,6 +82,7 @@ class Trainer:
             "window": window,
         }
         tensors = {name: tensor for part in state for name, tensor in prefixed(part, state[part]).items()}
+        tensors["rows"] = torch.tensor([dataclasses.astuple(row) for row in self.rows], dtype=torch.float64)
         save_checkpoint(self.scratch, training.step, tensors, self.identity, training.params.keep)
 
     def steps(self) -> Iterator[Losses]:
@@ -94,7 +104,8 @@ class Trainer:
                 step, seconds = self.training.step, time.monotonic() - started
                 late = world.any_process(params.max_seconds is not None and seconds > params.max_seconds)
                 if late or step % params.log_every == 0 or step == params.steps:
-                    yield self.curve.row(step)
+                    self.rows.append(self.curve.row(step))
+                    yield self.rows[-1]
                 if step in snapshots:
                     keep(step)  # before the checkpoint, so that one that was not kept comes again
                 stop = world.any_process(bool(asked))  # now, since the signal may have come meanwhile

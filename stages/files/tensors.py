@@ -1,9 +1,11 @@
-"""Named tensors as safetensors with a JSON header: no pickle, written atomically."""
+"""Named tensors as safetensors with a JSON header and a digest of the whole file: no pickle, written atomically."""
 
+import hashlib
 import json
+import re
 import warnings
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -14,38 +16,74 @@ from torch import Tensor
 from stages.errors import InputError, missing
 from stages.files.artifacts import atomic_path
 
+OWN, UNKNOWN = "file_sha256", "0" * 64
+"""The entry of the JSON header that holds the digest of the file, and what stands there while it is computed."""
+
+LONGEST_HEADER = 100_000_000
+"""Bytes of the longest header that safetensors reads."""
+
+_RECORDED = re.compile(rb'\\"file_sha256\\": \\"([0-9a-f]{64})\\"')
+
+
+class DamagedError(InputError):
+    """A file of tensors is not, bit for bit, what was written."""
+
 
 def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Path:
-    """Write tensors, moved to the CPU, with JSON metadata, atomically."""
+    """Write tensors, moved to the CPU, with JSON metadata and the file's own digest, atomically."""
     flat = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(path) as temporary:
-        save_file(flat, temporary, metadata={"json": json.dumps(metadata, sort_keys=True)})
+        save_file(flat, temporary, metadata={"json": json.dumps({**metadata, OWN: UNKNOWN}, sort_keys=True)})
+        with temporary.open("rb+") as file:
+            place, _, digest = _own_digest(file)
+            file.seek(place)
+            file.write(digest)
     return Path(path)
 
 
 def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors and the metadata that `save_tensors` wrote; a missing or damaged file raises InputError."""
+    """Read the tensors and the metadata that `save_tensors` wrote. Raises as `check_tensors` does."""
+    check_tensors(path)
     try:
         with safe_open(str(path), framework="pt") as file:
-            metadata = _metadata(file.metadata())
+            metadata = json.loads(file.metadata()["json"])
+            del metadata[OWN]
             return {name: file.get_tensor(name) for name in file.keys()}, metadata  # noqa: SIM118 (not a mapping)
+    except SafetensorError as error:
+        raise _damaged(path, error) from error
+
+
+def check_tensors(path: Path | str) -> None:
+    """Raise InputError for a missing or unreadable file, DamagedError for one with any other bit than was written."""
+    try:
+        with open(path, "rb") as file:
+            _, recorded, digest = _own_digest(file)
     except FileNotFoundError as error:
         raise missing(path) from error
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error}): it must be a file that this user may read") from error
-    except SafetensorError as error:
-        raise InputError(f"{path} is damaged ({error}): delete it and rerun its stage") from error
-    except json.JSONDecodeError as error:
-        raise InputError(f"{path} is damaged (its JSON: {error}): delete it and rerun its stage") from error
+    if recorded != digest:
+        raise _damaged(path, "its sha256 differs")
 
 
-def _metadata(header: dict[str, str] | None) -> dict[str, Any]:
-    """The JSON object in a file's header; empty if there is none."""
-    text = (header or {}).get("json", "{}")
-    found = json.loads(text)
-    if not isinstance(found, dict):
-        raise json.JSONDecodeError("not an object", text, 0)
-    return found
+def _damaged(path: Path | str, why: object) -> DamagedError:
+    return DamagedError(f"{path} is damaged ({why}): delete it and rerun its stage")
+
+
+def _own_digest(file: BinaryIO) -> tuple[int, bytes, bytes]:
+    """Return where in a file the digest of its other bytes lies, the digest that lies there, and the right one.
+
+    Both as hexadecimal sha256, in which the place itself counts as UNKNOWN. Raises DamagedError.
+    """
+    length = file.read(8)
+    header = file.read(min(int.from_bytes(length, "little"), LONGEST_HEADER))
+    match = _RECORDED.search(header)
+    if match is None:
+        raise _damaged(file.name, "it holds no digest of itself")
+    start, stop = match.span(1)
+    rest = length + header[:start] + UNKNOWN.encode() + header[stop:]
+    digest = hashlib.file_digest(file, lambda: hashlib.sha256(rest)).hexdigest()
+    return len(length) + start, match[1], digest.encode()
 
 
 def prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

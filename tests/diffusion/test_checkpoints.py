@@ -11,7 +11,7 @@ from stages.diffusion.checkpoint import newest
 from stages.diffusion.distributed import World
 from stages.diffusion.loss_curve import LossCurve
 from stages.errors import InputError
-from stages.files.tensors import load_tensors, save_tensors
+from stages.files.tensors import DamagedError, load_tensors, save_tensors
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
@@ -103,24 +103,85 @@ def test_a_resume_on_other_images_is_refused(tmp_path):
         other.resume()
 
 
-def test_checkpoints_rotate_and_a_damaged_one_gives_way_to_the_one_before(tmp_path):
-    whole = trainer(tmp_path / "a")
-    list(whole.run())
+def flip(path, bit):
+    content = bytearray(path.read_bytes())
+    content[bit // 8] ^= 1 << bit % 8
+    path.write_bytes(content)
+
+
+def test_every_bit_of_a_file_of_tensors_is_checked(tmp_path):
+    """Header, names, shapes, padding, values and the digest itself; and every length that a cut can leave."""
+    content = {"a": torch.arange(2.0), "b": torch.zeros(1, dtype=torch.uint8)}, {"step": 4}
+    path = save_tensors(tmp_path / "x.safetensors", *content)
+    whole = path.read_bytes()
+    tensors, metadata = load_tensors(path)
+    assert metadata == content[1]
+    assert_identical(tensors, content[0])
+    for bit in range(8 * len(whole)):
+        flip(path, bit)
+        with pytest.raises(DamagedError, match=r"x\.safetensors is damaged \(.*\): delete it and rerun its stage"):
+            load_tensors(path)
+        path.write_bytes(whole)
+    for cut in (*(whole[:size] for size in range(len(whole))), whole + b"\0"):
+        path.write_bytes(cut)
+        with pytest.raises(DamagedError, match="is damaged"):
+            load_tensors(path)
+
+
+def test_checkpoints_rotate(tmp_path):
+    list(trainer(tmp_path / "a").run())
     assert [path.name for path in sorted((tmp_path / "a").iterdir())] == [
         "checkpoint-0000000008.safetensors",
         "checkpoint-0000000012.safetensors",
     ]
-    last = tmp_path / "a" / "checkpoint-0000000012.safetensors"
-    last.write_bytes(last.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"checkpoint-0000000012\.safetensors is damaged .*: delete it"):
-        trainer(tmp_path / "a").resume()
-    last.unlink()
-    again = trainer(tmp_path / "a")
-    assert again.resume() == 8
-    list(again.run())
-    assert_identical(weights(whole), weights(again))
     list(trainer(tmp_path / "b", keep=1).run())
     assert len(list((tmp_path / "b").iterdir())) == 1
+
+
+DAMAGE = {
+    "flipped": lambda path: flip(path, 8 * path.stat().st_size - 77),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-100]),
+    "emptied": lambda path: path.write_bytes(b""),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tmp_path, capsys, damage):
+    whole = trainer(tmp_path)
+    curve = list(whole.run())
+    both = sorted(tmp_path.iterdir())
+    for paths, reached in ((both[1:], 8), (both, 0)):
+        for path in paths:
+            DAMAGE[damage](path)
+        again = trainer(tmp_path)
+        assert again.resume() == reached
+        lines = capsys.readouterr().err.splitlines()
+        assert len(lines) == len(paths)
+        for path, line in zip(paths, lines):
+            assert line.startswith(f"warning: {path} is damaged (")
+            assert line.endswith(": removed, the training resumes from an earlier step")
+        list(again.run())
+        assert again.rows == curve
+        assert_identical(weights(whole), weights(again))
+
+
+def test_a_bit_flipped_anywhere_in_the_newest_checkpoint_changes_no_weight(tmp_path, capsys):
+    whole = trainer(tmp_path)
+    list(whole.run())
+    size = newest(tmp_path).stat().st_size
+    for bit in torch.randint(8 * size, (6,), generator=torch.Generator().manual_seed(0)).tolist():
+        flip(newest(tmp_path), bit)
+        again = trainer(tmp_path)
+        assert again.resume() == 8
+        assert "checkpoint-0000000012.safetensors is damaged" in capsys.readouterr().err
+        list(again.run())
+        assert_identical(weights(whole), weights(again))
+
+
+def test_files_that_a_killed_process_left_unfinished_are_removed(tmp_path):
+    (tmp_path / ".checkpoint-0000000004.safetensors.abc.safetensors").write_bytes(b"half")
+    trainer(tmp_path).resume()
+    assert list(tmp_path.iterdir()) == []
 
 
 def wrong_checkpoints(tensors, metadata):
@@ -146,10 +207,10 @@ def test_a_checkpoint_with_other_tensors_is_refused_in_one_line(tmp_path):
             trainer(tmp_path, steps=4).resume()
 
 
-def test_a_header_that_is_no_json_and_a_folder_for_a_file_are_named(tmp_path):
-    for text in ("{broken", "[1]", "3"):
+def test_a_file_of_another_program_and_a_folder_for_a_file_are_named(tmp_path):
+    for text in ("{broken", "[1]", "{}"):
         save_file({"a": torch.zeros(1)}, tmp_path / "x.safetensors", metadata={"json": text})
-        with pytest.raises(InputError, match=r"x\.safetensors is damaged \(.*JSON.*: delete it"):
+        with pytest.raises(InputError, match=r"x\.safetensors is damaged \(it holds no digest of itself\): delete it"):
             load_tensors(tmp_path / "x.safetensors")
     with pytest.raises(InputError, match=f"{tmp_path} cannot be read"):
         load_tensors(tmp_path)
@@ -171,12 +232,3 @@ def test_snapshots_come_at_their_steps_and_change_nothing(tmp_path):
     assert list(watched.run((1, 7, 12), lambda step: kept.append((step, watched.training.step)))) == list(plain.run())
     assert kept == [(1, 1), (7, 7), (12, 12)]
     assert_identical(weights(plain), weights(watched))
-
-
-def test_damaged_checkpoint_is_named(tmp_path):
-    run = trainer(tmp_path)
-    list(run.run())
-    path = newest(tmp_path)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"checkpoint-0000000012\.safetensors is damaged"):
-        load_tensors(path)

@@ -100,6 +100,41 @@ def test_an_interrupted_training_keeps_its_snapshots(project, monkeypatch):
     assert outs(VARIANT) == whole
 
 
+@pytest.mark.parametrize("damage", ["flipped", "removed"])
+def test_a_damaged_snapshot_of_an_interrupted_training_is_made_again(project, monkeypatch, capsys, damage):
+    """It stops after the checkpoint of step 15; only those of steps 5 and before lead to the snapshot of step 7."""
+    set_snapshots(STEPS, checkpoint_every=5, keep=3)
+    run_plain("train", VARIANT)
+    whole = outs(VARIANT)
+    scratch = stopped_at(20, monkeypatch)
+    (scratch / "loss.tsv").write_text("step\tloss\n1\tdamaged")
+    snapshot = scratch / "snapshot-0000000007.safetensors"
+    content = bytearray(snapshot.read_bytes())
+    content[-9] ^= 4
+    snapshot.write_bytes(content) if damage == "flipped" else snapshot.unlink()
+    capsys.readouterr()
+    run_plain("train", VARIANT)
+    assert "checkpoint-0000000010.safetensors lacks the snapshot of step 7: removed" in capsys.readouterr().err
+    assert outs(VARIANT) == whole
+
+
+def stopped_at(last, monkeypatch):
+    """Train until the snapshot of step `last` is due; return the scratch folder."""
+    folders, original = [], train_network.keep_snapshot
+
+    def stopping(shard, step, trainer):
+        folders.append(shard.scratch)
+        if step == last:
+            raise RuntimeError("the machine stopped")
+        original(shard, step, trainer)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_network, "keep_snapshot", stopping)
+        with pytest.raises(RuntimeError, match="stopped"):
+            run_plain("train", VARIANT)
+    return folders[0]
+
+
 def test_a_training_that_runs_out_of_time_keeps_the_snapshots_that_it_reached(project):
     set_snapshots([1, 20], max_seconds=1e-9)
     run_plain("train", VARIANT)
