@@ -1,9 +1,9 @@
 """Temperatures that depend on the point x and not on the noise level (METHODS §8b).
 
-"perplexity(p)": the T at which the effective number of neighbours, exp of the weights' entropy, is p. "nonexpansive": the
-least T at which the score's Jacobian (1/T) Cov_w(g) - lambda-bar I has no positive eigenvalue, so that no two nearby
-points are driven apart (METHODS §2). Both look at the K nearest training images alone, at the weights that shells give
-them: w = softmax(-(c/2T) ln r^2).
+"perplexity(p)": the T at which the effective number of neighbours, exp of the weights' entropy, is p.
+"nonexpansive": the least T at which the score's Jacobian (1/T) Cov_w(g) - lambda-bar I has no positive eigenvalue, so
+that no two nearby points are driven apart (METHODS §2). Both look at the K nearest training images alone, and at the
+weights that shells give them: w = softmax(-(c/2T) ln r^2).
 """
 
 import functools
@@ -63,9 +63,9 @@ def nonexpansive_temperature(gram: Tensor, r2: Tensor, precisions: Tensor, power
 
     gram: g_k . g_l of g_k = -p_k (x - x_k), (B, K, K); r2, precisions: (B, K).
 
-    T = max p r^2 always suffices, since Cov_w(g) is at most the mean of |g|^2 = p (p r^2). T is searched from 1 to there:
-    the first of GRID values, in equal steps of ln T, at which the inequality holds, and then by bisection between it and
-    the value before.
+    T = max p r^2 always suffices, since Cov_w(g) is at most the mean of |g|^2 = p (p r^2). T is searched from 1 to
+    there: the first of GRID values, in equal steps of ln T, at which the inequality holds, and then by bisection
+    between it and the value before.
     """
     most = (precisions * r2).amax(1).clamp_min(1.0).log()
     steps = torch.linspace(0, 1, GRID, dtype=r2.dtype, device=r2.device)
