@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline.locks import locked
 from pipeline.shared import SharedPlace
 from pipeline.stage_run import say
 from stages.protocol import Shard
@@ -34,7 +35,8 @@ class SharedScratch:
     @contextlib.contextmanager
     def mirrored(self, writes: bool) -> Iterator[None]:
         """Fetch an earlier attempt's checkpoints. With `writes`, store every change until the body ends."""
-        self._fetch()
+        with locked(self._folder.with_suffix(".fetch.lock")):  # the other ranks of a training on this node fetch, too
+            self._fetch()
         ended, thread = threading.Event(), None
         if writes:
             thread = threading.Thread(target=self._watch, args=(ended, _listed(self._folder)), daemon=True)
@@ -54,7 +56,8 @@ class SharedScratch:
         tree = self._place.read_record() or {}
         self._place.get_tree(tree, self._folder)
         for path in self._folder.rglob("*"):
-            if path.is_file() and path.relative_to(self._folder).as_posix() not in tree:
+            unfinished = path.name.startswith(".")  # another process may be writing it
+            if path.is_file() and not unfinished and path.relative_to(self._folder).as_posix() not in tree:
                 path.unlink()  # left by an attempt on this node that was never stored
         if tree:
             say(f"{self._name}: resuming from the shared place ({', '.join(sorted(tree))})")

@@ -109,11 +109,11 @@ def _missing(here: dict[str, Any], nodes: dict[str, dict[str, Any]], execution: 
 
 
 def _small(nodes: dict[str, dict[str, Any]], execution: Execution) -> list[str]:
-    """Return a line for each resource of a shard that no single node has. Without any GPU, shards ask for none."""
+    """Return a line for each resource of a shard that no single node has."""
     wanted = {"CPUs": ("cpus", execution.cpus_per_job), "GPUs": ("gpus", execution.gpus_per_job)}
     lines = []
     for what, (key, count) in wanted.items():
         most = max((found[key] for found in nodes.values()), default=0)
-        if most < count and (most or what == "CPUs"):
+        if most < count:
             lines.append(f"{count:g} {what} on one node (execution.{key}_per_job; the node with most has {most})")
     return lines

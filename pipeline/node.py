@@ -11,7 +11,7 @@ from types import ModuleType
 
 from pipeline import oom
 from pipeline.checkpoints import SharedScratch
-from pipeline.processes import WorkFailed, cause
+from pipeline.processes import Hung, WorkFailed, cause
 from pipeline.shared import SharedPlace
 from stages.errors import InputError
 from stages.protocol import Shard
@@ -70,7 +70,8 @@ def _work(module: ModuleType, shard: Shard) -> None:
     except Exception as error:
         if isinstance(error, InputError) or oom.ran_out(error):
             raise
-        raise WorkFailed(cause(error)) from error
+        hung = isinstance(error, TimeoutError) and error.errno is None  # stages.diffusion.distributed.join
+        raise (Hung if hung else WorkFailed)(cause(error)) from error
 
 
 @contextmanager

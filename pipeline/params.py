@@ -42,8 +42,9 @@ class Execution(Section):
     """Stages whose shards run in processes of their own; others run theirs in threads of the stage's process."""
     server_timeout: float = Field(gt=0)
     """Seconds to wait for the local Prefect server to start."""
-    gpus_per_job: int = Field(ge=1, le=64)
-    """GPUs that each shard reserves where there are any; a training reserves them for each of train.processes."""
+    gpus_per_job: int = Field(ge=0, le=64)
+    """GPUs that each shard reserves where there are any; a training reserves them for each of train.processes. On Ray,
+    what a shard, or each process of a training, asks for: a cluster without them is an error. 0: compute on CPUs."""
     cpus_per_job: float = Field(gt=0, le=1024)
     """CPUs of each shard on Ray."""
     runner: Literal["local", "ray"]

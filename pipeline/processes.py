@@ -24,6 +24,10 @@ class WorkFailed(RuntimeError):
     """The work of a shard raised an error. The message names it with file and line; its traceback was printed."""
 
 
+class Hung(WorkFailed):
+    """Another process of a training did not answer: all of them must start again."""
+
+
 def cause(error: BaseException) -> str:
     """An error in one line, with the place in this project's code, or else in any code, that raised it."""
     frames = traceback.extract_tb(error.__traceback__)

@@ -38,7 +38,7 @@ import stages
 from pipeline import oom
 from pipeline.checkpoints import SharedScratch
 from pipeline.node import Task, work
-from pipeline.processes import WorkFailed
+from pipeline.processes import Hung, WorkFailed
 from pipeline.runners import Stopped
 from pipeline.shared import SharedPlace
 from pipeline.stage_run import say
@@ -79,12 +79,12 @@ class RayRunner:
 
     def __init__(self, address: str | None, resources: RayResources, shared: str | None, shards: int) -> None:
         connect(address)
-        if not ray.cluster_resources().get("GPU"):  # device auto; device cuda is an error in the stage
-            resources = RayResources(resources.cpus, 0)
         slots = _slots(resources)
         if not slots:
             wanted = f"{resources.cpus:g} CPUs and {resources.gpus:g} GPUs"
-            raise InputError(f"execution: no node of the Ray cluster at {address} has {wanted}: lower *_per_job")
+            hint = " (0: compute on CPUs)" if resources.gpus else ""
+            remedy = f"lower execution.cpus_per_job or gpus_per_job{hint}"
+            raise InputError(f"execution: no node of the Ray cluster at {address} has {wanted}: {remedy}")
         self.jobs = min(slots, max(1, shards))
         self.tell: Callable[[str], None] = say
         self._resources = resources
@@ -137,6 +137,8 @@ class RayRunner:
         except RayTaskError as error:
             if isinstance(error.cause, InputError):
                 raise InputError(str(error.cause)) from None
+            if isinstance(error.cause, Hung):
+                raise _Lost(f"{shard.stage} {shard.name}: {error.cause}") from None
             if isinstance(error.cause, WorkFailed):
                 say(str(error))  # with the traceback on the node
                 raise WorkFailed(f"{shard.stage} {shard.name}: {error.cause}") from None
@@ -150,7 +152,7 @@ class RayRunner:
         except LOST as error:
             if self._stopped:
                 raise Stopped(f"{shard.stage} {shard.name} was stopped") from error
-            raise _Lost(f"{shard.stage} {shard.name}: its process was lost {RETRIES + 1} times") from error
+            raise _Lost(f"{shard.stage} {shard.name}: its process or node was lost") from error
         finally:
             with self._guard:
                 self._references.discard(reference)
@@ -165,10 +167,10 @@ class RayRunner:
         for left in reversed(range(RETRIES + 1)):
             try:
                 return self._group(shard, task, processes)
-            except _Lost:
+            except _Lost as lost:
                 if not left:
                     raise
-                self.tell(f"{shard.stage} {shard.name}: a process was lost: all {processes} start again")
+                self.tell(f"{shard.stage} {shard.name}: a process was lost: all {processes} start again ({lost})")
         raise AssertionError
 
     def _group(self, shard: Shard, task: Task, processes: int) -> str:
@@ -178,8 +180,8 @@ class RayRunner:
             while not group.wait(1):
                 if self._stopped:
                     raise Stopped(f"{shard.stage} {shard.name} was not started")
-            first = ray.remote(_rendezvous).options(num_cpus=self._resources.cpus, scheduling_strategy=_at(group, 0))
-            address, port = ray.get(first.remote())
+            meeting = ray.remote(_Meeting).options(num_cpus=0, scheduling_strategy=_at(group, 0)).remote()
+            address, port = ray.get(meeting.place.remote())
             members = [
                 dataclasses.replace(task, variables=_torchrun_variables(rank, processes, address, port))
                 for rank in range(processes)
@@ -264,7 +266,7 @@ class _RanOut(RuntimeError):
     """A task ran out of memory; the message says how."""
 
 
-class _Lost(RuntimeError):
+class _Lost(WorkFailed):
     """A task's process or node was lost."""
 
 
@@ -272,12 +274,22 @@ KINDS = (InputError, Stopped, _RanOut, _Lost, WorkFailed, RayError)
 """The errors of a training's processes, the most telling first."""
 
 
-def _rendezvous() -> tuple[str, int]:
-    """An address of this node and a free port there."""
-    address = ray.util.get_node_ip_address()
-    with socket.socket() as probe:
-        probe.bind((address, 0))
-        return address, probe.getsockname()[1]
+class _Meeting:
+    """The store through which a training's processes find each other, as torchrun's agent has one.
+
+    An actor holds it, and its port, until the training ends: a port that is chosen, freed and bound again can be taken
+    meanwhile.
+    """
+
+    def __init__(self) -> None:
+        from torch.distributed import TCPStore  # on the node: this module's process does not need torch
+
+        self._address = ray.util.get_node_ip_address()
+        self._store = TCPStore(self._address, 0, is_master=True, wait_for_workers=False)
+
+    def place(self) -> tuple[str, int]:
+        """The store's address and port."""
+        return self._address, self._store.port
 
 
 def _at(group: PlacementGroup, bundle: int) -> PlacementGroupSchedulingStrategy:
@@ -288,6 +300,8 @@ def _torchrun_variables(rank: int, processes: int, address: str, port: int) -> d
     """The variables that torchrun sets. LOCAL_RANK is 0 everywhere: Ray shows each process only its own GPU."""
     return {
         "TORCHELASTIC_RUN_ID": "ray",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",  # the first process makes no store: `_Meeting` holds it
+        "TORCHELASTIC_RESTART_COUNT": "0",
         "RANK": str(rank),
         "WORLD_SIZE": str(processes),
         "LOCAL_RANK": "0",

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import datetime
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,8 +19,11 @@ from torch import Tensor, distributed, nn
 from stages.errors import InputError
 from stages.files.artifacts import write_text
 
-TIMEOUT = datetime.timedelta(hours=4)
-"""How long the other processes wait for the first one, which writes the files."""
+LIMIT = "SCORESMOOTH_COLLECTIVE_LIMIT"
+"""Environment variable: seconds that a process waits for the others before it calls them hung."""
+
+USUAL_LIMIT = 1200.0
+"""The first process writes the checkpoints meanwhile; nothing else keeps the others waiting for more than seconds."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +91,8 @@ def started_by_torchrun() -> bool:
 def join(processes: int, device: str) -> Iterator[tuple[World, torch.device]]:
     """Join torchrun's process group, or stay alone; yield the world and this process's own device.
 
-    Raises InputError where torchrun started another number of processes than `processes`.
+    Raises InputError where torchrun started another number of processes than `processes`, and TimeoutError where
+    another process did not answer within the limit (`LIMIT`). On GPUs, NCCL ends the process instead.
     """
     size = int(os.environ["WORLD_SIZE"]) if started_by_torchrun() else 1
     if size != processes:
@@ -103,11 +108,18 @@ def join(processes: int, device: str) -> Iterator[tuple[World, torch.device]]:
         own = torch.device("cuda", local)
         torch.cuda.set_device(own)
     backend = "cpu:gloo,cuda:nccl" if own.type == "cuda" else "gloo"
-    distributed.init_process_group(backend, timeout=TIMEOUT)
+    limit = float(os.environ.get(LIMIT, USUAL_LIMIT))
     try:
+        distributed.init_process_group(backend, timeout=datetime.timedelta(seconds=limit))
         yield World(distributed.get_rank(), size), own
+    except RuntimeError as error:
+        if not re.search("time[d ]?out|Timed out|TimedOut", str(error)):
+            raise
+        remedy = f"its node may be lost; a longer wait: {LIMIT}"
+        raise TimeoutError(f"another process of the training did not answer for {limit:g} s ({remedy})") from error
     finally:
-        distributed.destroy_process_group()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 @contextlib.contextmanager

@@ -1,8 +1,10 @@
 """Training by several processes (gloo on the CPU) against one, and checkpoints that belong elsewhere."""
 
 import json
+import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusion_project import VARIANT, with_processes
+from diffusion_project import ROOT, VARIANT, with_processes
 
 from stages import train
 from stages.diffusion.checkpoint import newest
@@ -188,3 +190,38 @@ def test_one_shard_resumes_only_under_its_own_parameters(project):
     assert newest(shards[0].scratch) is not None
     with pytest.raises(InputError, match=r"optimization\.learning_rate 0\.002 there, 0\.003 here"):
         train.work(Shard.from_json(json.dumps(json.loads(shards[1].to_json()))))
+
+
+HANGS = """
+import sys, time
+import torch
+from stages.diffusion.distributed import join
+with join(2, "cpu") as (world, _):
+    if world.rank == 1:
+        time.sleep(600)
+    world.all_gather(torch.ones(1))
+"""
+
+
+@pytest.mark.parametrize("joined", [True, False], ids=["in the training", "before it"])
+def test_a_process_that_hangs_is_named_after_a_limit(joined):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    world = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "SCORESMOOTH_COLLECTIVE_LIMIT": "5"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-c", HANGS],
+            env={**os.environ, **place, **world, "RANK": str(rank)},
+            stderr=subprocess.PIPE,
+        )
+        for rank in range(2 if joined else 1)
+    ]
+    try:
+        _, words = ranks[0].communicate(timeout=120)
+        assert "TimeoutError: another process of the training did not answer for 5 s" in words.decode()
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()

@@ -105,7 +105,20 @@ def test_a_shard_that_fits_into_no_node_is_one_line_and_not_waited_for(project):
     project.write_params()
     output = project.run(*SAMPLE, code=2)
     assert "error: execution: no node of the Ray cluster at " in output
-    assert " has 2 CPUs and 0 GPUs: lower *_per_job" in output
+    assert " has 2 CPUs and 0 GPUs: lower execution.cpus_per_job or gpus_per_job" in output
+
+
+def test_a_shard_that_wants_a_gpu_is_not_computed_on_a_cpu_silently(project):
+    path = project.folder / "stages" / "sample.py"
+    path.write_text(path.read_text() + "\nimport stages.device\n")  # what tells a stage that may use a GPU
+    (project.folder / "stages" / "device.py").write_text("")
+    output = project.run(*SAMPLE, code=2)
+    assert " has 1 CPUs and 1 GPUs: lower execution.cpus_per_job or gpus_per_job (0: compute on CPUs)" in output
+    assert project.log() == []
+    project.params["execution"]["gpus_per_job"] = 0
+    project.write_params()
+    project.run(*SAMPLE)
+    assert len(project.log()) == 4
 
 
 def answer(**changes):
@@ -117,7 +130,8 @@ def answer(**changes):
 @pytest.mark.parametrize(
     ("changes", "gpus", "missing"),
     [
-        ({}, 1, []),  # a cluster of CPUs
+        ({}, 0, []),  # a cluster of CPUs
+        ({}, 1, ["1 GPUs on one node (execution.gpus_per_job; the node with most has 0)"]),
         ({"gpus": 2}, 2, []),
         ({"gpus": 1}, 2, ["2 GPUs on one node (execution.gpus_per_job; the node with most has 1)"]),
         ({"cpus": 2}, 1, ["3 CPUs on one node (execution.cpus_per_job; the node with most has 2)"]),
@@ -139,6 +153,8 @@ def test_everything_that_a_node_lacks_is_named(changes, gpus, missing):
 
 
 def test_cluster_check_says_what_is_missing(project, tmp_path):
+    project.params["execution"]["gpus_per_job"] = 0
+    project.write_params()
     output = project.run("cluster", "check", code=1)
     assert output.count("shared place seen") == 4  # here and three nodes
     nodes = "\n".join(line for line in output.splitlines() if not line.startswith("here"))

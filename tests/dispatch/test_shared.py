@@ -1,12 +1,14 @@
 """Files exchanged by content: nothing is copied twice, damage is found, half-written copies are never taken."""
 
 import os
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from pipeline.checkpoints import SharedScratch
+from pipeline.locks import is_locked
 from pipeline.shared import SharedPlace
 from stages.errors import InputError
 from stages.files.artifacts import sha256_file
@@ -105,7 +107,7 @@ def test_a_record_names_the_newest_tree_and_the_rest_can_be_removed(tmp_path, ur
 def scratch(tmp_path: Path, node: str) -> tuple[Shard, SharedScratch]:
     """A shard whose scratch folder is a node's own."""
     shard = Shard("train", "train", "net", {}, (), ".txt").at(tmp_path / node / "key.txt")
-    shard.scratch.mkdir(parents=True)
+    shard.scratch.mkdir(parents=True, exist_ok=True)
     return shard, SharedScratch((tmp_path / "place").as_uri(), shard)
 
 
@@ -148,3 +150,37 @@ def test_a_checkpoint_is_stored_while_the_work_goes_on(tmp_path):
             assert time.monotonic() < until
             time.sleep(0.02)
         assert list(place.read_record()) == ["step-1"]
+
+
+def test_processes_of_one_node_fetch_one_after_the_other(tmp_path, monkeypatch):
+    """Two ranks of a training share the node's folder. The file that one is fetching is not the other's to remove."""
+    first, there = scratch(tmp_path, "first")
+    with there.mirrored(writes=True):
+        (first.scratch / "step-1").write_text("1")
+    shard, _ = scratch(tmp_path, "node")
+    lock, usual, seen = shard.scratch.with_suffix(".fetch.lock"), SharedPlace.get, []
+
+    def get(place: SharedPlace, digest: str, path: Path) -> None:
+        seen.append(is_locked(lock))
+        usual(place, digest, path)
+
+    monkeypatch.setattr(SharedPlace, "get", get)
+    (shard.scratch / ".step-1.half").write_text("another process is writing it")
+    ranks = [scratch(tmp_path, "node")[1] for _ in range(4)]
+    failures = []
+
+    def fetch(rank: SharedScratch) -> None:
+        try:
+            with rank.mirrored(writes=False):
+                assert (shard.scratch / "step-1").read_text() == "1"
+        except Exception as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=fetch, args=(rank,)) for rank in ranks]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert seen == [True]  # the others found it there
+    assert (shard.scratch / ".step-1.half").exists()
