@@ -1,4 +1,5 @@
-# scoresmooth on a GPU machine: docker compose run --rm worker make repro
+# The environment of scoresmooth on a GPU machine; the project itself is mounted at /project:
+# docker compose run --rm worker make repro
 # The wheels of PyTorch and FAISS bring their own CUDA libraries; the base image brings what the driver needs.
 FROM nvidia/cuda:13.0.1-base-ubuntu24.04
 
@@ -9,16 +10,15 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates git make python3 python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
-RUN useradd --create-home --uid 10001 scoresmooth \
-    && install -d -o scoresmooth -g scoresmooth /project
+# The home is anyone's: compose runs the containers as the user of the mounted files.
+RUN useradd --uid 10001 --no-create-home --home-dir /home/scoresmooth scoresmooth \
+    && install -d -m 0777 /home/scoresmooth \
+    && install -d -o scoresmooth /project /opt/venv
 USER 10001
 WORKDIR /project
+ENV HOME=/home/scoresmooth VENV=/opt/venv PATH=/opt/venv/bin:$PATH
 
-# The environment first: it changes more rarely than the code. `make` finds it by its time stamps.
-COPY --chown=10001 pyproject.toml constraints.txt README.md Makefile ./
-RUN mkdir stages pipeline && touch stages/__init__.py pipeline/__init__.py && make .venv/.installed
-
-COPY --chown=10001 . .
-RUN mkdir -p .scoresmooth .dvc/cache
-ENV PATH=/project/.venv/bin:$PATH
+# `make` finds the environment by its time stamps, also with the mounted project: build again when the pins have changed.
+COPY --chown=10001 pyproject.toml constraints.txt README.md LICENSE Makefile ./
+RUN mkdir stages pipeline && touch stages/__init__.py pipeline/__init__.py && make /opt/venv/.installed-test
 CMD ["make", "repro"]

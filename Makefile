@@ -3,13 +3,13 @@
 # make faults  every fault of docs/faults.md, the long ones too
 # make lint    style, what imports what, and dvc.yaml against the code
 # make bench   the benchmarks, one after the other; CIFAR10=FOLDER (train.parquet, test.parquet) for those on images
-# PYTHON chooses the interpreter (3.11 or newer) that makes .venv.
+# PYTHON chooses the interpreter (3.11 or newer) that makes .venv; VENV is another place for it.
 
 PYTHON ?= python3
-VENV := .venv
-BIN := $(VENV)/bin
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
-export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PATH := $(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
 
 .PHONY: repro test faults lint bench clean help
@@ -44,15 +44,22 @@ bench: $(VENV)/.installed-test
 clean:
 	rm -rf $(VENV)
 
+# An environment that cannot be written to is a container's.
+define writable
+	@test -w $(VENV) || { echo "$(VENV) is older than pyproject.toml or constraints.txt: docker compose build" >&2; exit 1; }
+endef
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(writable)
 	$(PIP) -e .
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(writable)
 	$(PIP) -e '.[test]'
 	@touch $@ $(VENV)/.installed

@@ -58,7 +58,8 @@ def work(description: Path) -> bytes:
 
 def main() -> None:
     """Import, then work on shards until the parent closes the socket."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides, with SIGTERM
+    for number in (signal.SIGINT, signal.SIGUSR2):  # Ctrl-C, Slurm's warning: they reach all; the parent sends SIGTERM
+        signal.signal(number, signal.SIG_IGN)
     channel, parent = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     die_with(parent)
     faulthandler.enable()  # a crash in compiled code prints where it happened

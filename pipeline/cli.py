@@ -25,7 +25,7 @@ app.add_typer(cluster_app, name="cluster")
 app.add_typer(cache_app, name="cache")
 
 Params = Annotated[str, typer.Option(help="the parameter file")]
-Runner = Annotated[str | None, typer.Option(help="local or ray, instead of execution.runner")]
+Runner = Annotated[str | None, typer.Option(help="local, ray or slurm, instead of execution.runner")]
 
 
 def _choose_runner(name: str | None) -> None:
@@ -122,10 +122,8 @@ def results(
         print_theory(DATA)
         return
     print_results(DATA / "report" / "results.json")
-    found = server.running()
     print(f"\nreport      {(DATA / 'report' / 'report.html').absolute()}")
-    shown = f"{found.address} ({server.how_to_log_in()})" if found else "not running: scoresmooth server start"
-    print(f"Prefect UI  {shown}")
+    print(f"Prefect UI  {server.where()}")
 
 
 @app.command()
@@ -263,11 +261,11 @@ def server_stop() -> None:
 @cluster_app.command("check")
 def cluster_check(params: Params = "params.yaml") -> None:
     """Print what every node of the cluster has, and what it lacks for this project (exit code 1)."""
-    from pipeline.dispatch import import_ray_runner
+    from pipeline.dispatch import import_runner
     from pipeline.params import load_params
 
     execution = load_params(params).execution
-    import_ray_runner()
+    import_runner("ray")
     from pipeline import cluster
 
     lines, missing = cluster.check(execution)

@@ -14,7 +14,7 @@ from pipeline import closure
 from pipeline.params import STAGES, stage_module
 from stages.errors import InputError
 from stages.files.artifacts import atomic_path, sha256_file, write_text
-from stages.files.paths import DATA
+from stages.files.paths import DATA, VERDICTS
 
 FILE = Path("dvc.yaml")
 CODE = DATA / "code"
@@ -39,7 +39,8 @@ def _line(file: str) -> str:
 
 
 def write_code_lists() -> None:
-    """Write every stage's code list: what the stage `code` does."""
+    """Write every stage's code list: what the stage `code` does. Make the folder of verdicts where a copy lacks it."""
+    VERDICTS.mkdir(parents=True, exist_ok=True)  # the stage `filter` depends on it
     for path, text in code_lists().items():
         write_text(path, text)
 

@@ -53,9 +53,11 @@ def _dispatch(name: str, variant: str | None, params: StageParams, execution: Ex
     placed = tuple(cache.place(shard, code) for shard in shards)
     missing = sum(not cache.manifest_path(shard).exists() for shard in placed)
     with ExitStack() as stack:
-        if execution.runner == "ray":
-            runner: Runner = _ray_runner(name, params, execution, len(shards))
+        if execution.runner != "local":
+            runner: Runner = _cluster_runner(name, params, execution, len(shards))
         else:
+            if not execution.gpus_per_job:
+                os.environ["CUDA_VISIBLE_DEVICES"] = ""
             each = gpus_each(name, params, execution) if gpus.visible() else 0
             if each and name not in execution.processes:  # its shards are threads of this process
                 stack.enter_context(gpus.reserved(each, say))
@@ -93,22 +95,29 @@ def _jobs(execution: Execution, each: int) -> int:
     return min(execution.jobs or most, most)
 
 
-def _ray_runner(name: str, params: StageParams, execution: Execution, shards: int) -> Runner:
-    ray_runner = import_ray_runner()
-    resources = ray_runner.RayResources(execution.cpus_per_job, gpus_each(name, params, execution))
-    return ray_runner.RayRunner(execution.address, resources, execution.shared, shards)
+def _cluster_runner(name: str, params: StageParams, execution: Execution, shards: int) -> Runner:
+    module = import_runner(execution.runner)
+    wanted = execution.gpus_per_job if may_use_gpu(name, params) else 0
+    if execution.runner == "slurm":
+        return module.SlurmRunner(execution, wanted, shards)
+    resources = module.RayResources(execution.cpus_per_job, wanted)
+    return module.RayRunner(execution.address, resources, execution.shared, shards)
 
 
-def import_ray_runner() -> ModuleType:
-    """Import pipeline.ray_runner. Raises InputError if Ray is not installed."""
+PACKAGES = {"ray": "ray", "slurm": "submitit"}
+
+
+def import_runner(name: str) -> ModuleType:
+    """Import the runner of a cluster, "ray" or "slurm". Raises InputError if its package is not installed."""
     # without this Ray restarts a shard that its memory monitor killed forever; Ray reads it when it is imported
     os.environ.setdefault("RAY_task_oom_retries", "0")
     try:
-        return importlib.import_module("pipeline.ray_runner")
+        return importlib.import_module(f"pipeline.{name}_runner")
     except ModuleNotFoundError as error:
-        if error.name != "ray":
+        if error.name != PACKAGES[name]:
             raise
-        raise InputError("execution.runner is ray, which is not installed: pip install '.[ray]'") from error
+        package = "which" if name == "ray" else "whose package submitit"
+        raise InputError(f"execution.runner is {name}, {package} is not installed: pip install '.[{name}]'") from error
 
 
 def may_use_gpu(name: str, params: StageParams) -> bool:

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -14,7 +15,11 @@ from pipeline.checkpoints import SharedScratch
 from pipeline.processes import Hung, WorkFailed, cause
 from pipeline.shared import SharedPlace
 from stages.errors import InputError
+from stages.files.artifacts import sha256_file
 from stages.protocol import Shard
+
+SETTLE = 60.0
+"""Seconds that a network file system may take to show on one machine what another has written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,16 +44,16 @@ class Task:
 
 
 def work(task: Task) -> str:
-    """Do the work of a shard on this node; return the sha256 of its result in the shared place ("" without one)."""
-    found = Shard.from_json(task.shard)
+    """Do the work of a shard on this node; return its result's sha256 ("": another process of a training has it)."""
+    found, leads = Shard.from_json(task.shard), task.variables.get("RANK", "0") == "0"
     with ExitStack() as stack:
         stack.enter_context(_environment({**task.variables, oom.SHARE_VARIABLE: str(task.share)}))
         module = importlib.import_module(f"stages.{found.stage}")
         if task.url is None or task.trees is None:
             stack.enter_context(_folder(Path(task.root)))
             _work(module, found)
-            return ""
-        place, leads = SharedPlace(task.url), task.variables.get("RANK", "0") == "0"
+            return sha256_file(found.path) if leads else ""
+        place = SharedPlace(task.url)
         stack.enter_context(_folder(node_folder(task.root)))
         for path, tree in task.trees.items():
             place.get_tree(tree, Path(path))
@@ -87,6 +92,19 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+
+
+def appear(path: Path, digest: str) -> None:
+    """Wait until this machine sees a result that another has written. Raises WorkFailed if it does not.
+
+    NFS shows new files with a delay, or their earlier size; listing the folder makes it look again.
+    """
+    until = time.monotonic() + SETTLE
+    while not (path.name in os.listdir(path.parent) and path.is_file() and sha256_file(path) == digest):
+        if time.monotonic() > until:
+            remedy = "is the project's folder the same there?"
+            raise WorkFailed(f"{path}: the result that a node wrote is not seen here after {SETTLE:g} s: {remedy}")
+        time.sleep(0.5)
 
 
 def node_folder(root: str) -> Path:

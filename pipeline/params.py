@@ -33,6 +33,17 @@ VALID = CACHE / "params.valid"
 """Holds the digest of the params.yaml and the code that were last found valid."""
 
 
+class Slurm(Section):
+    """What every job asks Slurm for, besides execution.cpus_per_job and gpus_per_job."""
+
+    minutes: int = Field(ge=5)
+    """Limit of a job's time; a training that takes longer is queued again and continues."""
+    memory: float | None = Field(gt=0)
+    """GiB per job; null: the partition's default."""
+    options: dict[str, str | int | bool]
+    """Further options of sbatch: {partition: gpu, account: NAME, constraint: a100}."""
+
+
 class Execution(Section):
     """How the work is carried out. This section changes no result, so no DVC stage depends on it."""
 
@@ -47,12 +58,14 @@ class Execution(Section):
     what a shard, or each process of a training, asks for: a cluster without them is an error. 0: compute on CPUs."""
     cpus_per_job: float = Field(gt=0, le=1024)
     """CPUs of each shard on Ray."""
-    runner: Literal["local", "ray"]
-    """Where shards are worked on: this machine, or a Ray cluster (pip install '.[ray]')."""
+    runner: Literal["local", "ray", "slurm"]
+    """Where shards are worked on: on this machine, on a Ray cluster (extra `ray`) or by Slurm (extra `slurm`)."""
     address: str | None
-    """The Ray cluster: HOST:PORT, ray://HOST:PORT or auto; null starts one on this machine."""
+    """The Ray cluster: HOST:PORT, ray://HOST:PORT or auto; null starts one on this machine. On Slurm null; submitit's
+    executors `local` and `debug` rehearse on this machine."""
     shared: str | None
     """fsspec URL that all nodes see, for inputs and results; null: all nodes see the project's folder itself."""
+    slurm: Slurm
 
 
 @dataclasses.dataclass(frozen=True)

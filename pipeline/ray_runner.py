@@ -37,7 +37,7 @@ import pipeline
 import stages
 from pipeline import oom
 from pipeline.checkpoints import SharedScratch
-from pipeline.node import Task, work
+from pipeline.node import Task, appear, work
 from pipeline.processes import Hung, WorkFailed
 from pipeline.runners import Stopped
 from pipeline.shared import SharedPlace
@@ -99,9 +99,12 @@ class RayRunner:
         if self._place is not None:
             trees = {path: self._place.put_tree(Path(path)) for path in shard.inputs}
         url = self._place.url if self._place else None
-        task = Task(shard.to_json(), str(Path.cwd()), url, trees)
+        hidden = {} if self._resources.gpus else {"CUDA_VISIBLE_DEVICES": ""}  # Ray leaves all to who asks for none
+        task = Task(shard.to_json(), str(Path.cwd()), url, trees, variables=hidden)
         digest = self._attempts(shard, task)
-        if self._place is not None:
+        if self._place is None:
+            appear(shard.path, digest)
+        else:
             self._place.get(digest, shard.path)
             SharedScratch(self._place.url, shard).forget()
 
@@ -183,7 +186,9 @@ class RayRunner:
             meeting = ray.remote(_Meeting).options(num_cpus=0, scheduling_strategy=_at(group, 0)).remote()
             address, port = ray.get(meeting.place.remote())
             members = [
-                dataclasses.replace(task, variables=_torchrun_variables(rank, processes, address, port))
+                dataclasses.replace(
+                    task, variables={**task.variables, **_torchrun_variables(rank, processes, address, port)}
+                )
                 for rank in range(processes)
             ]
             references = [

@@ -18,9 +18,9 @@ from pipeline.locks import is_locked, locked
 from pipeline.server_login import CLIENT_LOGIN, SERVER_LOGIN, login_path, make_login, proven_pid, read_login
 from stages.errors import InputError
 from stages.files.artifacts import read_json
-from stages.files.paths import CACHE
+from stages.files.paths import CACHE, STATE
 
-HOME = CACHE / "prefect"
+HOME = STATE / "prefect"
 HOST = "127.0.0.1"
 
 NO_TELEMETRY = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
@@ -118,6 +118,14 @@ def become_client(server: Server) -> None:
 def how_to_log_in() -> str:
     """Tell a person what the UI's login page wants."""
     return f"the UI asks for the text in {login_path(HOME)}"
+
+
+def where() -> str:
+    """Tell a person where the UI is."""
+    if chosen := chosen_api():
+        return chosen.removesuffix("/").removesuffix("/api")
+    found = running()
+    return f"{found.address} ({how_to_log_in()})" if found else "not running: scoresmooth server start"
 
 
 def chosen_api() -> str | None:
@@ -347,7 +355,7 @@ def _spawn(port: int) -> None:
     }
     variables.pop("PREFECT_API_URL", None)
     alive = os.open(HOME / "server.alive.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-    root = HOME.absolute().parent.parent  # not an experiment's copy of the project, which DVC deletes
+    root = CACHE.absolute().parent  # not an experiment's copy of the project, which DVC deletes
     command = [sys.executable, "-m", "pipeline.guarded_prefect", "server", "start", "--host", HOST, "--port", str(port)]
     try:
         fcntl.flock(alive, fcntl.LOCK_EX)

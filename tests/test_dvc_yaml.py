@@ -159,3 +159,11 @@ def _reached(graph: Any, stage: Any) -> set[Any]:
             seen.add(node)
             waiting.extend(graph.successors(node))
     return seen
+
+
+def test_a_copy_without_the_folder_of_verdicts_gets_it_before_the_filter_needs_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    dag.write_code_lists()
+    assert (tmp_path / "data" / "verdicts").is_dir()
+    stages = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
+    assert {"data/verdicts", "data/code/filter.txt"} <= set(stages["filter"]["do"]["deps"])

@@ -57,6 +57,14 @@ def test_the_containers_do_what_the_readme_says_and_publish_on_loopback_only():
     assert "\nUSER 10001\n" in image  # not root
     services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
     assert sorted(services) == ["database", "server", "worker"]
+    worker = services["worker"]
+    assert worker["volumes"] == [".:/project"]
+    assert image.count("\nWORKDIR /project\n") == 1
+    kept = (ROOT / ".dockerignore").read_text().splitlines()
+    copied = re.findall(r"COPY [^ ]+ (.+) \./", image)[0].split()
+    assert {line[1:] for line in kept if line.startswith("!")} == set(copied)
+    assert services["server"]["environment"]["PREFECT_SERVER_CSRF_PROTECTION_ENABLED"] == "true"
+    assert not any("CSRF" in name for name in worker["environment"])  # Prefect's clients send the token by default
     published = [port for service in services.values() for port in service.get("ports", ())]
     assert published == ["127.0.0.1:4200:4200"]
     deployment = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"][0]

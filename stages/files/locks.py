@@ -1,10 +1,16 @@
 """Locks that the kernel releases when their holder dies, however it dies."""
 
+import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from stages.errors import InputError
+
+NO_LOCKS = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK)
+"""How a file system without flock answers."""
 
 
 @contextmanager
@@ -13,6 +19,7 @@ def locked(path: Path, waiting: Callable[[str], None] | None = None, wait: bool 
 
     Waits for another holder, or raises BlockingIOError without `wait`; `waiting` is called once before waiting, with
     what the holder wrote about itself (its process id). A process that inherits the descriptor holds the lock too.
+    Raises InputError on a file system that has no locks.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
@@ -25,6 +32,11 @@ def locked(path: Path, waiting: Callable[[str], None] | None = None, wait: bool 
             if waiting:
                 waiting(os.pread(handle, 64, 0).decode(errors="replace").strip() or "unknown")
             fcntl.flock(handle, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno in NO_LOCKS:
+                remedy = "mount it with -o flock (Lustre), or move the project to another one"
+                raise InputError(f"{path}: this file system has no locks ({error.strerror}): {remedy}") from error
+            raise
         name_holder(handle, os.getpid())
         yield handle
     finally:

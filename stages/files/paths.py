@@ -1,5 +1,7 @@
 """The paths of the stages' outs, relative to the project's root. Each path is written only here."""
 
+import hashlib
+import os
 from pathlib import Path
 
 DATA = Path("data")
@@ -21,7 +23,22 @@ def shared_state(folder: Path) -> Path:
 
 
 CACHE = shared_state(Path.cwd())
-"""The shard cache and the servers' state, which stay on this machine; a project and its experiments share them."""
+"""The shard cache, which a project and its experiments share."""
+
+STATE_VARIABLE = "SCORESMOOTH_STATE"
+"""Environment variable: a folder of the user's own on a local disk, for `STATE` of all projects."""
+
+
+def machine_state(cache: Path) -> Path:
+    """A project's own folder below `STATE_VARIABLE`, or `cache`, its `.scoresmooth`, where that is not set."""
+    place, own = os.environ.get(STATE_VARIABLE), cache.absolute()
+    if not place:
+        return cache
+    return Path(place).expanduser().absolute() / f"{own.parent.name}-{hashlib.sha256(bytes(own)).hexdigest()[:8]}"
+
+
+STATE = machine_state(CACHE)
+"""The servers' state and the remembered digests: SQLite and sockets, which do not work on a network file system."""
 
 SPLITS = ("train", "test", "holdout")
 VERDICTS = DATA / "verdicts"

@@ -2,7 +2,7 @@
 
 A result's key is the sha256 of the code's digest, the shard's task and settings and its inputs' digests. In
 ROOT/STAGE/ lie KEY.SUFFIX (the result), KEY.manifest (its size and sha256, written last), KEY.lock and, while the work
-is under way, KEY.scratch/ (checkpoints). Beside ROOT lies digests.sqlite, the remembered digests of the inputs. The
+is under way, KEY.scratch/ (checkpoints). Beside ROOT, or in STATE, lies digests.sqlite, the digests of the inputs. The
 pipeline's ROOT is .scoresmooth/shards, an audit's OUT/.work/shards.
 """
 
@@ -20,7 +20,7 @@ from pathlib import Path
 from stages.errors import InputError
 from stages.files.artifacts import read_json, sha256_file, sha256_json, write_json
 from stages.files.locks import locked
-from stages.files.paths import CACHE
+from stages.files.paths import CACHE, STATE
 from stages.files.shard import Shard
 
 SHARDS = CACHE / "shards"
@@ -168,7 +168,7 @@ def _ask_digests(root: Path, statement: str, values: tuple[str, ...]) -> tuple[s
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode & 0xFF not in DAMAGED:
             raise
-        file = root.parent / "digests.sqlite"
+        file = _digests_file(root)
         print(f"{file} is damaged ({error}): its digests are computed again", file=sys.stderr, flush=True)
         for suffix in ("", "-journal", "-wal", "-shm"):
             file.with_name(file.name + suffix).unlink(missing_ok=True)
@@ -176,10 +176,15 @@ def _ask_digests(root: Path, statement: str, values: tuple[str, ...]) -> tuple[s
         return database.execute(statement, values).fetchone()
 
 
+def _digests_file(root: Path) -> Path:
+    return (STATE if root == SHARDS else root.parent) / "digests.sqlite"
+
+
 @contextlib.contextmanager
 def _digests(root: Path) -> Iterator[sqlite3.Connection]:
-    root.parent.mkdir(parents=True, exist_ok=True)
-    database = sqlite3.connect(root.parent / "digests.sqlite", timeout=60)
+    file = _digests_file(root)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    database = sqlite3.connect(file, timeout=60)
     try:
         database.execute("CREATE TABLE IF NOT EXISTS digests (path TEXT PRIMARY KEY, identity TEXT, sha256 TEXT)")
         with database:

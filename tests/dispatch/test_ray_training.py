@@ -22,9 +22,9 @@ pytestmark = [pytest.mark.long, pytest.mark.faults]
 ON_RAY = """
 import sys
 from pathlib import Path
-from pipeline.dispatch import import_ray_runner
+from pipeline.dispatch import import_runner
 from stages.protocol import Shard
-ray_runner = import_ray_runner()
+ray_runner = import_runner("ray")
 runner = ray_runner.RayRunner(sys.argv[2], ray_runner.RayResources(1, 0), sys.argv[3] or None, 1)
 runner.run(Shard.from_json(sys.argv[1]), -1)
 """
