@@ -43,6 +43,7 @@ def obstacles(network: NCSNpp) -> list[str]:
         (not p.fir, "train.network.fir false (true needed)"),
         (p.progressive_input, "train.network.progressive_input true (false needed)"),
         (p.amplitude != "raw", f"train.network.amplitude {p.amplitude} (raw needed)"),
+        (p.skip_above is not None, f"train.network.skip_above {p.skip_above} (null needed)"),
         (network.noise_conditioning and p.embedding != "fourier", f"train.network.embedding {p.embedding}"),
         (_other_groups(network), f"train.network.channels {p.channels} (its norms need groups that diffusers lacks)"),
     ]

@@ -303,21 +303,29 @@ class NCSNpp(nn.Module):
 
     def _enter(self, x: Tensor) -> Tensor:
         x = 2 * x - 1
-        if self.params.amplitude == "raw":
-            return functional.pixel_unshuffle(x, self.params.patch)
-        x = x / torch.sqrt((x * x).mean((1, 2, 3), keepdim=True) + 0.25)
+        if self.params.amplitude == "normalised":
+            x = x / amplitude(x)
         return functional.pixel_unshuffle(x, self.params.patch)
+
+    def _skip(self, x: Tensor) -> Tensor:
+        """Return (1 - (skip_above / level)^2)_+ x^, what is taken off the output: x^ is nearly z at a high noise level.
+
+        level = amplitude/2 is read from x, which a noise-blind network may do, and x^ = (2x-1)/amplitude.
+        """
+        x = 2 * x - 1
+        divisor = amplitude(x)
+        return (1 - (2 * self.params.skip_above / divisor).square()).clamp_min(0) * x / divisor
 
     def forward(self, x: Tensor, sigma: Tensor | None) -> Tensor:
         if (sigma is None) == self.noise_conditioning:
             raise ValueError("a noise-conditioned network needs sigma, a noise-blind one takes None")
         embedding = self.embed(sigma) if self.embed is not None else None
-        x = self._enter(x)
-        h, skips = self._encode(x, embedding)
+        h, skips = self._encode(self._enter(x), embedding)
         first, attention, second = self.middle
         h = second(attention(first(h, embedding)), embedding)
         h = self._decode(h, skips, embedding)
-        return functional.pixel_shuffle(self.head(functional.silu(self.norm(h))), self.params.patch)
+        out = functional.pixel_shuffle(self.head(functional.silu(self.norm(h))), self.params.patch)
+        return out if self.params.skip_above is None else out - self._skip(x)
 
     def _encode(self, pyramid: Tensor, embedding: Tensor | None) -> tuple[Tensor, list[Tensor]]:
         h = self.stem(pyramid)
@@ -343,6 +351,14 @@ class NCSNpp(nn.Module):
             if stage < len(self.enlarge):
                 h = self.enlarge[stage](h, embedding)
         return h
+
+
+def amplitude(x: Tensor) -> Tensor:
+    """Return sqrt(mean square + 1/4) of every image, about 2 sigma at a high noise level, (B, 1, 1, 1).
+
+    x: 2 times an image minus 1, (B, C, H, W).
+    """
+    return torch.sqrt((x * x).mean((1, 2, 3), keepdim=True) + 0.25)
 
 
 def build_network(

@@ -43,6 +43,11 @@ class NetworkParams(Section):
     amplitude: Literal["raw", "normalised"] = Field(
         description="input: 2x-1 as it is, or divided by sqrt(mean square + 1/4), a function of x alone"
     )
+    skip_above: float | None = Field(
+        default=None,
+        gt=0,
+        description="from this noise level on the input, which is nearly z there, is taken off the output; null: never",
+    )
 
     def check_resolution(self, resolution: int) -> None:
         """Raise InputError where images of side `resolution` do not fit this network."""

@@ -84,6 +84,21 @@ def test_what_enters_is_the_centred_image_as_it_is_or_divided_by_its_amplitude()
         torch.testing.assert_close(entered["normalised"][i], (2 * x[i] - 1) / divisor)
 
 
+@pytest.mark.parametrize("conditioned", [True, False])
+@pytest.mark.parametrize(("level", "skip_above"), [(0.5, 2.0), (4e3, 2e3), (1e4, 2.0)])
+def test_above_its_level_the_input_is_taken_off_the_output(conditioned, level, skip_above):
+    """F - (1 - (skip_above/level)^2)_+ z at levels far above the image, whose own level is level times rms(z)."""
+    torch.manual_seed(0)
+    plain = perturbed(NCSNpp(SMALL, 1, 8, conditioned))
+    skipping = NCSNpp(SMALL.model_copy(update={"skip_above": skip_above}), 1, 8, conditioned)
+    skipping.load_state_dict(plain.state_dict())
+    z, sigma = torch.randn(4, 1, 8, 8), torch.full((4,), level) if conditioned else None
+    x = torch.rand(4, 1, 8, 8) + level * z
+    rms = z.square().mean((1, 2, 3), keepdim=True).sqrt()
+    share = (1 - (skip_above / level / rms) ** 2).clamp_min(0)
+    torch.testing.assert_close(plain(x, sigma) - skipping(x, sigma), share * z / rms, rtol=0.0, atol=2e-3)
+
+
 def test_weights_begin_as_published():
     """Uniform with variance scale / mean of fan-in and fan-out, biases 0; 1e-10 where a block, attention or the network
     ends, 0.1 within attention, 16 for the Fourier frequencies of ln sigma."""
