@@ -3,6 +3,7 @@
 Every command imports what it needs when it runs: `scoresmooth --help` would take several times as long otherwise.
 """
 
+import pipeline.interrupts  # noqa: F401, I001  (first: it guards the imports that follow)
 import os
 import sys
 import traceback
@@ -199,9 +200,12 @@ def audit(
 @app.command()
 def code() -> None:
     """Write data/code/STAGE.txt, the files that each stage imports with their digests: the command of stage `code`."""
-    from pipeline.dag import write_code_lists
+    from pipeline.dag import CODE_STAGE, write_code_lists
+    from pipeline.stage_run import record_path
+    from stages.files.artifacts import write_json
 
     write_code_lists()
+    write_json(record_path(CODE_STAGE), {"shards": 0, "computed": 0, "seconds": 0})
 
 
 @app.command()

@@ -6,11 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Collection
-from pathlib import Path
 from typing import Protocol, Self
 
 from pipeline import closure, gpus, oom
@@ -116,8 +114,7 @@ class LocalRunner:
     def _work(self, shard: Shard, lock: int, share: float) -> None:
         child = self._take(shard, share)
         try:
-            with tempfile.TemporaryDirectory(prefix="scoresmooth-") as folder:
-                child.work(shard, lock, Path(folder) / "shard.json")
+            child.work(shard, lock)
         finally:
             self._give_back(child)
 
@@ -211,8 +208,10 @@ class _Child:
                 env={**os.environ, oom.SHARE_VARIABLE: str(share), **variables, **held.variables()},
             )
 
-    def work(self, shard: Shard, lock: int, description: Path) -> None:
-        """Send it a shard, described in the file `description`, and wait. Raises InputError and ChildEnded."""
+    def work(self, shard: Shard, lock: int) -> None:
+        """Send it a shard, whose lock is held, and wait. Raises InputError and ChildEnded."""
+        description = shard.scratch / "shard.json"  # where it is removed with the checkpoints, also after a kill
+        description.parent.mkdir(parents=True, exist_ok=True)
         description.write_text(shard.to_json(), encoding="utf-8")
         try:
             socket.send_fds(self._socket, [f"{description}\n".encode()], [lock])

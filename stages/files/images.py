@@ -9,6 +9,7 @@ Layout (Arrow IPC, one record batch, so that reading is zero-copy):
 import dataclasses
 import hashlib
 import math
+import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -101,7 +102,11 @@ def scratch_pixels(folder: Path | str, shape: tuple[int, ...]) -> Iterator[np.nd
         if 0 in shape:  # an empty file cannot be mapped
             yield np.zeros(shape, np.uint8)
             return
-        file.truncate(int(np.prod(shape, dtype=np.int64)))
+        try:  # a page without room would end the process with SIGBUS
+            os.posix_fallocate(file.fileno(), 0, math.prod(shape))
+        except OSError as error:
+            size = f"{math.prod(shape):,} bytes"
+            raise InputError(f"{folder} has no room for {size} of pixels ({error.strerror}): free some") from error
         yield np.memmap(file, np.uint8, "r+", shape=shape)
 
 

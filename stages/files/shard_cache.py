@@ -119,6 +119,8 @@ def obtain(shard: Shard, run: Callable[[Shard, int], None], say: Callable[[str],
 def _forget(shard: Shard) -> None:
     manifest_path(shard).unlink(missing_ok=True)  # first: without it the result counts as missing
     shard.path.unlink(missing_ok=True)
+    for unfinished in shard.path.parent.glob(f".{shard.path.stem}.*"):  # of a process that was killed
+        unfinished.unlink()
 
 
 def input_digest(path: str, root: Path = SHARDS) -> str:
@@ -213,7 +215,8 @@ def prune(days: float, root: Path = SHARDS) -> int:
             kept = (lock.with_suffix(suffix) for suffix in (".manifest", ".scratch"))
             newest = max((path.stat().st_mtime for path in kept if path.exists()), default=0.0)
             if newest < limit:
-                rest = [path for path in lock.parent.glob(f"{lock.stem}.*") if path != lock]
+                found = (*lock.parent.glob(f"{lock.stem}.*"), *lock.parent.glob(f".{lock.stem}.*"))
+                rest = [path for path in found if path != lock]
                 freed += sum(_remove(path) for path in rest)
     return freed
 

@@ -187,6 +187,30 @@ def test_failed_work_leaves_its_scratch_and_no_result():
     assert not is_locked(placed.path.with_suffix(".lock"))
 
 
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_mode_that_the_user_wants(folder, umask, mode):
+    before = os.umask(umask)
+    try:
+        path = write_text("some.json", "{}")
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == mode
+
+
+def test_unfinished_files_of_killed_processes_do_not_stay():
+    placed, forgotten = (cache.place(shard(settings={"n": n}), "code") for n in range(2))
+    for each in (placed, forgotten):
+        obtain(each, Work())
+        each.path.with_name(f".{each.path.name}.0123abcd{each.path.suffix}").write_text("half")
+    cache.manifest_path(placed).unlink()
+    obtain(placed, Work())
+    assert not list(placed.path.parent.glob(f".{placed.path.stem}.*"))
+    past = time.time() - 10 * 86400
+    os.utime(cache.manifest_path(forgotten), (past, past))
+    cache.prune(days=5)
+    assert not list(placed.path.parent.glob(".*"))
+
+
 def test_prune_removes_what_was_not_used_lately_and_spares_what_is_locked():
     kept, old, busy = (cache.place(shard(settings={"n": n}), "code") for n in range(3))
     for placed in (kept, old, busy):

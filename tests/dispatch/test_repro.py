@@ -12,7 +12,7 @@ import yaml
 from small_project import ROOT, SmallProject
 from watching import logged, orphans, processes, query, until
 
-from pipeline import dispatch, gpus
+from pipeline import cli, dag, dispatch, gpus, repro
 from pipeline.locks import locked, name_holder
 from pipeline.params import load_params
 from pipeline.repro import thread_variables
@@ -272,6 +272,15 @@ def test_nothing_runs_beside_a_stage_that_takes_all_processors(tmp_path):
     assert done.returncode == 0, done.stderr
     lines = ["in x", "x y", "y", "train@a", "train@b", "sample@a sample@b", "sample@b"]
     assert done.stdout.splitlines() == lines
+
+
+def test_the_stage_that_lists_the_code_is_done_when_it_ran(tmp_path, monkeypatch):
+    """Only a stage that left no record was restored by DVC."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(dag, "write_code_lists", lambda: None)
+    assert repro._outcome("code", 1.0, 1.0).state == "restored"
+    cli.code()
+    assert repro._outcome("code", 1.0, 1.0).state == "done"
 
 
 def test_a_lock_follows_no_link(tmp_path):

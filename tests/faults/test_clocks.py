@@ -4,7 +4,7 @@ import os
 import time
 
 import pytest
-from small_project import SmallProject
+from clocks import CLOCK, set_clock
 from watching import logged, results, samples, undisturbed, until
 
 from pipeline import cache
@@ -30,21 +30,6 @@ def test_a_clock_that_jumps_makes_no_stale_digest(tmp_path, monkeypatch, jump):
     second = cache.place(shard, "code")
     assert first.path != second.path
     assert cache.input_digest("input.bin") == sha256_file(path)
-
-
-CLOCK = """
-import time
-from pathlib import Path
-clock, real, real_ns = Path("clock"), time.time, time.time_ns
-ahead = lambda: int(clock.read_text()) if clock.exists() else 0
-time.time, time.time_ns = lambda: real() + ahead(), lambda: real_ns() + ahead() * 10**9
-"""
-
-
-def set_clock(project: SmallProject, seconds: int) -> None:
-    """Set how many seconds time.time() is ahead in the project's processes."""
-    (project.folder / "clock.new").write_text(str(seconds))
-    (project.folder / "clock.new").rename(project.folder / "clock")
 
 
 @pytest.mark.parametrize("jump", [-10 * 365 * 86400, 10 * 365 * 86400])

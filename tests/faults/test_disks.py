@@ -8,6 +8,9 @@ import pytest
 from full_disks import fill, mounted
 from watching import logged, results, samples, undisturbed, until
 
+from stages.errors import InputError
+from stages.files.images import scratch_pixels
+
 pytestmark = pytest.mark.faults
 
 
@@ -73,6 +76,16 @@ def test_an_empty_cached_shard_is_computed_again(dispatched):
     assert "the cached result is damaged (it has 0 bytes instead of" in output
     assert len(dispatched.log()) == 1
     assert samples(dispatched) == expected
+
+
+def test_no_room_for_the_pixels_is_an_error_and_no_signal(tmp_path):
+    """A page of a mapped file that finds no room would end the process with SIGBUS."""
+    with mounted(tmp_path / "disk", "size=1m") as disk:
+        words = r"disk has no room for 2,000,000 bytes of pixels \(No space left"
+        with pytest.raises(InputError, match=words), scratch_pixels(disk, (2_000_000,)) as pixels:
+            pixels[:] = 1
+        with scratch_pixels(disk, (500_000,)) as pixels:
+            pixels[:] = 1
 
 
 @pytest.mark.long

@@ -1,0 +1,364 @@
+"""Random faults, round after round, on small projects: after each, the same command ends with the undisturbed outs.
+
+    PYTHONPATH=.:tests/support:tests/faults python -m chaos --rounds 200 --seed 0 --log chaos.jsonl
+
+A round makes some results missing, starts the command, disturbs it once at a random moment or damages what lies on disk,
+and starts the command again. The second one must end with exit code 0 and outs equal byte for byte to those of a run
+without dispatch or faults. Nothing may hang, and no process may be left over. Each line of the log is a round; the last
+one counts rounds, faults by kind, hangs, orphans, failures and different outs.
+"""
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import yaml
+from clocks import CLOCK, set_clock
+from diffusion_project import small_params
+from dispatched import DISPATCH, Dispatched
+from full_disks import fill
+from small_project import ROOT, SmallProject
+from watching import orphans, processes
+
+from stages.files.images import image_table, write_images
+
+LIMIT = 400.0
+"""Seconds after which a command hangs; Prefect asks a dead server for two minutes."""
+
+GONE = 60.0
+"""Seconds within which the processes of a killed command must have ended."""
+
+
+@dataclasses.dataclass
+class Tally:
+    """What happened in all rounds."""
+
+    rounds: int = 0
+    faults: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    hangs: list[str] = dataclasses.field(default_factory=list)
+    orphans: list[str] = dataclasses.field(default_factory=list)
+    failed: list[str] = dataclasses.field(default_factory=list)
+    different: list[str] = dataclasses.field(default_factory=list)
+
+    def summary(self) -> dict[str, object]:
+        """The counts, for a line of the log; what was not as it should be, in words."""
+        return {**vars(self), "faults": dict(sorted(self.faults.items()))}
+
+    @property
+    def good(self) -> bool:
+        """Whether nothing hung, was left over, failed or came out different."""
+        return not (self.hangs or self.orphans or self.failed or self.different)
+
+
+class Arena:
+    """A project in `folder`, the command that is disturbed, and what may be damaged between two runs."""
+
+    def __init__(self, project: SmallProject) -> None:
+        self.project, self.folder = project, project.folder
+        self.cache = self.folder / ".scoresmooth"
+        self.expected: dict[str, bytes] = {}
+
+    def start(self) -> subprocess.Popen[str]:
+        """Start the command."""
+        raise NotImplementedError
+
+    def damageable(self) -> list[Path]:
+        """Files in which any bit may be wrong. Locks hold nothing, and the inputs are not the command's."""
+        return [
+            path for path in sorted((self.cache / "shards").rglob("*")) if path.is_file() and path.suffix != ".lock"
+        ]
+
+    def outs(self) -> dict[str, bytes]:
+        """The content of all outs."""
+        return {path.as_posix(): path.read_bytes() for path in sorted(self.folder.glob(self.OUTS)) if path.is_file()}
+
+    def spoil(self, rng: random.Random) -> None:
+        """Make the outs and some results missing, so that there is work."""
+        for out in self.folder.glob(self.OUTS):
+            out.unlink()
+        for manifest in sorted((self.cache / "shards").rglob("*.manifest")):
+            if rng.random() < 0.7:
+                manifest.unlink()
+
+    def remember(self, *stages: str) -> None:
+        """Run stages without dispatch and faults, and keep their outs."""
+        for address in stages:
+            stage, _, variant = address.partition("@")
+            command = [sys.executable, "-m", f"stages.{stage}", *(["--variant", variant] if variant else [])]
+            subprocess.run(command, cwd=self.folder, env=self.project.environment(), check=True, timeout=LIMIT)
+        self.expected = self.outs()
+        assert self.expected
+
+    def close(self) -> None:
+        """End what the arena started."""
+
+
+class Shards(Arena):
+    """Three stages without Prefect: shards in threads, a training in a process of its own."""
+
+    OUTS, FAULTS = "data/*/**/*.*", ("kill", "terminate", "interrupt", "stop", "flip", "cut", "remove", "fill", "clock")
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(Dispatched(folder))
+        slow = "\n_work = work\ndef work(shard):\n    time.sleep(0.05)\n    return _work(shard)\n"
+        for name in ("ingest", "train", "sample"):
+            self.project.write_stage(name, slow)
+        self.remember("ingest", "train@net", "sample@net")
+        mount(self.cache / "shards", "4m")
+
+    def start(self) -> subprocess.Popen[str]:
+        self.project.prelude = CLOCK
+        return self.project.start_stages("ingest", "train@net", "sample@net")
+
+    def damageable(self) -> list[Path]:
+        kept = [path for path in super().damageable() if path.parent.suffix != ".scratch"]  # text without a digest
+        return kept + [path for path in (self.cache / "digests.sqlite", self.cache / "params.valid") if path.exists()]
+
+    def close(self) -> None:
+        subprocess.run(["umount", "--lazy", str(self.cache / "shards")], check=False)
+
+
+class Training(Shards):
+    """The project's own training of a small network, with checkpoints and snapshots that are flipped and cut."""
+
+    OUTS, FAULTS = "data/train/**/*.*", ("kill", "terminate", "stop", "kill+flip", "kill+cut", "kill+remove", "fill")
+
+    def __init__(self, folder: Path) -> None:
+        Arena.__init__(self, Training.Project(folder))
+        pixels = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), dtype=np.uint8)
+        write_images(folder / "data/deduplicate/train.arrow", image_table(pixels))
+        tree = small_params()
+        tree["train"]["optimization"] |= {"steps": 60, "checkpoint_every": 6, "keep": 3}
+        tree["train"]["snapshots"] = [20, 45]
+        (folder / "params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
+        self.remember("train@net-conditioning")
+        mount(self.cache / "shards", "16m")
+
+    class Project(Dispatched):
+        """The folder with the real stages."""
+
+        def __init__(self, folder: Path) -> None:
+            self.folder = folder
+            folder.mkdir()
+            for name in ("pipeline", "stages"):
+                (folder / name).symlink_to(ROOT / name)
+
+    def start(self) -> subprocess.Popen[str]:
+        return self.project.start_stages("train@net-conditioning")
+
+    def damageable(self) -> list[Path]:
+        return Arena.damageable(self)
+
+
+class Server(Arena):
+    """A stage as a user runs it, with the project's Prefect server."""
+
+    OUTS, FAULTS = "data/sample/**/*.*", (
+        "kill", "interrupt", "stop", "flip", "cut", "remove", "stop-server", "kill-server", "remove-server", "record",
+    )  # fmt: skip
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(SmallProject(folder))
+        self.project.params["execution"]["server_timeout"] = LIMIT
+        self.project.write_params()
+        slow = "\n_work = work\ndef work(shard):\n    time.sleep(0.3)\n    return _work(shard)\n"
+        self.project.write_stage("sample", slow)
+        self.remember("ingest", "train@net", "sample@net")
+
+    def start(self) -> subprocess.Popen[str]:
+        return self.project.start("stage", "sample", "--variant", "net")
+
+    def close(self) -> None:
+        self.project.stop()
+
+
+def mount(folder: Path, size: str) -> None:
+    """Put a small disk over a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(folder)], check=True)
+
+
+def servers(arena: Arena) -> list[int]:
+    return processes(arena.project, "prefect\0server\0start")
+
+
+def signal_some(arena: Arena, rng: random.Random, number: int) -> int | None:
+    """Send a signal to one of the command's processes; return which."""
+    living = orphans(arena.project)
+    if not living:
+        return None
+    chosen = rng.choice(living)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(chosen, number)
+    return chosen
+
+
+def stop_for_a_moment(pids: list[int], rng: random.Random) -> None:
+    for number, pause in ((signal.SIGSTOP, rng.uniform(0.1, 1.5)), (signal.SIGCONT, 0)):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+        time.sleep(pause)
+
+
+def disturb(kind: str, arena: Arena, process: subprocess.Popen[str], rng: random.Random) -> Callable[[], None]:
+    """Disturb a running command; return what undoes it once the command has ended."""
+    undo: Callable[[], None] = lambda: None  # noqa: E731
+    match kind:
+        case "kill":
+            signal_some(arena, rng, signal.SIGKILL)
+        case "terminate" | "interrupt":
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGTERM if kind == "terminate" else signal.SIGINT)
+        case "stop":
+            living = orphans(arena.project)
+            stop_for_a_moment([rng.choice(living)] if living else [], rng)
+        case "fill":
+            filler = fill(arena.cache / "shards")
+            undo = lambda: filler.unlink(missing_ok=True)  # noqa: E731
+        case "clock":
+            set_clock(arena.project, rng.choice((-1, 1)) * rng.randrange(10 * 365 * 86400))
+            then = time.time() + rng.uniform(-1e8, 1e8)
+            for path in arena.damageable():
+                with contextlib.suppress(FileNotFoundError):
+                    os.utime(path, (then, then))
+        case "stop-server":
+            stop_for_a_moment(servers(arena), rng)
+        case "kill-server":
+            for pid in servers(arena):
+                os.kill(pid, signal.SIGKILL)
+            if rng.random() < 0.7:  # otherwise the command gives up by itself, which takes two minutes
+                time.sleep(rng.uniform(0, 2))
+                process.kill()
+        case "remove-server":
+            shutil.rmtree(arena.cache / "prefect", ignore_errors=True)
+            process.kill()
+        case "record":
+            path = arena.cache / "prefect" / rng.choice(("server.json", "login"))
+            if path.exists():
+                damage(rng.choice(("cut", "remove")), path, rng)
+    return undo
+
+
+def damage(kind: str, path: Path, rng: random.Random) -> None:
+    """Flip a bit of a file, cut it or remove it."""
+    content = bytearray(path.read_bytes())
+    match kind:
+        case "flip" if content:
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+            path.write_bytes(content)
+        case "cut":
+            path.write_bytes(content[: rng.randrange(len(content) + 1)])
+        case "remove":
+            path.unlink()
+
+
+def wait(process: subprocess.Popen[str], seconds: float) -> tuple[str, bool]:
+    """What a command printed, and whether it ended in time; otherwise it is killed."""
+    try:
+        return process.communicate(timeout=seconds)[0], True
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.communicate()[0], False
+
+
+def left_over(arena: Arena) -> list[int]:
+    """The processes that are left when they must have ended; they are killed."""
+    end = time.monotonic() + GONE
+    while (living := orphans(arena.project)) and time.monotonic() < end:
+        time.sleep(0.05)
+    for pid in living:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    return living
+
+
+def play(arena: Arena, number: int, rng: random.Random, usual: float, tally: Tally) -> float:
+    """Play one round; return how long its undisturbed run took."""
+    kind = rng.choice(arena.FAULTS)
+    label = f"round {number} {type(arena).__name__} {kind}"
+    arena.spoil(rng)
+    during, _, at_rest = kind.rpartition("+") if "+" in kind else (kind, "", "")
+    at_rest = kind if kind in ("flip", "cut", "remove") else at_rest
+    if during not in ("flip", "cut", "remove"):
+        process = arena.start()
+        time.sleep(rng.uniform(0, usual))
+        undo = disturb(during, arena, process, rng)
+        _, ended = wait(process, LIMIT)
+        if not ended:
+            tally.hangs.append(label)
+        if left := left_over(arena):
+            tally.orphans.append(f"{label}: {len(left)}")
+        undo()
+    if at_rest:
+        files = arena.damageable()
+        for path in rng.sample(files, min(len(files), rng.randint(1, 3))):
+            damage(at_rest, path, rng)
+    started = time.monotonic()
+    process = arena.start()
+    output, ended = wait(process, LIMIT)
+    seconds = time.monotonic() - started
+    (arena.folder / "clock").unlink(missing_ok=True)
+    if not ended:
+        tally.hangs.append(f"{label}, afterwards")
+    elif process.returncode:
+        tally.failed.append(f"{label}: exit code {process.returncode}: {output[-1200:]}")
+    elif arena.outs() != arena.expected:
+        tally.different.append(label)
+    if left := left_over(arena):
+        tally.orphans.append(f"{label}, afterwards: {len(left)}")
+    tally.rounds += 1
+    tally.faults[f"{type(arena).__name__} {kind}"] += 1
+    return seconds
+
+
+def chaos(folder: Path, rounds: int, seed: int, seconds: float, tell: Callable[[str], None]) -> Tally:
+    """Play `rounds` rounds, or as many as `seconds` allow, and return what happened."""
+    rng, tally, end = random.Random(seed), Tally(), time.monotonic() + seconds
+    with contextlib.ExitStack() as stack:
+        folder.mkdir(exist_ok=True)
+        arenas: list[Arena] = []
+        for kind in (Shards, Training, Server):
+            arenas.append(kind(folder / kind.__name__))
+            stack.callback(arenas[-1].close)
+        usual = dict.fromkeys(arenas, 3.0)
+        for number in range(rounds):
+            if time.monotonic() > end:
+                break
+            arena = rng.choices(arenas, (7, 2, 1))[0]
+            usual[arena] = max(0.5, 0.5 * usual[arena] + 0.5 * play(arena, number, rng, usual[arena], tally))
+            tell(json.dumps({**tally.summary(), "usual": {type(arena).__name__: round(usual[arena], 2)}}))
+    tell(json.dumps(tally.summary()))
+    return tally
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=200)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no round after these")
+    parser.add_argument("--log", type=Path, default=Path("chaos.jsonl"))
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, arguments.log.open("w", buffering=1) as log:
+        tally = chaos(
+            Path(folder), arguments.rounds, arguments.seed, arguments.seconds, lambda line: log.write(line + "\n")
+        )
+    print(json.dumps(tally.summary(), indent=1))
+    sys.exit(not tally.good)
+
+
+if __name__ == "__main__":
+    main()
