@@ -2,10 +2,10 @@
 
     PYTHONPATH=.:tests/support:tests/faults python -m chaos --rounds 200 --seed 0 --log chaos.jsonl
 
-A round makes some results missing, starts the command, disturbs it once at a random moment or damages what lies on disk,
-and starts the command again. The second one must end with exit code 0 and outs equal byte for byte to those of a run
-without dispatch or faults. Nothing may hang, and no process may be left over. Each line of the log is a round; the last
-one counts rounds, faults by kind, hangs, orphans, failures and different outs.
+A round makes some results missing, starts the command, disturbs it once at a random moment or damages what lies on
+disk, and starts the command again. The second one must end with exit code 0 and outs equal byte for byte to those of a
+run without dispatch or faults. Nothing may hang, and no process may be left over. Each line of the log is a round; it
+counts rounds, faults by kind, hangs, orphans, failures and different outs so far.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import numpy as np
 import yaml
 from clocks import CLOCK, set_clock
 from diffusion_project import small_params
-from dispatched import DISPATCH, Dispatched
+from dispatched import Dispatched
 from full_disks import fill
 from small_project import ROOT, SmallProject
 from watching import orphans, processes
@@ -338,7 +338,7 @@ def chaos(folder: Path, rounds: int, seed: int, seconds: float, tell: Callable[[
         for number in range(rounds):
             if time.monotonic() > end:
                 break
-            arena = rng.choices(arenas, (7, 2, 1))[0]
+            arena = rng.choices(arenas, (10, 2, 1))[0]
             usual[arena] = max(0.5, 0.5 * usual[arena] + 0.5 * play(arena, number, rng, usual[arena], tally))
             tell(json.dumps({**tally.summary(), "usual": {type(arena).__name__: round(usual[arena], 2)}}))
     tell(json.dumps(tally.summary()))
