@@ -54,7 +54,9 @@ def tasks(folder: Path) -> dict[str, Callable[[], int]]:
     def build() -> NCSNpp:
         return NCSNpp(network, 1, size, True, noise.sigma_min, noise.sigma_max)
 
-    training = start_training(optimization, noise, build, TrainingSet(images, None), denoising_target, True)
+    training = start_training(
+        optimization, noise, build, TrainingSet(images, None), denoising_target, True, settings["seeds"][0]
+    )
     trainer = Trainer(training, folder, {})
     weights = folder / "model.safetensors"
 

@@ -8,6 +8,7 @@ from stages.protocol import load_tree
 
 ROOT = Path(__file__).parent.parent
 PRESET = load_tree(ROOT / "pipeline" / "presets" / "cifar10.yaml")
+SEED = PRESET["train"]["seeds"][0]
 NOISE = NoiseParams(**PRESET["train"]["noise"])
 SHAPE = (PRESET["ingest"]["channels"], PRESET["ingest"]["resolution"], PRESET["ingest"]["resolution"])
 

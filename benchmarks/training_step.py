@@ -45,7 +45,9 @@ def trainer(
         return NCSNpp(network, images.shape[1], images.shape[2], conditioned, NOISE.sigma_min, NOISE.sigma_max)
 
     data = TrainingSet(images, None)
-    return Trainer(start_training(optimization, NOISE, build, data, denoising_target, conditioned), folder, {})
+    return Trainer(
+        start_training(optimization, NOISE, build, data, denoising_target, conditioned, published.SEED), folder, {}
+    )
 
 
 def step(run: Trainer, target: Target, neighbors: torch.Tensor | None) -> None:

@@ -1,27 +1,35 @@
 """Stage fid@variant: the Fréchet distance of a variant's samples to real images, beside that of held-out images.
 
-Out in data/fid/VARIANT: fid.json and, where train kept snapshots, curve.tsv: the distance of each snapshot's samples
-to the test images. The fewer images, the more the Fréchet distance is biased upwards. So every distance is reported
+Out in data/fid/VARIANT: fid.json and, for networks, runs.tsv: the same measures for the samples of every run, seed by
+seed and step by step. The fewer images, the more the Fréchet distance is biased upwards. So every distance is reported
 with its counts, and `floor` is the distance of as many held-out real images: compare a distance with the floor.
-The Vendi score, a number of different images, stands beside that of the same held-out images.
+Beside it stand, with the same held-out images as control:
+
+- recall and coverage: the share of test images inside the ball of some sample, and with some sample inside their own;
+- the Vendi score, a number of different images;
+- sharpness: the mean total variation, as a multiple of that of all held-out images.
 """
 
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
 
 from stages.errors import InputError
-from stages.features.diversity import vendi_score
 from stages.features.embedding import embed_span, embedding_settings
-from stages.features.frechet import frechet_from_features
 from stages.features.weights import EncoderParams
 from stages.files.artifacts import write_json, write_tsv
 from stages.files.features import FeatureTable, concatenate, read_features, require_same_encoder
 from stages.files.images import class_sizes, read_images, require_rows
-from stages.files.paths import DATA, curve_of, features_of, images_of, samples_of
+from stages.files.paths import DATA, features_of, images_of, run_samples_of, samples_of
+from stages.files.runs import rows_of_runs
+from stages.images.sharpness import relative_sharpness
 from stages.protocol import Parts, Shard, StageParams, main, span_shards, spans
+
+FD = ("fd", "fd_low", "fd_high")
 
 
 class Params(StageParams):
@@ -37,26 +45,29 @@ class Params(StageParams):
     reference_count: int | None = Field(ge=2, description="images drawn from train and from test; null: all of each")
     per_class: bool = Field(description="draw the same number of reference images from every class")
     seed: int = Field(ge=0, lt=2**63, description="seed of the draw of reference and floor images")
+    neighbors: int = Field(
+        ge=1, description="k: recall's and coverage's balls reach to the k-th nearest of their own set"
+    )
     shards: int = Field(gt=0, description="pieces of the embedding of the samples; changes no result")
 
 
 def plan(params: Params) -> list[Shard]:
-    """Spans of the samples, then of the snapshots' samples. Too few images on either side raise InputError here."""
-    source, curve = samples_of(params.variant), curve_of(params.variant)
+    """Spans of the samples, then of the runs' samples. Too few images on either side raise InputError here."""
+    source, runs = samples_of(params.variant), run_samples_of(params.variant)
     count = len(read_images(source))
-    if count < 2:
-        raise InputError(f"{source}: a Fréchet distance needs at least 2 samples, got {count}: raise sample.count")
-    for split, table in _references(params, count).items():
-        if len(table) < 2:
+    counts = {source: (count, "sample.count")}
+    counts |= {features_of(split): (len(t), f"ingest.{split}") for split, t in _references(params, count).items()}
+    for path, (number, key) in counts.items():
+        if number <= params.neighbors:
             raise InputError(
-                f"{features_of(split)}: a Fréchet distance needs at least 2 images on each side, {split} gives "
-                f"{len(table)}: raise ingest.{split}"
+                f"{path}: recall and coverage need more than {params.neighbors} images on each side (fid.neighbors), "
+                f"got {number}: raise {key}, or lower fid.neighbors"
             )
     settings = embedding_settings(params.encoder, params.device)
     shards = span_shards("fid", "samples", params.variant, spans(count, params.shards), settings, [source])
-    if curve.exists():
-        cuts = spans(len(read_images(curve)), params.shards)
-        shards += span_shards("fid", "curve", f"{params.variant} curve", cuts, settings, [curve])
+    if runs.exists():
+        cuts = spans(len(read_images(runs)), params.shards)
+        shards += span_shards("fid", "runs", f"{params.variant} runs", cuts, settings, [runs])
     return shards
 
 
@@ -65,67 +76,108 @@ def work(shard: Shard) -> Path:
     return embed_span(shard)
 
 
+@dataclasses.dataclass(frozen=True)
+class ImageSet:
+    """Images with their features, row by row: uint8 (N, H, W, C)."""
+
+    features: FeatureTable
+    pixels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def take(self, rows: np.ndarray | range) -> "ImageSet":
+        """These rows, in this order."""
+        return ImageSet(self.features.take(rows), self.pixels[rows])
+
+
 def gather(params: Params, parts: Parts) -> None:
-    """The distances of the samples to train and test, of the held-out images to test, and of the snapshots' samples."""
-    samples = concatenate(parts["samples"], str(samples_of(params.variant)))
+    """Write the distances of the samples to train and test, the other measures beside held-out ones, and the runs'."""
+    from stages.features.set_measures import distance_with_interval
+
+    samples = _computed(parts["samples"], samples_of(params.variant))
     references = _references(params, len(samples))
     for split, table in references.items():
-        require_same_encoder(samples, table, f"{samples_of(params.variant)} and {features_of(split)}")
-    train, test, floor = references.values()
+        require_same_encoder(samples.features, table, f"{samples_of(params.variant)} and {features_of(split)}")
+    train, test, _ = references.values()
+    held_out = _held_out()
+    floor = held_out.take(_rows(params, "holdout", len(samples), at_most=True))
+    measured = {name: _measure(params, own, test, held_out) for name, own in (("samples", samples), ("holdout", floor))}
     result = {
         "name": "FID" if params.encoder.name == "inception_v3" else f"FD-{params.encoder.name}",
         "encoder": params.encoder.name,
-        "features": samples.metadata,
-        "dimension": samples.features.shape[1],
+        "features": samples.features.metadata,
+        "dimension": test.features.shape[1],
         "samples": len(samples),
         "per_class": params.per_class,
-        "train": {"distance": _distance(samples, train), "count": len(train)},
-        "test": {"distance": _distance(samples, test), "count": len(test)},
-        "floor": {"distance": _distance(floor, test), "count": len(floor)},
-        "vendi": {"samples": _vendi(samples), "holdout": _vendi(floor)},
+        "train": _entry(distance_with_interval(samples.features.features, train.features), len(train)),
+        "test": _entry([measured["samples"][key] for key in FD], len(test)),
+        "floor": _entry([measured["holdout"][key] for key in FD], len(floor)),
+        **{key: {name: own[key] for name, own in measured.items()} for key in measured["samples"] if key not in FD},
     }
     out = DATA / "fid" / params.variant
+    (out / "runs.tsv").unlink(missing_ok=True)  # of an earlier run, when it was a network
+    if "runs" in parts:
+        rows = _run_rows(params, parts["runs"], test, held_out)
+        write_tsv(out / "runs.tsv", rows)
+        control = held_out.take(_rows(params, "holdout", rows[0]["count"], at_most=True))
+        result["runs_holdout"] = {"count": len(control), **_measure(params, control, test, held_out)}
     write_json(out / "fid.json", result)
-    (out / "curve.tsv").unlink(missing_ok=True)  # left by an earlier run that had snapshots
-    if "curve" in parts:
-        write_tsv(out / "curve.tsv", _curve(params, parts["curve"], test))
 
 
-def _curve(params: Params, parts: list[Path], test: FeatureTable) -> list[dict[str, float]]:
-    """The distance of each snapshot's samples to the test images."""
-    source = curve_of(params.variant)
-    table, steps = concatenate(parts, str(source)), read_images(source).metadata["steps"]
-    require_same_encoder(table, test, f"{source} and {features_of('test')}")
-    rows = np.arange(len(table)).reshape(len(steps), -1)
-    own = ((step, table.take(part)) for step, part in zip(steps, rows))
-    return [{"step": step, "count": len(part), "fd": _distance(part, test)} for step, part in own]
+def _run_rows(params: Params, parts: list[Path], test: FeatureTable, held_out: ImageSet) -> list[dict[str, Any]]:
+    """Return the measures of every run's samples."""
+    source = run_samples_of(params.variant)
+    samples = _computed(parts, source)
+    require_same_encoder(samples.features, test, f"{source} and {features_of('test')}")
+    return [
+        {**key, "count": len(rows), **_measure(params, samples.take(rows), test, held_out)}
+        for key, rows in rows_of_runs(read_images(source), source)
+    ]
 
 
-def _distance(a: FeatureTable, b: FeatureTable) -> float:
-    """The Fréchet distance to 9 digits: further ones depend on LAPACK's number of threads."""
-    return float(f"{frechet_from_features(a.features, b.features):.9g}")
+def _computed(parts: list[Path], source: Path) -> ImageSet:
+    """Return the images of `source` with the features in the shards' results."""
+    return ImageSet(concatenate(parts, str(source)), read_images(source).images)
 
 
-def _vendi(table: FeatureTable) -> float | None:
-    """The Vendi score to 9 digits; None where an image's features are all 0, so that it has no direction."""
-    return float(f"{vendi_score(table.features):.9g}") if table.features.any(axis=1).all() else None
+def _measure(params: Params, own: ImageSet, test: FeatureTable, held_out: ImageSet) -> dict[str, float | None]:
+    from stages.features.set_measures import set_measures  # imports torch
+
+    found = set_measures(own.features.features, test.features, params.neighbors)
+    return {**found, "sharpness": relative_sharpness(own.pixels, held_out.pixels)}
+
+
+def _entry(interval: Sequence[float], count: int) -> dict[str, float]:
+    return {**dict(zip(("distance", "low", "high"), interval)), "count": count}
+
+
+def _held_out() -> ImageSet:
+    """Return all held-out images."""
+    images, features = read_images(images_of("holdout")), read_features(features_of("holdout"))
+    require_rows(features.ids, features_of("holdout"), images, images_of("holdout"), "embed")
+    return ImageSet(features, images.images)
 
 
 def _references(params: Params, samples: int) -> dict[str, FeatureTable]:
     """The features of the reference images of train and test, and of the floor: as many held-out images as samples."""
     counts = {"train": params.reference_count, "test": params.reference_count, "holdout": samples}
-    return {split: _drawn(params, split, count, at_most=split == "holdout") for split, count in counts.items()}
+    return {split: _drawn(params, split, count) for split, count in counts.items()}
 
 
-def _drawn(params: Params, split: str, count: int | None, at_most: bool) -> FeatureTable:
-    table = read_features(features_of(split))
-    if params.per_class:
-        images = read_images(images_of(split))
-        require_rows(table.ids, features_of(split), images, images_of(split), "embed")
-        rows = balanced_rows(images.labels, count, params.seed, split, at_most)
-    else:
-        rows = drawn_rows(len(table), count, params.seed, split, at_most)
+def _drawn(params: Params, split: str, count: int | None) -> FeatureTable:
+    table, rows = read_features(features_of(split)), _rows(params, split, count, at_most=split == "holdout")
     return table if len(rows) == len(table) else table.take(rows)
+
+
+def _rows(params: Params, split: str, count: int | None, at_most: bool) -> np.ndarray:
+    """Return the rows of the reference images of a split."""
+    ids = read_features(features_of(split)).ids
+    if not params.per_class:
+        return drawn_rows(len(ids), count, params.seed, split, at_most)
+    images = read_images(images_of(split))
+    require_rows(ids, features_of(split), images, images_of(split), "embed")
+    return balanced_rows(images.labels, count, params.seed, split, at_most)
 
 
 def drawn_rows(available: int, count: int | None, seed: int, split: str, at_most: bool = False) -> np.ndarray:

@@ -7,7 +7,7 @@ Outs in data/filter/VARIANT:
     pairs.png       pairs of that list, evenly spaced, as pictures
     candidates.parquet   the pairs that `scoresmooth review data/filter/VARIANT` shows to a person, with their pictures
     filter.json     every metric with its rate, its interval and its control; verdicts; distances; faults of the samples
-    curve.tsv       where train kept snapshots: the share of each one's samples with r1/r2 < 0.7, with its interval
+    runs.tsv        for networks one row per run (seed, step): how many of its samples each measure flags
 """
 
 import json
@@ -21,7 +21,7 @@ from stages.features.weights import EncoderParams, pinned
 from stages.files.arrays import write_arrays
 from stages.files.artifacts import write_json, write_parquet, write_tsv
 from stages.files.images import ImageTable, read_images
-from stages.files.paths import DATA, VERDICTS, curve_of, images_of, samples_of
+from stages.files.paths import DATA, VERDICTS, images_of, run_samples_of, samples_of
 from stages.memorization.quality_rule import QualityRule
 from stages.memorization.ratios import PUBLISHED, candidate_count
 from stages.memorization.verdict_log import read_decisions
@@ -115,7 +115,7 @@ class Params(StageParams):
 
 
 def plan(params: Params) -> list[Shard]:
-    """Spans of the samples and the held-out images, under the same search; the training set; the snapshots' samples."""
+    """Spans of the samples and the held-out images, under the same search; the training set; the runs' samples."""
     train, samples, holdout = (read_images(path) for path in (images_of("train"), *_sources(params.variant).values()))
     _check(params, train, samples, holdout)
     if params.variant in params.verdicts:
@@ -129,15 +129,15 @@ def plan(params: Params) -> list[Shard]:
         settings = {**common, "features": candidate_count(len(table), params.percentile)}
         shards += _spans(params, task, _sources(params.variant)[task], pieces, settings)
     shards += _spans(params, "duplicates", images_of("train"), params.shards, {})
-    curve = curve_of(params.variant)
-    return shards + (_spans(params, "curve", curve, params.shards, {}) if curve.exists() else [])
+    runs, settings = run_samples_of(params.variant), {"neighbors": params.neighbors}
+    return shards + (_spans(params, "runs", runs, params.shards, settings) if runs.exists() else [])
 
 
 def _spans(params: Params, task: str, source: Path, pieces: int, settings: dict[str, Any]) -> list[Shard]:
     """The images of `source` in `pieces`. Variants share the results on held-out and on training images: these shards
     do not have the variant's name."""
     cuts = spans(len(read_images(source)), pieces)
-    title = {"samples": params.variant, "curve": f"{params.variant} curve"}.get(task, task)
+    title = {"samples": params.variant, "runs": f"{params.variant} runs"}.get(task, task)
     return span_shards("filter", task, title, cuts, settings, (source, images_of("train")), ".npz")
 
 
@@ -173,21 +173,21 @@ def _check(params: Params, train: ImageTable, samples: ImageTable, holdout: Imag
 def work(shard: Shard) -> Path:
     """Search images start..stop, and take the features of those with the lowest ρ.
 
-    Only r₁/r₂ is taken of a snapshot's samples, and only their own neighbours of training images.
+    Training images are only searched for their own neighbours, and samples of runs for what `run_metrics` needs.
     """
     import numpy as np
 
     from stages.features.encoders import load_encoder
     from stages.memorization.calibrated_metrics import hull_arrays
     from stages.memorization.matching import BUDGET, match, own_neighbors, whole_reference
-    from stages.memorization.ratios import lowest, nn_ratio, rho
-    from stages.search.nearest import nearest
+    from stages.memorization.ratios import lowest, rho
+    from stages.memorization.run_metrics import search
 
     settings = shard.settings
     table, train = read_images(shard.inputs[0]), read_images(shard.inputs[1])
     span = slice(settings["start"], settings["stop"])
-    if shard.task == "curve":
-        return write_arrays(shard.path, {"ratio": nn_ratio(nearest(table.flat[span], train.flat, 2)[1])})
+    if shard.task == "runs":
+        return write_arrays(shard.path, search(table.flat[span], whole_reference(train.images), settings["neighbors"]))
     if shard.task == "duplicates":
         return write_arrays(shard.path, own_neighbors(train.flat, span.start, span.stop, BUDGET))
     images = table.images[span]
@@ -204,6 +204,7 @@ def gather(params: Params, parts: Parts) -> None:
     """Verdicts, the table of pairs, their picture, and every metric beside its control."""
     from stages.memorization import filter_results as results
     from stages.memorization.candidates import NAME, offer
+    from stages.memorization.run_metrics import run_rows
 
     train, images, held = (read_images(path) for path in (images_of("train"), *_sources(params.variant).values()))
     reference = results.grouped_reference(parts["duplicates"], train)
@@ -223,10 +224,11 @@ def gather(params: Params, parts: Parts) -> None:
     summary = {"variant": params.variant, "count": len(images), "headline": params.headline}
     summary |= found.summary(params.encoder.name, params.quality) | results.verdict_counts(pairs)
     write_json(out / "filter.json", {**summary, "verified": _verified(params, samples.searched, pairs, *asked)})
-    (out / "curve.tsv").unlink(missing_ok=True)  # of an earlier run that had snapshots
-    if "curve" in parts:
-        steps = read_images(curve_of(params.variant)).metadata["steps"]
-        write_tsv(out / "curve.tsv", results.curve_rows(parts["curve"], steps))
+    (out / "runs.tsv").unlink(missing_ok=True)  # of an earlier run, when it was a network
+    if "runs" in parts:
+        source, near = run_samples_of(params.variant), found.nearness[1]
+        rows = run_rows(source, parts["runs"], reference, near, params.rules, results.COPIED_BELOW)
+        write_tsv(out / "runs.tsv", rows)
 
 
 def _verified(

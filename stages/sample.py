@@ -5,8 +5,8 @@ Outs in data/sample/VARIANT:
 - samples.arrow, an image table, and sample.json; for gradient ascent it says where each sample stopped;
 - for a trained network, alignment.json compares its score with the empirical one, and interpolation.arrow holds the
   images of its interpolations;
-- where train kept snapshots, curve.arrow holds samples 0..curve_count-1 of each, in the order of their steps, which its
-  metadata lists.
+- for a trained network, runs.arrow holds samples 0..curve_count-1 of every run (each seed's network, at each snapshot
+  and at the end), in the order of its metadata `runs`. All the rest is of the reference run.
 """
 
 from pathlib import Path
@@ -16,10 +16,13 @@ from pydantic import Field
 
 from stages.diffusion.parameters import AlignmentParams, Variant
 from stages.files.artifacts import read_json, write_json
-from stages.files.paths import DATA, curve_of, images_of, samples_of, score_of, snapshots_of, weights_of
+from stages.files.paths import DATA, images_of, run_samples_of, runs_of, samples_of, score_of
+from stages.files.runs import Run, read_runs, reference
 from stages.protocol import Parts, Shard, StageParams, main, spans
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from stages.diffusion.model import Model
     from stages.files.images import ImageTable
 
@@ -44,29 +47,43 @@ class Params(StageParams):
         description="type of a network's products; auto: bfloat16 where the device has instructions for it"
     )
     compile: bool = Field(description="use torch.compile for a network, worth it on a GPU")
-    curve_count: int = Field(ge=2, description="samples from each of train's snapshots, if there are any")
+    curve_count: int = Field(ge=2, description="samples of each run of a network, at most `count`")
     alignment: AlignmentParams
 
 
 def plan(params: Params) -> list[Shard]:
-    """Return shards of samples, one that compares a trained score with the empirical one, and shards of snapshots."""
+    """Return shards of samples, one that compares a trained score with the empirical one, and one of runs per seed."""
     name, inputs = params.variant, [score_of(params.variant), images_of("train")]
     if params.spec.score == "closed-form":
-        return _draws(params, "samples", params.count, name, *inputs)
-    trained = [*inputs, weights_of(name)]
-    shards = _draws(params, "samples", params.count, name, *trained)
+        return _draws(params, name, *inputs)
+    runs = read_runs(runs_of(name))
+    trained = [*inputs, reference(runs).weights]
+    shards = _draws(params, name, *trained)
     shards.append(_shard("alignment", f"{name} alignment", _settings(params, "alignment"), *trained))
-    for step, path in snapshots_of(name).items():
-        shards += _draws(params, "curve", params.curve_count, f"{name} step {step}", *inputs, path)
+    settings = {**_settings(params, "batch", "precision", "compile"), "start": 0, "stop": _run_count(params)}
+    for seed, own in _drawn_runs(runs).items():
+        shards.append(_shard("runs", f"{name} seed {seed}", settings, *inputs, *(run.weights for run in own)))
     return shards
 
 
-def _draws(params: Params, task: str, count: int, name: str, *inputs: Path) -> list[Shard]:
+def _run_count(params: Params) -> int:
+    return min(params.curve_count, params.count)
+
+
+def _drawn_runs(runs: list[Run]) -> dict[int, list[Run]]:
+    """Return the runs by seed; the reference is left out, since its first samples are there already."""
+    rest = [run for run in runs if run != reference(runs)]
+    return {seed: [run for run in rest if run.seed == seed] for seed in dict.fromkeys(run.seed for run in rest)}
+
+
+def _draws(params: Params, name: str, *inputs: Path) -> list[Shard]:
     """Return shards of whole batches for samples 0..count-1."""
-    common, batch = _settings(params, "batch", "precision", "compile"), params.batch
+    common, batch, count = _settings(params, "batch", "precision", "compile"), params.batch, params.count
     cuts = spans(-(-count // batch), params.shards)
     return [
-        _shard(task, f"{name} {n}/{len(cuts)}", {**common, "start": a * batch, "stop": min(b * batch, count)}, *inputs)
+        _shard(
+            "samples", f"{name} {n}/{len(cuts)}", {**common, "start": a * batch, "stop": min(b * batch, count)}, *inputs
+        )
         for n, (a, b) in enumerate(cuts, 1)
     ]
 
@@ -81,23 +98,36 @@ def _shard(task: str, name: str, settings: dict[str, Any], *inputs: Path) -> Sha
 
 
 def work(shard: Shard) -> Path:
-    """Draw samples start..stop of the run, or compare the scores."""
+    """Draw samples start..stop of every network of the shard, or compare the scores."""
+    import numpy as np
+
+    from stages.files.images import image_table, write_images
+
+    weights = shard.inputs[2:] or (None,)
+    if shard.task == "alignment":
+        return _align(shard, _load(shard, *weights))
+    drawn = [_sample(shard, _load(shard, path)) for path in weights]
+    stops = [stop for _, stopped in drawn for stop in stopped]
+    return write_images(
+        shard.path, image_table(np.concatenate([images for images, _ in drawn]), None, {"stops": stops})
+    )
+
+
+def _load(shard: Shard, weights: str | None) -> "Model":
     from stages.diffusion.model import load_model
     from stages.files.images import read_images
 
     settings, images = shard.settings, read_images(shard.inputs[1]).images
-    weights = shard.inputs[2] if len(shard.inputs) > 2 else None
     how = settings["device"], settings.get("precision", "float32"), settings.get("compile", False)
-    model = load_model(read_json(shard.inputs[0]), settings["sampler"], images, weights, *how)
-    return _align(shard, model) if shard.task == "alignment" else _sample(shard, model)
+    return load_model(read_json(shard.inputs[0]), settings["sampler"], images, weights, *how)
 
 
-def _sample(shard: Shard, model: "Model") -> Path:
+def _sample(shard: Shard, model: "Model") -> tuple["np.ndarray", list[tuple[int, float]]]:
+    """Return the samples, and for gradient ascent where each one stopped."""
     import numpy as np
     from tqdm import tqdm
 
     from stages.diffusion.sampling import batches, last_states, to_uint8
-    from stages.files.images import image_table, write_images
 
     settings, images, stops = shard.settings, [], []
     start, stop, ascends = settings["start"], settings["stop"], settings["sampler"]["stop_below"] is not None
@@ -108,7 +138,7 @@ def _sample(shard: Shard, model: "Model") -> Path:
             if ascends:
                 stops += list(zip(steps.tolist(), model.actual_level(ends).tolist()))[:keep]
             bar.update(keep)
-    return write_images(shard.path, image_table(np.concatenate(images), metadata={"stops": stops}))
+    return np.concatenate(images), stops
 
 
 def _align(shard: Shard, model: "Model") -> Path:
@@ -127,21 +157,34 @@ def gather(params: Params, parts: Parts) -> None:
     from stages.files.images import image_table, read_images, write_images
 
     out, sampler = DATA / "sample" / params.variant, params.spec.sampler
-    curve_of(params.variant).unlink(missing_ok=True)  # from an earlier run that had snapshots
+    run_samples_of(params.variant).unlink(missing_ok=True)  # from an earlier run, when it was a network
     if "alignment" in parts:
         aligned = read_images(parts["alignment"][0])
         write_images(out / "interpolation.arrow", image_table(aligned.images))
         settings = params.alignment.model_dump(mode="json")
         write_json(out / "alignment.json", {**aligned.metadata["measured"], "settings": settings})
-    if "curve" in parts:
-        steps = list(snapshots_of(params.variant))
-        write_images(curve_of(params.variant), _joined(parts["curve"], {"steps": steps}))
     metadata = {"variant": params.variant, "seed": params.seed, "sampler": sampler.model_dump(mode="json")}
     joined = _joined(parts["samples"], metadata)
     write_images(samples_of(params.variant), joined)
+    if params.spec.score == "network":
+        write_images(run_samples_of(params.variant), _run_table(params, joined, parts.get("runs", [])))
     summary = {"count": len(joined), "nfe": sampler.evaluations, "seed": params.seed, "sampler": metadata["sampler"]}
     stops = [stop for part in parts["samples"] for stop in read_images(part).metadata["stops"]]
     write_json(out / "sample.json", {**summary, **_stopped(stops, sampler.stop_below)})
+
+
+def _run_table(params: Params, samples: "ImageTable", parts: list[Path]) -> "ImageTable":
+    """Return the samples of all runs in order; `samples` are those of the reference, `parts` those of the others."""
+    import numpy as np
+
+    from stages.files.images import image_table, read_images
+
+    runs, count = read_runs(runs_of(params.variant)), _run_count(params)
+    drawn = [read_images(part).images for part in parts]
+    place = runs.index(reference(runs)) * count
+    others = np.concatenate([samples.images[:0], *drawn])
+    images = np.concatenate([others[:place], samples.images[:count], others[place:]])
+    return image_table(images, metadata={"runs": [run.key for run in runs]})
 
 
 def _stopped(stops: list[tuple[int, float]], stop_below: float | None) -> dict[str, Any]:

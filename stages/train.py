@@ -1,26 +1,32 @@
 """Stage train@variant: train a variant's network. A closed-form variant has none, and only its score is specified.
 
-Outs in data/train/VARIANT: score.json (the specification of the score), and for networks model.safetensors (the EMA
-weights), loss.tsv (the loss curve, by noise level) and, for each step of train.snapshots, snapshot-STEP.safetensors
-(the EMA weights then), from which the later stages measure how copies appear while the network learns.
+Outs in data/train/VARIANT: score.json (the specification of the score), and for networks a folder seed-SEED for each of
+train.seeds with model.safetensors (the EMA weights), loss.tsv (the loss curve, by noise level) and, for each step of
+train.snapshots before the last, snapshot-STEP.safetensors (the EMA weights then). runs.json lists all weights, seed by
+seed, each by ascending steps: the runs that the later stages sample and measure. The first seed's last run is the
+reference, whose samples the report shows.
+
+A seed determines weights, order of the images, noise levels and noise alike for every variant, so the runs of two
+variants with one seed are a pair.
 """
 
 import math
+import shutil
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
 from stages.diffusion.parameters import NetworkParams, NoiseParams, OptimizationParams, Variant
-from stages.files.artifacts import write_json, write_text
+from stages.files.artifacts import read_json, write_json, write_text
 from stages.files.paths import (
     images_of,
     loss_of,
     neighbors_of,
+    runs_of,
     score_of,
     snapshot_name,
     snapshot_of,
-    snapshots_of,
     weights_of,
 )
 from stages.protocol import Parts, Shard, StageParams, main
@@ -38,10 +44,22 @@ class Params(StageParams):
     noise: NoiseParams
     network: NetworkParams
     optimization: OptimizationParams
+    seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
+        min_length=1,
+        description="a training for each: seed of weights, order, levels, noise and dropout; 32 bits; the first one's "
+        "network is the reference",
+    )
     device: Literal["auto", "cpu", "cuda"] = Field(description="auto: a GPU when there is one")
     processes: int = Field(gt=0, description="processes that share every batch: one per GPU, or on the CPU")
     threads: int | None = Field(gt=0, description="CPU threads of each process; null: OMP_NUM_THREADS or all")
     snapshots: list[int] = Field(description="steps after which the EMA weights are kept, ascending")
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError("a seed is listed twice, but equal seeds give equal networks: remove one")
+        return seeds
 
     @field_validator("snapshots")
     @classmethod
@@ -68,7 +86,7 @@ def _specification(params: Params) -> dict[str, Any]:
 
 
 def plan(params: Params) -> list[Shard]:
-    """Return one shard for a network, none for a closed form."""
+    """Return one shard per seed for a network, none for a closed form."""
     if params.spec.score == "closed-form":
         return []
     inputs = [str(images_of("train"))]
@@ -80,7 +98,11 @@ def plan(params: Params) -> list[Shard]:
     if params.snapshots:
         settings["snapshots"] = params.snapshots
     del settings["variant"]  # the name is left out so that identical variants share one cached training
-    return [Shard("train", "train", params.variant, settings, tuple(inputs), ".safetensors")]
+    name, paths = params.variant, tuple(inputs)
+    return [
+        Shard("train", "train", f"{name} seed {seed}", {**settings, "seed": seed}, paths, ".safetensors")
+        for seed in params.seeds
+    ]
 
 
 def work(shard: Shard) -> Path:
@@ -91,22 +113,28 @@ def work(shard: Shard) -> Path:
 
 
 def gather(params: Params, parts: Parts) -> None:
-    """Write score.json and, for a network, its weights, its snapshots and its loss curve."""
-    score = _specification(params)
-    for old in snapshots_of(params.variant).values():  # from an earlier run that kept others
-        old.unlink()
+    """Write score.json and, for a network, the weights and the loss curve of every seed, and the list of the runs."""
+    score, place = _specification(params), score_of(params.variant)
+    shutil.rmtree(place.parent, ignore_errors=True)  # an earlier run may have had other seeds and snapshots
+    write_json(place, score)
     if parts:
-        from stages.files.tensors import load_tensors, save_tensors, select
+        runs = [run for seed, part in zip(params.seeds, parts["train"]) for run in _unpack(params.variant, seed, part)]
+        write_json(runs_of(params.variant), {"runs": runs})
 
-        tensors, notes = load_tensors(parts["train"][0])
-        about = {"score": score, "image_shape": notes["image_shape"]}
-        for step in notes.get("snapshots", ()):
-            kept = select(tensors, snapshot_name(step))
-            save_tensors(snapshot_of(params.variant, step), kept, {**about, "step": step})
-        final = {name: tensor for name, tensor in tensors.items() if not name.startswith("snapshot-")}
-        save_tensors(weights_of(params.variant), final, about)
-        write_text(loss_of(params.variant), notes["loss"])
-    write_json(score_of(params.variant), score)
+
+def _unpack(variant: str, seed: int, part: Path) -> list[dict[str, Any]]:
+    """Write the files of one seed's training; return its runs."""
+    from stages.files.tensors import load_tensors, save_tensors, select
+
+    tensors, notes = load_tensors(part)
+    about = {"score": read_json(score_of(variant)), "image_shape": notes["image_shape"], "seed": seed}
+    *early, last = notes["steps"]
+    paths = {step: snapshot_of(variant, seed, step) for step in early} | {last: weights_of(variant, seed)}
+    for step, path in paths.items():
+        save_tensors(path, select(tensors, snapshot_name(step)), {**about, "step": step})
+    write_text(loss_of(variant, seed), notes["loss"])
+    folder = runs_of(variant).parent
+    return [{"seed": seed, "step": step, "weights": str(path.relative_to(folder))} for step, path in paths.items()]
 
 
 if __name__ == "__main__":

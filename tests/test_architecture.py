@@ -28,11 +28,11 @@ REACH = {
     "embed": (14, ["features", "files"]),
     "index": (24, ["engine", "features", "files", "search"]),
     "train": (24, ["diffusion", "files"]),
-    "sample": (36, ["diffusion", "engine", "files", "search"]),
-    "filter": (56, ["engine", "features", "files", "images", "memorization", "search"]),
-    "fid": (16, ["features", "files"]),
+    "sample": (37, ["diffusion", "engine", "files", "search"]),
+    "filter": (58, ["engine", "features", "files", "images", "memorization", "search"]),
+    "fid": (27, ["engine", "features", "files", "images"]),
     "verify": (55, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
-    "report": (39, ["engine", "files", "memorization", "reporting", "search", "theory"]),
+    "report": (40, ["engine", "files", "memorization", "reporting", "search", "theory"]),
     "audit": (86, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
 }
 """Stage: how many files its results depend on, at most, and in which folders they may lie (besides stages/ itself).
@@ -54,7 +54,7 @@ ARROWS = {
 BASE = ("errors", "protocol", "device")
 
 STALE = {
-    "engine": {"deduplicate", "index", "sample", "filter", "verify", "report", "audit"},
+    "engine": {"deduplicate", "index", "sample", "filter", "fid", "verify", "report", "audit"},
     "theory": {"verify", "report"},
     "reporting": {"report", "audit"},
 }

@@ -87,9 +87,11 @@ def make_trainer(
         "spec": variant.model_dump(mode="json"),
         "network": network.model_dump(mode="json"),
         "optimization": optimization.model_dump(mode="json", exclude={"max_seconds"}),  # more time may be given later
+        "seed": published.SEED,
         "images": hashlib.sha256(images.tobytes()).hexdigest(),
     }
-    return Trainer(build_training(variant, NOISE, network, optimization, images, neighbors, device), scratch, identity)
+    training = build_training(variant, NOISE, network, optimization, images, neighbors, device, published.SEED)
+    return Trainer(training, scratch, identity)
 
 
 def synchronise(device: torch.device) -> None:

@@ -29,6 +29,7 @@ from stages.diffusion.network import Attention, NCSNpp, ResidualBlock
 from stages.diffusion.parameters import NoiseParams
 from stages.errors import InputError
 from stages.files.artifacts import read_json
+from stages.files.runs import read_runs, reference
 
 if TYPE_CHECKING:
     from diffusers import ScoreSdeVePipeline, UNet2DModel
@@ -172,13 +173,16 @@ def to_pipeline(network: NCSNpp, noise: NoiseParams, snr: float = 0.16) -> "Scor
 
 
 def export(trained: Path, folder: Path) -> None:
-    """Write the pipeline folder of data/train/VARIANT, whole or not at all; an existing folder is refused."""
+    """Write the pipeline folder of data/train/VARIANT, whole or not at all; an existing folder is refused.
+
+    It holds the reference network: the end of the first seed's training.
+    """
     if folder.exists():
         raise InputError(f"{folder} already exists: name another folder, or remove it")
     description = read_json(trained / "score.json")
     if description["spec"]["score"] != "network":
         raise InputError(f"{trained} is a closed-form score and has no network: name a trained variant")
-    network = load_network(description, trained / "model.safetensors")
+    network = load_network(description, reference(read_runs(trained / "runs.json")).weights)
     pipeline = to_pipeline(network, NoiseParams(**description["noise"]))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:

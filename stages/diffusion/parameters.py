@@ -85,7 +85,6 @@ class OptimizationParams(Section):
         description="type of the network's products; auto: bfloat16 where the device has instructions for it"
     )
     compile: bool = Field(description="use torch.compile, worth it on a GPU")
-    seed: int = Field(ge=0, lt=2**32, description="seed of weights, order, levels, noise and dropout; 32 bits")
     checkpoint_every: int = Field(gt=0, description="steps between checkpoints")
     keep: int = Field(gt=0, description="number of checkpoints kept while training")
     log_every: int = Field(gt=0, description="steps averaged into one row of the loss curve")

@@ -53,6 +53,7 @@ def make_trainer(shard: Shard, device: torch.device, world: World) -> Trainer:
         table.images,
         _neighbors(spec, shard.inputs, table.ids),
         device,
+        settings["seed"],
         world,
     )
     identity = {**settings, "inputs": {path: sha256_file(path) for path in shard.inputs}}
@@ -88,7 +89,7 @@ def _train(shard: Shard, trainer: Trainer) -> None:
                 progress.update(row.step * batch - progress.n)
                 progress.set_postfix(loss=f"{row.loss:.4f}")
     if main:
-        _save(shard, trainer, [step for step in snapshots if step <= training.step])
+        _save(shard, trainer, [step for step in snapshots if step < training.step])
 
 
 def keep_snapshot(shard: Shard, step: int, trainer: Trainer) -> None:
@@ -98,10 +99,11 @@ def keep_snapshot(shard: Shard, step: int, trainer: Trainer) -> None:
         save_tensors(snapshot_path(shard.scratch, step), tensors, {})
 
 
-def _save(shard: Shard, trainer: Trainer, snapshots: list[int]) -> None:
-    """Write the average of the weights and, under their names, those of the snapshots."""
-    tensors = trainer.average.state_dict()
-    for step in snapshots:
+def _save(shard: Shard, trainer: Trainer, early: list[int]) -> None:
+    """Write the average of the weights at the end, and at the `early` snapshots, each under its step's name."""
+    training = trainer.training
+    tensors = prefixed(snapshot_name(training.step), trainer.average.state_dict())
+    for step in early:
         tensors |= load_tensors(snapshot_path(shard.scratch, step))[0]
-    notes = {"loss": format_curve(trainer.rows), "image_shape": list(trainer.training.data.shape)}
-    save_tensors(shard.path, tensors, notes | ({"snapshots": snapshots} if snapshots else {}))
+    notes = {"loss": format_curve(trainer.rows), "image_shape": list(training.data.shape)}
+    save_tensors(shard.path, tensors, notes | {"steps": [*early, training.step]})

@@ -45,6 +45,7 @@ class Training:
         conditioned: whether sigma enters the network.
         forward: the network as it is evaluated, possibly compiled and distributed.
         bfloat16: whether the network's products run in it.
+        seed: of weights, order, levels, noise and dropout; below 2³².
         world: the processes that share every batch; each works on its own part of it.
         step: the number of steps taken.
     """
@@ -59,6 +60,7 @@ class Training:
     optimizer: torch.optim.Optimizer
     order: EpochOrder
     bfloat16: bool
+    seed: int
     world: World = ALONE
     step: int = 0
 
@@ -70,20 +72,21 @@ def start_training(
     data: TrainingSet,
     target: Target,
     conditioned: bool,
+    seed: int,
     world: World = ALONE,
 ) -> Training:
-    """Return a training before its first step; build makes the network under the seed of `params`."""
+    """Return a training before its first step; build makes the network under the seed."""
     device = data.device
-    torch.manual_seed(params.seed)
+    torch.manual_seed(seed)
     network = build().to(device, memory_format=memory_format(device))
     optimizer = torch.optim.AdamW(
         network.parameters(), params.learning_rate, params.betas, weight_decay=params.weight_decay, fused=True
     )
     forward = world.wrap(torch.compile(network, dynamic=False) if params.compile else network, device)
     sigmas = noise.levels(levels, params.levels).float().to(device)
-    order = EpochOrder(len(data), params.batch, params.seed)
+    order = EpochOrder(len(data), params.batch, seed)
     half = uses_bfloat16(params.precision, device)
-    return Training(params, sigmas, data, target, conditioned, network, forward, optimizer, order, half, world)
+    return Training(params, sigmas, data, target, conditioned, network, forward, optimizer, order, half, seed, world)
 
 
 def build_training(
@@ -94,6 +97,7 @@ def build_training(
     images: np.ndarray,
     neighbors: np.ndarray | None,
     device: torch.device,
+    seed: int,
     world: World = ALONE,
 ) -> Training:
     """Return the training of the network that a specification describes.
@@ -102,7 +106,7 @@ def build_training(
     """
     data, target = open_training_set(images, neighbors, device), build_target(spec, images[0].size)
     build = functools.partial(build_network, network, spec, levels, data.shape)
-    return start_training(params, levels, build, data, target, spec.conditioned, world)
+    return start_training(params, levels, build, data, target, spec.conditioned, seed, world)
 
 
 def train_steps(training: Training) -> Iterator[Losses]:
@@ -135,7 +139,7 @@ def add_gradient(training: Training, start: int, stop: int) -> tuple[Tensor, Ten
     """
     params = training.params
     x0, near, level, z = draw_batch(training, start, stop)
-    torch.manual_seed(noise.generator_seed(params.seed, training.step, start))
+    torch.manual_seed(noise.generator_seed(training.seed, training.step, start))
     forward = functools.partial(_evaluate, training)
     losses = denoising_loss(forward, training.target, x0, training.sigmas[level], z, near, training.conditioned)
     # On a CPU the backward pass runs in this thread: a thread of autograd's own would bring a second OpenMP pool,
@@ -148,7 +152,7 @@ def add_gradient(training: Training, start: int, stop: int) -> tuple[Tensor, Ten
 
 def draw_batch(training: Training, start: int, stop: int) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """Return images start..stop of the step's batch, their neighbours, the indices of their levels, and their noise."""
-    params, seed = training.params, training.params.seed
+    params, seed = training.params, training.seed
     numbers = torch.arange(start, stop, device=training.sigmas.device) + training.step * params.batch
     x0, near = training.data.take(training.order.rows(training.step)[start:stop])
     u = noise.uniform(seed, numbers, Stream.TRAINING_LEVEL.draw(), 1)[:, 0]

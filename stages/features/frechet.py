@@ -7,11 +7,14 @@ that should be zero, 1e-16, would be an error of 1e-8 in each such dimension. Wi
 themselves are the factor: an N×M problem in place of D×D.
 """
 
+import math
+
 import numpy as np
 
 from stages.errors import InputError
 
 BLOCK_ROWS = 4096
+Z95 = 1.959963984540054
 
 
 def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -42,6 +45,37 @@ def frechet_from_features(a: np.ndarray, b: np.ndarray) -> float:
             f"features of {a.shape[1]} and {b.shape[1]} dimensions have no Fréchet distance: use one encoder for both"
         )
     return _distance(*_mean_and_factor(a), *_mean_and_factor(b))
+
+
+def frechet_interval(samples: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:
+    """Return `frechet_from_features` of samples (N, D) and reference (M, D), and the ends of its 95 % interval.
+
+    The interval is for the mean distance of sets of N such samples to this very reference: what another seed of the
+    sampler would give. It says nothing about N → ∞, which is nearer (the distance's bias), nor about another reference.
+
+    The standard error is the infinitesimal jackknife's (Efron 1982), from the distance's derivative by the weight of
+    each sample: 2 (μ1−μ2)·x + |x|² − xᵀTx for the centred x, where T is the linear map that transports N(0, C1) to
+    N(0, C2). It costs no second distance. The interval is symmetric in ln d².
+
+    Coverage of the nominal 95 % in 2,000 simulated repetitions (tests/features/test_frechet_interval.py repeats 1,000),
+    D from 8 to 160, N from 30 to 300, below and above D: Gaussian samples 95.2–96.9 %, heavy tails 96.5 %, half of them
+    copies of 30 images 94.9 %, samples of the reference's own law 97.9–98.5 % (it errs towards caution there). It errs
+    the other way for samples of few modes: six narrow ones, N = 60, 90.2 % (D = 40) and 94.2 % (D = 160).
+    """
+    (mean1, factor1), (mean2, factor2) = _mean_and_factor(samples), _mean_and_factor(reference)
+    distance = _distance(mean1, factor1, mean2, factor2)
+    _, singular, right = np.linalg.svd(factor1.T @ factor2, full_matrices=False)
+    kept = singular > len(singular) * np.finfo(np.float64).eps * singular.max(initial=0)
+    axes, difference = factor2 @ right[kept].T, mean1 - mean2
+    influence = np.empty(len(samples))
+    for start in range(0, len(samples), BLOCK_ROWS):
+        rows = samples[start : start + BLOCK_ROWS].astype(np.float64) - mean1
+        transported = (np.square(rows @ axes) / singular[kept]).sum(axis=1)
+        influence[start : start + BLOCK_ROWS] = 2 * rows @ difference + np.square(rows).sum(axis=1) - transported
+    half = Z95 * float(influence.std(ddof=1)) / math.sqrt(len(samples))
+    if half >= distance:  # nothing but rounding is left of the distance, or nearly so
+        return distance, 0.0, distance + half
+    return distance, distance * math.exp(-half / distance), distance * math.exp(half / distance)
 
 
 def _mean(features: np.ndarray) -> np.ndarray:

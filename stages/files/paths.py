@@ -70,14 +70,24 @@ def score_of(variant: str) -> Path:
     return DATA / "train" / variant / "score.json"
 
 
-def weights_of(variant: str) -> Path:
-    """The averaged weights of a variant's network."""
-    return DATA / "train" / variant / "model.safetensors"
+def runs_of(variant: str) -> Path:
+    """The list of a network's runs: the seed, the step and the weights of each."""
+    return DATA / "train" / variant / "runs.json"
 
 
-def loss_of(variant: str) -> Path:
-    """The loss curve of a variant's network."""
-    return DATA / "train" / variant / "loss.tsv"
+def training_of(variant: str, seed: int) -> Path:
+    """The folder of the training with one seed: the averaged weights at its end and at its snapshots, its losses."""
+    return DATA / "train" / variant / f"seed-{seed}"
+
+
+def weights_of(variant: str, seed: int) -> Path:
+    """The averaged weights of a variant's network at the end of the training with a seed."""
+    return training_of(variant, seed) / "model.safetensors"
+
+
+def loss_of(variant: str, seed: int) -> Path:
+    """The loss curve of a variant's network in the training with a seed."""
+    return training_of(variant, seed) / "loss.tsv"
 
 
 def snapshot_name(step: int) -> str:
@@ -85,15 +95,9 @@ def snapshot_name(step: int) -> str:
     return f"snapshot-{step:010d}"
 
 
-def snapshot_of(variant: str, step: int) -> Path:
-    """The averaged weights of a variant's network at a step of the training."""
-    return DATA / "train" / variant / f"{snapshot_name(step)}.safetensors"
-
-
-def snapshots_of(variant: str) -> dict[int, Path]:
-    """Step -> weights of the snapshots that exist, in ascending order."""
-    found = sorted((DATA / "train" / variant).glob("snapshot-*.safetensors"))
-    return {int(path.stem.removeprefix("snapshot-")): path for path in found}
+def snapshot_of(variant: str, seed: int, step: int) -> Path:
+    """The averaged weights of a variant's network at a step before the end of the training with a seed."""
+    return training_of(variant, seed) / f"{snapshot_name(step)}.safetensors"
 
 
 def samples_of(variant: str) -> Path:
@@ -101,6 +105,6 @@ def samples_of(variant: str) -> Path:
     return DATA / "sample" / variant / "samples.arrow"
 
 
-def curve_of(variant: str) -> Path:
-    """The samples of a variant's snapshots; the file exists only if there are snapshots."""
-    return DATA / "sample" / variant / "curve.arrow"
+def run_samples_of(variant: str) -> Path:
+    """The samples of every run of a network; closed forms have no such file."""
+    return DATA / "sample" / variant / "runs.arrow"

@@ -45,7 +45,6 @@ from stages.memorization.pairs import (
 from stages.memorization.pictures import Pair, draw_pairs, spread_rows
 from stages.memorization.quality import Looks, broken
 from stages.memorization.quality_rule import QualityRule
-from stages.memorization.statistics import wilson
 from stages.memorization.thresholds import Thresholds, calibrate, cross_fitted
 from stages.memorization.verdicts import COPIED, VERDICTS, Evidence, decide, ratio_rules
 from stages.search.pixel_distance import pixel_distance
@@ -88,9 +87,10 @@ class Measured:
 
 
 def grouped_reference(parts: Sequence[Path], train: ImageTable) -> Reference:
-    """The training images with their duplicate groups. parts: files of `matching.own_neighbors`."""
+    """The training images with their duplicate groups and neighbours. parts: files of `matching.own_neighbors`."""
     own = join([read_arrays(part) for part in parts])
-    return whole_reference(train.images, find_duplicates(train.ids, own, train.dimension).group)
+    group = find_duplicates(train.ids, own, train.dimension).group
+    return whole_reference(train.images, group, (own["index"], own["squared"]))
 
 
 def measure(
@@ -210,18 +210,6 @@ def verdict_counts(pairs: pa.Table) -> dict[str, Any]:
         "verdicts": {name: verdicts[name] for name in VERDICTS},
         "unique_training_images": len({row for row, verdict in copied if verdict in COPIED}),
     }
-
-
-def curve_rows(parts: Sequence[Path], steps: Sequence[int]) -> list[dict[str, float]]:
-    """Each snapshot's share of samples that nn_ratio_0_7 flags, with its 95 % Wilson interval."""
-    ratio = np.concatenate([read_arrays(part)["ratio"] for part in parts]).reshape(len(steps), -1)
-    rows, count = [], ratio.shape[1]
-    for step, flagged in zip(steps, (ratio < 0.7).sum(axis=1).tolist()):
-        low, high = wilson(flagged, count)
-        rows.append(
-            {"step": step, "count": count, "flagged": flagged, "share": flagged / count, "low": low, "high": high}
-        )
-    return rows
 
 
 def draw(

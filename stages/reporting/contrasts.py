@@ -39,7 +39,6 @@ FACTORS = (  # dotted keys of a variant's tree -> the factor that they belong to
     ("train.optimization.steps", "training length"),
     ("train.optimization.max_seconds", "training length"),
     ("train.stopped_at", "training length"),
-    ("train.optimization.seed", "seeds"),
     ("train.seeds", "seeds"),
     ("sample.seed", "seeds"),
     ("data.*", "data"),

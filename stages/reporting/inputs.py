@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from stages.errors import InputError
 from stages.files.artifacts import read_json
 from stages.files.images import ImageTable, read_images
+from stages.files.runs import read_runs, reference
 from stages.reporting.words import Rate
 
 LOSS = ("step", "loss", "loss_low_sigma", "loss_middle_sigma", "loss_high_sigma")
@@ -42,7 +43,7 @@ class Variant:
     Attributes:
         name, spec: the key and the value under `variants` in params.yaml.
         score, sample, filter, fid: the stages' JSON files.
-        loss: columns of loss.tsv; None for a closed form.
+        loss: columns of the reference run's loss.tsv; None for a closed form.
         curve: columns of the curve.tsv of filter and fid; None where train kept no snapshots.
         pairs: pairs.parquet, one row per sample.
         samples: the samples, in order.
@@ -282,7 +283,7 @@ def _variant(reader: Reader, name: str, spec: dict[str, Any]) -> Variant:
         score=reader.json("train", "score.json", name),
         sample=reader.json("sample", "sample.json", name, "count", "nfe", "sampler", "seed"),
         fid=reader.json("fid", "fid.json", name, "name", "encoder", "samples", "train", "test", "floor", "vendi"),
-        loss=read_columns(reader.path("train", "loss.tsv", name), LOSS) if network else None,
+        loss=_reference_loss(reader, name) if network else None,
         curve=_curve(reader, name),
         pairs=pq.read_table(reader.path("filter", "pairs.parquet", name)),
         samples=read_images(reader.path("sample", "samples.arrow", name)),
@@ -323,6 +324,11 @@ def _learned(reader: Reader, name: str) -> Learned:
         reader.json("sample", "alignment.json", name, "levels", "paths", "grid", "settings"),
         read_images(reader.path("sample", "interpolation.arrow", name)),
     )
+
+
+def _reference_loss(reader: Reader, name: str) -> dict[str, np.ndarray]:
+    run = reference(read_runs(reader.path("train", "runs.json", name)))
+    return read_columns(reader.path("train", f"seed-{run.seed}/loss.tsv", name), LOSS)
 
 
 def _curve(reader: Reader, name: str) -> dict[str, np.ndarray] | None:

@@ -26,9 +26,9 @@ LEARNING_RATE, STEPS = 2e-3, 20
 
 
 def trained():
-    tensors, metadata = load_tensors(f"data/train/{VARIANT}/model.safetensors")
+    tensors, metadata = load_tensors(f"data/train/{VARIANT}/seed-42/model.safetensors")
     assert metadata["image_shape"] == [1, 8, 8]
-    return tensors, Path(f"data/train/{VARIANT}/loss.tsv").read_text()
+    return tensors, Path(f"data/train/{VARIANT}/seed-42/loss.tsv").read_text()
 
 
 def test_two_processes_give_the_weights_of_one(project, environment):
@@ -108,10 +108,12 @@ def test_parts_of_a_batch_cover_it(size, batch):
 def test_another_variants_weights_are_refused_by_name(project):
     for name in ("net-conditioning", "net-unconditioning"):
         run_plain("train", name)
-    one, other = (Path(f"data/train/{name}/model.safetensors") for name in ("net-conditioning", "net-unconditioning"))
+    one, other = (
+        Path(f"data/train/{name}/seed-42/model.safetensors") for name in ("net-conditioning", "net-unconditioning")
+    )
     one.write_bytes(other.read_bytes())
     words = (
-        r"net-conditioning/model\.safetensors holds the weights of another score \(net-unconditioning\): "
+        r"net-conditioning/seed-42/model\.safetensors holds the weights of another score \(net-unconditioning\): "
         r'spec\.form "unconditioning" there, "conditioning" here: rerun train'
     )
     with pytest.raises(InputError, match=words):
@@ -123,9 +125,7 @@ def test_weights_for_another_resolution_are_refused_by_name(project):
     run_plain("train", VARIANT)
     pixels = torch.randint(0, 256, (30, 16, 16, 1), dtype=torch.uint8).numpy()
     write_images("data/deduplicate/train.arrow", image_table(pixels))
-    words = (
-        r"net-conditioning/model\.safetensors was trained on images of 8 x 8 x 1, these are 16 x 16 x 1: rerun train"
-    )
+    words = r"seed-42/model\.safetensors was trained on images of 8 x 8 x 1, these are 16 x 16 x 1: rerun train"
     with pytest.raises(InputError, match=words):
         run_plain("sample", VARIANT)
 
@@ -133,7 +133,7 @@ def test_weights_for_another_resolution_are_refused_by_name(project):
 def test_a_truncated_model_is_refused_by_name(project, monkeypatch, capsys):
     """One line, exit code 2 and no samples, wherever the file ends."""
     run_plain("train", VARIANT)
-    path = Path(f"data/train/{VARIANT}/model.safetensors")
+    path = Path(f"data/train/{VARIANT}/seed-42/model.safetensors")
     whole = path.read_bytes()
     monkeypatch.setattr(sys, "argv", ["stages.sample", "--variant", VARIANT])
     for size in (0, 100, len(whole) - 1):
@@ -147,7 +147,7 @@ def test_a_truncated_model_is_refused_by_name(project, monkeypatch, capsys):
 
 def test_weights_that_are_not_finite_are_refused_by_name(project):
     run_plain("train", VARIANT)
-    path = f"data/train/{VARIANT}/model.safetensors"
+    path = f"data/train/{VARIANT}/seed-42/model.safetensors"
     tensors, metadata = load_tensors(path)
     tensors["head.weight"][0, 0, 0, 0] = float("nan")
     save_tensors(path, tensors, metadata)
@@ -174,7 +174,7 @@ def test_a_training_that_diverges_is_one_line_and_leaves_no_model(project, envir
 
 def test_a_foreign_safetensors_file_is_refused_by_name(project):
     run_plain("train", VARIANT)
-    save_tensors(f"data/train/{VARIANT}/model.safetensors", {"x": torch.zeros(2)}, {})
+    save_tensors(f"data/train/{VARIANT}/seed-42/model.safetensors", {"x": torch.zeros(2)}, {})
     with pytest.raises(InputError, match=r"model\.safetensors does not say which score it holds: rerun its train"):
         run_plain("sample", VARIANT)
 

@@ -158,6 +158,7 @@ def test_an_export_that_fails_leaves_no_folder(tmp_path, monkeypatch):
     score["network"] = made.params.model_dump()
     write_json(tmp_path / "score.json", score)
     save_tensors(tmp_path / "model.safetensors", made.state_dict(), {"score": score, "image_shape": [3, 16, 16]})
+    write_json(tmp_path / "runs.json", {"runs": [{"seed": 1, "step": 9, "weights": "model.safetensors"}]})
     whole = diffusers.ScoreSdeVePipeline.save_pretrained
 
     def full_disk(self, folder, **options):
@@ -183,6 +184,7 @@ def test_command_writes_the_folder_of_a_trained_variant_and_never_over_another(t
     score = {"variant": "net", "spec": spec, "noise": NOISE.model_dump(), "network": made.params.model_dump()}
     write_json(tmp_path / "score.json", score)
     save_tensors(tmp_path / "model.safetensors", made.state_dict(), {"score": score, "image_shape": [3, 16, 16]})
+    write_json(tmp_path / "runs.json", {"runs": [{"seed": 1, "step": 9, "weights": "model.safetensors"}]})
     monkeypatch.setattr(sys, "argv", ["export", str(tmp_path), str(tmp_path / "out")])
     export.main()
     unet = diffusers.UNet2DModel.from_pretrained(tmp_path / "out" / "unet")

@@ -39,7 +39,7 @@ NETWORK = NetworkParams(
 )  # fmt: skip
 OPTIMIZATION = OptimizationParams(
     steps=6, batch=4, microbatch=None, learning_rate=1e-3, betas=(0.9, 0.999), weight_decay=0.0, warmup=2,
-    decay="cosine", clip=1.0, ema=0.9, levels=100, flip=True, precision="float32", compile=False, seed=1,
+    decay="cosine", clip=1.0, ema=0.9, levels=100, flip=True, precision="float32", compile=False,
     checkpoint_every=3, keep=2, log_every=2, max_seconds=None,
 )  # fmt: skip
 EULER = {"name": "euler", "levels": 5}
@@ -148,7 +148,9 @@ def trainer(folder, device, form, images, **changes):
         spec |= {"temperature": "5/sigma", "smooth_below": 3.0, "neighbors": neighbors}
     params = OPTIMIZATION.model_copy(update=changes)
     return Trainer(
-        build_training(ScoreSpec(**spec), LEVELS, NETWORK, params, images, lists, device), folder, {"form": form}
+        build_training(ScoreSpec(**spec), LEVELS, NETWORK, params, images, lists, device, seed=1),
+        folder,
+        {"form": form},
     )
 
 

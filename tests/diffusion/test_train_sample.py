@@ -59,10 +59,12 @@ def test_every_default_variant_trains_and_samples(project):
         assert table.images.std() > 0
         score = json.loads(Path(f"data/train/{name}/score.json").read_text())
         assert score["spec"]["form"] == load_tree()["variants"][name]["form"]
-        trained = Path(f"data/train/{name}/model.safetensors").exists()
+        trained = Path(f"data/train/{name}/seed-42/model.safetensors").exists()
         assert trained == (score["spec"]["score"] == "network")
         if trained:
-            steps = [line.split("\t")[0] for line in Path(f"data/train/{name}/loss.tsv").read_text().splitlines()]
+            steps = [
+                line.split("\t")[0] for line in Path(f"data/train/{name}/seed-42/loss.tsv").read_text().splitlines()
+            ]
             assert steps == ["step", "5", "10", "15", "20"]
 
 
@@ -158,7 +160,7 @@ def test_more_neighbours_than_there_are_is_one_clear_line(project, k, message):
     [
         ("train", "data/deduplicate/train.arrow"),
         ("train", "data/index/pixel_neighbors.arrow"),
-        ("sample", "data/train/net-temperature-pixel/model.safetensors"),
+        ("sample", "data/train/net-temperature-pixel/seed-42/model.safetensors"),
         ("sample", "data/train/net-temperature-pixel/score.json"),
     ],
 )
@@ -228,7 +230,7 @@ def test_killed_training_resumes_and_ends_with_identical_weights(project):
         time.sleep(0.01)
     child.send_signal(signal.SIGKILL)
     child.wait()
-    assert not Path("data/train/net-conditioning/model.safetensors").exists()
+    assert not Path("data/train/net-conditioning/seed-42/model.safetensors").exists()
     resumed = subprocess.run(command, env=environment, stderr=subprocess.PIPE, text=True, check=True)
     assert "  0%" not in resumed.stderr.splitlines()[0].split("\r")[0], resumed.stderr[:200]
     killed = outs("net-conditioning")

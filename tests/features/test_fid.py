@@ -137,8 +137,8 @@ def project(tmp_path, monkeypatch):
 
 
 def run(folder, **changes):
-    params = fid.Params(variant="v", encoder=EncoderParams(**PIXELS), device="cpu",
-                        **{"reference_count": None, "per_class": False, "seed": 0, "shards": 1} | changes)  # fmt: skip
+    given = {"reference_count": None, "per_class": False, "seed": 0, "neighbors": 5, "shards": 1} | changes
+    params = fid.Params(variant="v", encoder=EncoderParams(**PIXELS), device="cpu", **given)
     run_stage(fid, params)
     return json.loads((folder / "data/fid/v/fid.json").read_text())
 
@@ -203,7 +203,9 @@ def test_features_of_another_encoder_are_refused(project):
 
 def test_one_sample_is_refused_before_any_work(project):
     write_images(samples_of("v"), image_table(np.zeros((1, 3, 2, 1), np.uint8)))
-    with pytest.raises(InputError, match="at least 2 samples, got 1"):
+    with pytest.raises(
+        InputError, match=r"more than 5 images on each side \(fid.neighbors\), got 1: raise sample.count"
+    ):
         run(project)
 
 
@@ -211,14 +213,16 @@ def test_one_sample_is_refused_before_any_work(project):
 def test_one_real_image_is_refused_before_any_work(project, split):
     """Deduplication may leave one of several; the message names what to raise."""
     write_features(features_of(split), FeatureTable(np.ones((1, 6), np.float32), ["a"], {"encoder": "pixels"}))
-    with pytest.raises(InputError, match=rf"at least 2 images on each side, {split} gives 1: raise ingest\.{split}"):
+    with pytest.raises(
+        InputError, match=rf"more than 5 images on each side .*, got 1: raise ingest\.{split}, or lower fid"
+    ):
         run(project)
     assert not (project / "data/fid").exists()
 
 
 def test_spans_of_the_plan_cover_every_sample_once(project):
     params = fid.Params(variant="v", encoder=EncoderParams(**PIXELS), device="cpu", reference_count=None,
-                        per_class=False, seed=0, shards=4)  # fmt: skip
+                        per_class=False, seed=0, neighbors=5, shards=4)  # fmt: skip
     cut = [(shard.settings["start"], shard.settings["stop"]) for shard in fid.plan(params)]
     assert cut == spans(25, 4)
     assert not any("shards" in shard.settings for shard in fid.plan(params))

@@ -281,7 +281,7 @@ def test_a_folder_of_a_removed_variant_is_not_read(project):
         ("filter/net-conditioning/filter.json", "filter@net-conditioning"),
         ("fid/closed-temperature/fid.json", "fid@closed-temperature"),
         ("sample/net-conditioning/samples.arrow", "sample@net-conditioning"),
-        ("train/net-conditioning/loss.tsv", "train@net-conditioning"),
+        ("train/net-conditioning/seed-42/loss.tsv", "train@net-conditioning"),
         ("verify/verify.json", "verify"),
         ("deduplicate/groups.parquet", "deduplicate"),
     ],

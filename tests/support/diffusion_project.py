@@ -48,7 +48,9 @@ def with_processes(count, **optimization):
 
 
 def outs(*variants):
-    return {path: sha256_file(path) for v in variants for path in sorted(Path("data").glob(f"*/{v}/*"))}
+    return {
+        path: sha256_file(path) for v in variants for path in sorted(Path("data").glob(f"*/{v}/**/*")) if path.is_file()
+    }
 
 
 @pytest.fixture

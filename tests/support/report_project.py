@@ -128,7 +128,9 @@ def write_variant(
             {"step": int(s), "loss": float(v), **{third: share * float(v) for third, share in thirds.items()}}
             for s, v in zip(steps, loss)
         ]
-        write_tsv(data / "train" / name / "loss.tsv", rows)
+        write_tsv(data / "train" / name / "seed-42" / "loss.tsv", rows)
+        run = {"seed": 42, "step": 4000, "weights": "seed-42/model.safetensors"}
+        write_json(data / "train" / name / "runs.json", {"runs": [run]})
 
 
 def write_learned(folder: Path, images: np.ndarray, seed: int) -> None:

@@ -37,7 +37,6 @@ OPTIMIZATION = OptimizationParams(
     flip=True,
     precision="float32",
     compile=False,
-    seed=1,
     checkpoint_every=4,
     keep=2,
     log_every=3,
@@ -49,11 +48,13 @@ def images(count=10):
     return torch.randint(0, 256, (count, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
-def trainer(scratch, data=None, target=denoising_target, network=NETWORK, **changes):
+def trainer(scratch, data=None, target=denoising_target, network=NETWORK, seed=1, **changes):
     params = OPTIMIZATION.model_copy(update=changes)
     data = TrainingSet(images(), None) if data is None else data
-    training = start_training(params, LEVELS, lambda: NCSNpp(network, 1, 8, True, 0.01, 5.0), data, target, True)
-    return Trainer(training, scratch, {"optimization": params.model_dump(), "inputs": {"train.arrow": "abc"}})
+    training = start_training(params, LEVELS, lambda: NCSNpp(network, 1, 8, True, 0.01, 5.0), data, target, True, seed)
+    return Trainer(
+        training, scratch, {"optimization": params.model_dump(), "seed": seed, "inputs": {"train.arrow": "abc"}}
+    )
 
 
 def weights(run):
