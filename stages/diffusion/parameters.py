@@ -160,7 +160,17 @@ class ScoreSpec(Section):
     """
 
     score: Literal["network", "closed-form"]
-    form: Literal["conditioning", "unconditioning", "temperature", "kernel-smoothed", "cfdm", "mixture"]
+    form: Literal[
+        "conditioning",
+        "unconditioning",
+        "temperature",
+        "kernel-smoothed",
+        "cfdm",
+        "mixture",
+        "wiener",
+        "local",
+        "loader-batches",
+    ]
     noise_conditioning: bool | None = Field(default=None, description="networks: null means form == conditioning")
     temperature: float | str | None = Field(
         default=None,
@@ -177,6 +187,12 @@ class ScoreSpec(Section):
     )
     neighbors: Neighbors | None = None
     kernel: Kernel | None = None
+    patch: int | None = Field(
+        default=None, gt=0, description="form local: side of the patches, an odd number of pixels"
+    )
+    loader_batch: int | None = Field(
+        default=None, gt=0, description="form loader-batches: training images over which a softmax is normalised"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -190,6 +206,10 @@ class ScoreSpec(Section):
         self._check_shells()
         if (self.kernel is not None) != (self.form in ("kernel-smoothed", "cfdm")):
             raise ValueError(f"form {self.form!r} and kernel {self.kernel!r} do not go together")
+        if (self.patch is not None) != (self.form == "local") or (self.patch is not None and self.patch % 2 == 0):
+            raise ValueError("patch, an odd number, goes with form local, and with that alone")
+        if (self.loader_batch is not None) != (self.form == "loader-batches"):
+            raise ValueError("loader_batch goes with form loader-batches, and with that alone")
         if self.score == "network":
             self._check_network()
         else:

@@ -19,7 +19,7 @@ def trajectory(model: Model, seed: int, indices: Tensor) -> Iterator[Tensor]:
     def draw(n: int) -> Tensor:
         return noise.normal(seed, indices, n, model.shape)
 
-    score = model.score(Batch(seed, indices))
+    score = model.score(Batch(seed, indices, model.shape))
     yield from samplers.sample(model.variant.sampler, model.sigmas, model.actual_level, score, draw)
 
 

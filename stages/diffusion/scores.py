@@ -63,7 +63,7 @@ class Centres:
         own = (x * x).sum(1, keepdim=True)
         step = max(1, self.block * BATCH // max(BATCH, len(x)))
         for start in range(0, len(self.pixels), step):
-            centres = _unit(self.pixels[start : start + step])
+            centres = unit(self.pixels[start : start + step])
             norms = _squared(centres) if self.norms is None else self.norms[start : start + step]
             r2 = own + norms - 2 * (x @ centres.T)
             yield _by_differences(r2.clamp_min_(0), own, x, centres, self.block), centres
@@ -93,12 +93,12 @@ def make_centres(images: Tensor, memory_budget: int = 1 << 28) -> Centres:
     pixels = images.reshape(len(images), -1)
     keep = pixels.dtype == torch.uint8 and pixels.numel() >= _most(pixels.device)
     if not keep:
-        pixels = _unit(pixels)
+        pixels = unit(pixels)
     per_centre = 8 * (ARRAYS * BATCH + (2 * pixels.shape[1] if keep else 0))  # float64 (points, block), and pixels
     block = max(1, memory_budget // per_centre)
     if keep and pixels.device.type == "cpu":  # they rarely go in blocks: their norms, 8 bytes each, are not kept
         return Centres(pixels, None, block, make_many_centres(pixels.numpy()))
-    return Centres(pixels, torch.cat([_squared(_unit(part)) for part in pixels.split(block)]), block)
+    return Centres(pixels, torch.cat([_squared(unit(part)) for part in pixels.split(block)]), block)
 
 
 def _most(device: torch.device) -> int:
@@ -108,7 +108,7 @@ def _most(device: torch.device) -> int:
     return max(MANY, int(GPU_SHARE * torch.cuda.get_device_properties(device).total_memory) // 8)
 
 
-def _unit(pixels: Tensor) -> Tensor:
+def unit(pixels: Tensor) -> Tensor:
     """Return pixels as float64 in [0,1]."""
     return pixels.double() / 255 if pixels.dtype == torch.uint8 else pixels.double()
 
@@ -240,7 +240,7 @@ def nearest_offsets(centres: Centres, x: Tensor, k: int) -> tuple[Tensor, Tensor
         numbers = torch.arange(start, start + len(block), device=x.device).expand(len(x), -1)
         best, order = torch.cat((best, r2), dim=1).topk(k, dim=1, largest=False)
         rows, start = torch.cat((rows, numbers), dim=1).gather(1, order), start + len(block)
-    return x[:, None] - _unit(centres.pixels[rows.flatten()]).reshape(*rows.shape, -1), best
+    return x[:, None] - unit(centres.pixels[rows.flatten()]).reshape(*rows.shape, -1), best
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from stages.diffusion import scores
+from stages.diffusion import peer_scores, scores
 from stages.diffusion.adaptive_temperature import adaptive_rule
 from stages.diffusion.noise import Stream, normal
 from stages.diffusion.parameters import ScoreSpec
@@ -21,10 +21,14 @@ from stages.diffusion.temperature import is_smoothed, shell_power, shell_precisi
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-    """The samples that a score is evaluated for: kernel draws are each sample's own and fixed along its trajectory."""
+    """The samples that a score is evaluated for: kernel draws are each sample's own and fixed along its trajectory.
+
+    shape: (C, H, W) of their images, which form local needs.
+    """
 
     seed: int
     indices: Tensor
+    shape: tuple[int, int, int] | None = None
 
 
 def build_score(spec: ScoreSpec, centres: scores.Centres, sigmas: Tensor, batch: Batch) -> Score:
@@ -119,6 +123,9 @@ CLOSED_FORMS: dict[str, Callable[[ScoreSpec, scores.Centres, Tensor, Batch], Sco
     "temperature": _shells,
     "kernel-smoothed": _kernel,
     "cfdm": _cfdm,
+    "wiener": lambda spec, centres, sigmas, batch: peer_scores.wiener(centres),
+    "local": lambda spec, centres, sigmas, batch: peer_scores.local(centres, batch.shape, spec.patch),
+    "loader-batches": lambda spec, centres, sigmas, batch: peer_scores.loader_batches(centres, spec.loader_batch),
 }
 """Form -> its closed-form score on rows, x float64 (B, d) and sigma float64 (B,)."""
 

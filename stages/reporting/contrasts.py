@@ -22,7 +22,14 @@ Tree = Mapping[str, Any]
 
 TARGET, NOISE_CONDITIONING = "the target's smoothing", "noise conditioning"
 PLAIN = ("conditioning", "unconditioning")  # the two forms of the plain target, with the noise level and without
-LEVEL_GIVEN = ("conditioning", "kernel-smoothed", "cfdm")  # forms that are given the noise level unless spec says else
+LEVEL_GIVEN = (
+    "conditioning",
+    "kernel-smoothed",
+    "cfdm",
+    "wiener",
+    "local",
+    "loader-batches",
+)  # forms that are given the noise level unless spec says else
 
 FACTORS = (  # dotted keys of a variant's tree -> the factor that they belong to; the first pattern that fits
     ("spec.score", "network or closed form"),

@@ -28,6 +28,9 @@ FORMS = {
     "kernel-smoothed": "Conditioning, averaged over Gaussian shifts of the input: LED-KDE (METHODS §1.7).",
     "cfdm": "σ-CFDM: the posterior mean, averaged over Gaussian shifts (METHODS §1.8).",
     "mixture": "The unified mixture over all noise levels (METHODS §1.2).",
+    "wiener": "The score of a Gaussian with the training set's mean and covariance (METHODS §8b).",
+    "local": "The posterior mean of every pixel given the patch around it (METHODS §8b).",
+    "loader-batches": "The posterior mean with a softmax normalised inside each loader batch (METHODS §8b).",
 }
 SYMBOLS = {"r1/r2": "r₁/r₂", "l1..lk": "ℓ₁..ℓₖ", "l1": "ℓ₁", "<=": "≤", " x ": " × ", "rho": "ρ"}
 VERDICTS = {

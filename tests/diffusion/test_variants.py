@@ -163,6 +163,8 @@ def variant(form):
         "temperature": {"temperature": 9.0},
         "kernel-smoothed": {"kernel": {"h": 0.3, "draws": 6}},
         "cfdm": {"kernel": {"h": 0.3, "draws": 6}},
+        "local": {"patch": 3},
+        "loader-batches": {"loader_batch": 7},
     }.get(form, {})
     return {"score": "closed-form", "form": form, **extra}
 
