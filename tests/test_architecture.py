@@ -28,7 +28,7 @@ REACH = {
     "embed": (14, ["features", "files"]),
     "index": (24, ["engine", "features", "files", "search"]),
     "train": (24, ["diffusion", "files"]),
-    "sample": (37, ["diffusion", "engine", "files", "search"]),
+    "sample": (38, ["diffusion", "engine", "files", "search"]),
     "filter": (58, ["engine", "features", "files", "images", "memorization", "search"]),
     "fid": (27, ["engine", "features", "files", "images"]),
     "verify": (55, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
