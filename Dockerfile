@@ -20,5 +20,5 @@ ENV HOME=/home/scoresmooth VENV=/opt/venv PATH=/opt/venv/bin:$PATH
 
 # `make` finds the environment by its time stamps, also with the mounted project: build again when the pins have changed.
 COPY --chown=10001 pyproject.toml constraints.txt README.md LICENSE Makefile ./
-RUN mkdir stages pipeline && touch stages/__init__.py pipeline/__init__.py && make /opt/venv/.installed-test
+RUN for name in scoresmooth stages pipeline; do mkdir $name && touch $name/__init__.py; done && make /opt/venv/.installed-test
 CMD ["make", "repro"]

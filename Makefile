@@ -56,10 +56,10 @@ $(VENV)/bin/python:
 
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(writable)
-	$(PIP) -e .
+	$(PIP) -e '.[pipeline]'
 	@touch $@
 
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(writable)
-	$(PIP) -e '.[test]'
+	$(PIP) -e '.[pipeline,test]'
 	@touch $@ $(VENV)/.installed

@@ -7,7 +7,7 @@ dvc      `dvc repro` with nothing to do, on the project's own dvc.yaml, params.y
 parallel The project's own pipeline, with params.yaml made small (or as it is, with --full): `dvc repro` beside
          `scoresmooth repro --jobs 2`, each from nothing, each with a server of its own; whether all outs are equal.
 ray      The 16 shards of sample and the 8 of filter of a closed form, one thread each: on this machine with two jobs,
-         beside a Ray cluster of two simulated nodes with one CPU each. Needs pip install '.[ray]'.
+         beside a Ray cluster of two simulated nodes with one CPU each. Needs pip install '.[pipeline,ray]'.
 thousand A stage of 1,000 shards: seconds per shard beside plain Python, the server's memory and database before and
          after, and how long the requests of the UI's pages then take.
 

@@ -7,6 +7,7 @@ import pipeline.interrupts  # noqa: F401, I001  (first: it guards the imports th
 import os
 import sys
 import traceback
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -15,9 +16,7 @@ import typer
 from pipeline.processes import WorkFailed
 from stages.errors import InputError
 
-app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help="The scoresmooth command."
-)
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 server_app = typer.Typer(no_args_is_help=True, help="The project's local Prefect server.")
 cluster_app = typer.Typer(no_args_is_help=True, help="The Ray cluster of execution.address.")
 cache_app = typer.Typer(no_args_is_help=True, help="The cache of shard results.")
@@ -27,6 +26,25 @@ app.add_typer(cache_app, name="cache")
 
 Params = Annotated[str, typer.Option(help="the parameter file")]
 Runner = Annotated[str | None, typer.Option(help="local, ray or slurm, instead of execution.runner")]
+
+
+PIPELINE = ("prefect", "dvc", "faiss", "grimp", "ruamel", "matplotlib", "httpx", "networkx", "sqlalchemy")
+"""Modules that the extra `pipeline` installs; the audit and the review need none of them."""
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"scoresmooth {version('scoresmooth')}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    _: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """The scoresmooth command."""
 
 
 def _choose_runner(name: str | None) -> None:
@@ -337,6 +355,11 @@ def main() -> None:
         code = 1
     except SystemExit as end:
         code = end.code
+    except ModuleNotFoundError as error:
+        if str(error.name).partition(".")[0] not in PIPELINE:
+            raise
+        print(f"error: this command needs {error.name}: pip install 'scoresmooth[pipeline]'", file=sys.stderr)
+        code = 2
     except Exception:
         if not _server_gone():
             raise

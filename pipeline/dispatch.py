@@ -117,7 +117,8 @@ def import_runner(name: str) -> ModuleType:
         if error.name != PACKAGES[name]:
             raise
         package = "which" if name == "ray" else "whose package submitit"
-        raise InputError(f"execution.runner is {name}, {package} is not installed: pip install '.[{name}]'") from error
+        remedy = f"pip install '.[pipeline,{name}]'"
+        raise InputError(f"execution.runner is {name}, {package} is not installed: {remedy}") from error
 
 
 def may_use_gpu(name: str, params: StageParams) -> bool:

@@ -1,4 +1,4 @@
-"""Shards on a Ray cluster. Needs `pip install '.[ray]'`; imported only when execution.runner is ray.
+"""Shards on a Ray cluster. Needs `pip install '.[pipeline,ray]'`; imported only when execution.runner is ray.
 
 The flow, the shard cache and its locks stay on the machine that runs the stage; a shard's work goes to a node as one
 Ray task. So only this machine uses Prefect's API, which can stay on loopback. A task runner that runs Prefect tasks on

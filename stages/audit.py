@@ -11,9 +11,13 @@ lie in DIR/.work, so the same command resumes an interrupted audit.
 """
 
 import argparse
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
 
 from stages.errors import InputError
 from stages.files.artifacts import atomic_path, sha256_file, sha256_json, write_json, write_text
@@ -25,11 +29,49 @@ RESUME = "interrupted: the same command resumes where it stopped"
 STAGES = Path(__file__).parent
 
 
-def run(params: AuditParams, quiet: bool = False) -> int:
-    """Carry out an audit, write its files, print its answer; return the exit code.
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """A finished audit, whose files are written.
 
-    0; 3 where the rate may lie above `fail_above`; 4 where the self-test misses copies, so that there is no answer.
+    Attributes:
+        params: its options.
+        result: what audit.json holds.
+        pairs: what pairs.parquet holds.
+        kept: int64, the rows of the samples' source that are no copies, ascending; unreadable samples are left out.
     """
+
+    params: AuditParams
+    result: dict[str, Any]
+    pairs: pa.Table
+    kept: np.ndarray
+
+    @property
+    def code(self) -> int:
+        """The exit code: 0; 3 where the rate may lie above `fail_above`; 4 where the self-test misses copies."""
+        limit = self.params.fail_above
+        if self.result["failure"]:
+            return SELF_TEST_FAILED
+        above = limit is not None and self.result["metrics"]["calibrated"]["ci_high"] > limit
+        return COPIES_ABOVE_LIMIT if above else DONE
+
+
+def run(params: AuditParams, quiet: bool = False) -> int:
+    """Carry out an audit, write its files, print its answer; return the exit code (`Outcome.code`)."""
+    done = perform(params, quiet)
+    result, limit = done.result, params.fail_above
+    if done.code == SELF_TEST_FAILED:
+        print("\n".join(f"note: {note}" for note in result["notes"]))
+        print(f"error: {result['failure']} (details: {params.out / 'report.html'})", file=sys.stderr)
+        return done.code
+    print(answer(result, params.out))
+    if done.code == COPIES_ABOVE_LIMIT:
+        high = result["metrics"]["calibrated"]["ci_high"]
+        print(f"the rate may be as high as {high:.3%}, above --fail-above {limit:g}", file=sys.stderr)
+    return done.code
+
+
+def perform(params: AuditParams, quiet: bool = False) -> Outcome:
+    """Carry out an audit and write its files. quiet: without a progress bar."""
     from stages.memorization.audit_results import audit_result, pairs_table, write_tables
     from stages.reporting.audit_page.page import render
     from stages.reporting.progress import SecondsBar
@@ -45,16 +87,7 @@ def run(params: AuditParams, quiet: bool = False) -> int:
         write_text(params.out / "report.html", page)
         write_json(params.out / "audit.json", result)  # the last one: where it is, all of them are
         progress.finish()
-    limit, rate = params.fail_above, result["metrics"]["calibrated"]
-    if result["failure"]:
-        print("\n".join(f"note: {note}" for note in result["notes"]))
-        print(f"error: {result['failure']} (details: {params.out / 'report.html'})", file=sys.stderr)
-        return SELF_TEST_FAILED
-    print(_answer(result, params.out))
-    if limit is not None and rate["ci_high"] > limit:
-        print(f"the rate may be as high as {rate['ci_high']:.3%}, above --fail-above {limit:g}", file=sys.stderr)
-        return COPIES_ABOVE_LIMIT
-    return DONE
+    return Outcome(params, result, pairs, audit.sets["samples"].rows[~audit.judged.copied])
 
 
 def carry_out(params: AuditParams, folder: Path, progress: Any) -> Any:
@@ -97,7 +130,8 @@ def prepare_folder(out: Path) -> Path:
     return work
 
 
-def _answer(result: dict[str, Any], out: Path) -> str:
+def answer(result: dict[str, Any], out: Path) -> str:
+    """The answer of a finished audit, in lines. result: what audit.json holds."""
     m, leaked = result["metrics"]["calibrated"], result["holdout"]["leaked"]
     apart = f" ({leaked:,} training {'image' if leaked == 1 else 'images'} among them left out)" if leaked else ""
     lines = [

@@ -75,7 +75,7 @@ ENTRIES = ("audit",)
 
 @pytest.fixture(scope="module")
 def graph() -> grimp.ImportGraph:
-    return grimp.build_graph("stages", "pipeline", include_external_packages=True, cache_dir=None)
+    return grimp.build_graph("scoresmooth", "stages", "pipeline", include_external_packages=True, cache_dir=None)
 
 
 def part(module: str) -> str:
@@ -120,7 +120,7 @@ def test_folders_import_only_what_lies_below_them(name, graph):
 
 def test_no_files_import_each_other_in_a_circle(graph):
     """Imports inside functions count."""
-    modules = [module for module in graph.modules if module.split(".")[0] in ("stages", "pipeline")]
+    modules = [module for module in graph.modules if module.split(".")[0] in ("scoresmooth", "stages", "pipeline")]
     below = {module: graph.find_modules_directly_imported_by(module) for module in modules}
     list(graphlib.TopologicalSorter(below).static_order())  # raises CycleError, which names the circle
 
@@ -169,7 +169,7 @@ def test_an_edited_comment_reaches_only_the_stages_that_use_its_folder(tmp_path)
 
 
 def test_no_file_is_long():
-    files = python_files("stages", "pipeline", "benchmarks", "tests")
+    files = python_files("scoresmooth", "stages", "pipeline", "benchmarks", "tests", "examples")
     lengths = {str(path.relative_to(ROOT)): len(path.read_text().splitlines()) for path in files}
     assert {path: lines for path, lines in lengths.items() if lines > LONGEST_FILE} == {}
 
@@ -181,12 +181,12 @@ def functions(*folders: str) -> list[ast.FunctionDef]:
 
 
 def test_functions_are_short():
-    lengths = [node.end_lineno - node.lineno + 1 for node in functions("stages", "pipeline")]
+    lengths = [node.end_lineno - node.lineno + 1 for node in functions("scoresmooth", "stages", "pipeline")]
     assert statistics.median(lengths) <= MEDIAN_FUNCTION
 
 
 def test_imports_are_at_the_top():
-    nodes = {node for function in functions("stages", "pipeline") for node in ast.walk(function)}
+    nodes = {node for function in functions("scoresmooth", "stages", "pipeline") for node in ast.walk(function)}
     assert sum(isinstance(node, ast.Import | ast.ImportFrom) for node in nodes) <= FUNCTION_IMPORTS
 
 
@@ -212,7 +212,11 @@ def test_no_test_module_imports_another():
 
 def test_no_script_changes_the_import_path():
     """Benchmarks and tools run as modules: python -m benchmarks.NAME."""
-    found = [path for path in python_files("stages", "pipeline", "benchmarks") if "sys.path" in path.read_text()]
+    found = [
+        path
+        for path in python_files("scoresmooth", "stages", "pipeline", "benchmarks", "examples")
+        if "sys.path" in path.read_text()
+    ]
     assert found == []
 
 
@@ -245,6 +249,12 @@ def test_the_dispatch_goes_through_the_stages(graph):
             assert imported in allowed or part(imported) == "files", f"{importer} imports {imported}"
 
 
+def test_the_package_for_users_is_thin(graph):
+    """`import scoresmooth` takes the audit, the sources of images and files; everything else lies behind the audit."""
+    below = {imported for _, imported in imports(graph, "scoresmooth") if imported.startswith("stages.")}
+    assert below == {"stages.audit", "stages.errors", "stages.files.artifacts", "stages.images.sources.open"}
+
+
 def test_only_the_flows_and_the_server_import_prefect(graph):
     using = {importer for importer, imported in imports(graph, "pipeline") if imported == "prefect"}
     flows = {"pipeline.flows", "pipeline.repro_flow", "pipeline.deployment"}
@@ -263,7 +273,7 @@ def test_only_the_cluster_imports_ray(graph):
 
 def test_nothing_is_unpickled_or_extracted():
     """User files are read without running code in them; archives are read in place."""
-    for path in [*(ROOT / "stages").rglob("*.py"), *(ROOT / "pipeline").rglob("*.py")]:
+    for path in python_files("scoresmooth", "stages", "pipeline"):
         tree = ast.parse(path.read_text())
         names = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         for node in ast.walk(tree):

@@ -39,6 +39,7 @@ class ImageSet:
         source: where they come from.
         path: its image table.
         table: uint8 pixels, ids, labels.
+        rows: int64 (N,), the row of each image in its source; unreadable images are left out.
         where: N strings that name each image to a person.
         classes: names of the labels, or None.
         rejected: [where, reason] of every unreadable image.
@@ -52,6 +53,7 @@ class ImageSet:
     source: str
     path: Path
     table: ImageTable
+    rows: np.ndarray
     where: list[str]
     classes: list[str] | None
     rejected: list[list[str]]
@@ -118,13 +120,13 @@ def image_set(role: str, source: Source, path: Path) -> ImageSet:
     """Return the set that `decode` wrote to `path`."""
     table = read_images(path)
     found = table.metadata
-    lost = {row for row, _, _ in found["rejected"]}
-    where = [source.where(row) for row in range(len(source)) if row not in lost]
+    rows = np.setdiff1d(np.arange(len(source)), np.array([row for row, _, _ in found["rejected"]], np.int64))
+    where = [source.where(row) for row in rows.tolist()]
     rejected = [[where, reason] for _, where, reason in found["rejected"]]
     digest = sha256_json([table.ids, table.labels.tolist(), list(table.images.shape)])
     changed = {name: found[name] for name in CHANGES}
     rest = changed, source.skipped, source.notes, digest
-    return ImageSet(role, source.spec, path, table, where, source.classes, rejected, *rest)
+    return ImageSet(role, source.spec, path, table, rows, where, source.classes, rejected, *rest)
 
 
 def open_all(specs: dict[str, str]) -> dict[str, Source]:
