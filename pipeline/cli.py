@@ -203,6 +203,25 @@ def audit(
         int, typer.Option(help="how many images of each set are embedded for feature distances")
     ] = 2000,
     seed: Annotated[int, typer.Option(help="the seed of every random draw")] = 0,
+    groups: Annotated[
+        Path | None,
+        typer.Option(
+            help="a CSV file of the samples' groups: a column file or row names the sample, another its group"
+        ),
+    ] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(help="the column of the groups: of --groups, or of the table that holds the samples"),
+    ] = None,
+    no_images: Annotated[
+        bool, typer.Option("--no-images", help="write no picture and no name of a file: digests and numbers only")
+    ] = False,
+    work: Annotated[
+        Path | None,
+        typer.Option(
+            help="the folder of partial results, which audits of one training set can share [default: OUT/.work]"
+        ),
+    ] = None,
 ) -> None:
     """Count the samples of any model that copy its training images, with confidence intervals, and show them."""
     options = dict(locals())

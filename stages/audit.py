@@ -12,6 +12,7 @@ lie in DIR/.work, so the same command resumes an interrupted audit.
 
 import argparse
 import dataclasses
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -73,21 +74,26 @@ def run(params: AuditParams, quiet: bool = False) -> int:
 def perform(params: AuditParams, quiet: bool = False) -> Outcome:
     """Carry out an audit and write its files. quiet: without a progress bar."""
     from stages.memorization.audit_results import audit_result, pairs_table, write_tables
+    from stages.reporting.audit_page.model_card import model_card
     from stages.reporting.audit_page.page import render
     from stages.reporting.progress import SecondsBar
 
-    progress, work = SecondsBar(quiet), prepare_folder(params.out)
+    progress, work = SecondsBar(quiet), prepare_folder(params)
     with progress.running():
         audit = carry_out(params, work, progress)
         progress.step("writing")
         result = audit_result(audit)
-        pairs = pairs_table(audit.judged, audit.sets["samples"], audit.train)
+        pairs = pairs_table(audit)
         result["verified"] = write_tables(params.out, pairs, audit)
         page = render(result, pairs, audit.judged, audit.control_judged, audit.queries.images, audit.train)
         write_text(params.out / "report.html", page)
+        write_text(params.out / "model-card.md", model_card(result))
         write_json(params.out / "audit.json", result)  # the last one: where it is, all of them are
         progress.finish()
-    return Outcome(params, result, pairs, audit.sets["samples"].rows[~audit.judged.copied])
+    kept = audit.sets["samples"].rows[~audit.judged.copied]
+    if params.no_images and params.work is None:
+        shutil.rmtree(work)  # it holds all images
+    return Outcome(params, result, pairs, kept)
 
 
 def carry_out(params: AuditParams, folder: Path, progress: Any) -> Any:
@@ -116,18 +122,19 @@ def code_digest() -> str:
     return sha256_json([sources, versions()])
 
 
-def prepare_folder(out: Path) -> Path:
-    """Make `out`/.work and return it. InputError where nothing can be written there, before any work is done."""
-    work = out / ".work"
-    try:
-        work.mkdir(parents=True, exist_ok=True)
-        with atomic_path(work / "writable") as temporary:
-            temporary.write_text("yes\n")
-    except OSError as error:
-        raise InputError(
-            f"--out {out} cannot be written ({error.strerror}): choose a folder that you may write to"
-        ) from error
-    return work
+def prepare_folder(params: AuditParams) -> Path:
+    """Make the folder of partial results and return it. InputError where it or `out` cannot be written, before any
+    work is done."""
+    for option, folder in (("out", params.out), ("work", params.work_folder)):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            with atomic_path(folder / "writable") as temporary:
+                temporary.write_text("yes\n")
+            (folder / "writable").unlink()
+        except OSError as error:
+            remedy = "choose a folder that you may write to"
+            raise InputError(f"--{option} {folder} cannot be written ({error.strerror}): {remedy}") from error
+    return params.work_folder
 
 
 def answer(result: dict[str, Any], out: Path) -> str:
@@ -154,7 +161,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.audit", description=__doc__.splitlines()[0])
     for name, field in AuditParams.model_fields.items():
         option = f"--{name.replace('_', '-')}"
-        parser.add_argument(option, required=field.is_required(), default=argparse.SUPPRESS, help=field.description)
+        kind = {"action": "store_true"} if field.annotation is bool else {"required": field.is_required()}
+        parser.add_argument(option, default=argparse.SUPPRESS, help=field.description, **kind)
     try:
         sys.exit(run(audit_params(**vars(parser.parse_args()))))
     except InputError as error:

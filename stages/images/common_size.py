@@ -129,6 +129,16 @@ def image_set(role: str, source: Source, path: Path) -> ImageSet:
     return ImageSet(role, source.spec, path, table, rows, where, source.classes, rejected, *rest)
 
 
+def unnamed(images: ImageSet) -> ImageSet:
+    """Return the set without names of files, folders and classes: its images are called by their rows."""
+    where = [f"{images.role} {row}" for row in images.rows.tolist()]
+    rejected = [[f"{images.role} {row}", "unreadable"] for row, _, _ in images.table.metadata["rejected"]]
+    skipped = ("",) * len(images.skipped)
+    return dataclasses.replace(
+        images, source=images.role, where=where, classes=None, rejected=rejected, skipped=skipped, notes=()
+    )
+
+
 def open_all(specs: dict[str, str]) -> dict[str, Source]:
     """Open every source. InputError names the option whose source cannot be opened."""
     opened = {}

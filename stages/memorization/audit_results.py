@@ -13,6 +13,7 @@ import pyarrow as pa
 from stages.files.artifacts import write_parquet, write_text
 from stages.images.common_size import ImageSet
 from stages.images.decode import CHANGES
+from stages.images.sources.image_groups import numbered
 from stages.memorization.audit_steps import Audit
 from stages.memorization.candidates import NAME as CANDIDATES
 from stages.memorization.candidates import offer
@@ -29,12 +30,14 @@ from stages.memorization.pairs import (
     sorted_pairs,
     training_image,
 )
+from stages.memorization.sample_groups import groups_result
 from stages.memorization.self_test import failure, self_test
 from stages.memorization.verdict_log import LOG
 from stages.memorization.verdicts import COPIED, VERDICTS
 from stages.memorization.verified import verified_summary
 
 PACKAGES = ("scoresmooth", "torch", "numpy", "scipy", "pyarrow", "numba", "pillow")
+SCHEMA = 1  # of audit.json: docs/audit.schema.json. A key that is renamed, removed or means something else raises it
 MOST_CANDIDATES = 2_000  # rows of candidates.parquet, for a person to judge
 MOST_HIT = 100  # training images listed with their hits
 FOLLOWING = 4  # training images shown after the match
@@ -55,6 +58,7 @@ def audit_result(audit: Audit) -> dict[str, Any]:
     tested = self_test(audit.tested, audit.kinds, audit.params.percentile)
     words = metric_definitions(audit.rules, audit.thresholds, audit.encoder.name, compared)
     return {
+        "schema": {"name": "scoresmooth audit", "version": SCHEMA},
         **{role: _counts(images, audit.duplicates[role]) for role, images in audit.sets.items()},
         "holdout": _holdout(audit),
         "coverage": coverage,
@@ -69,10 +73,11 @@ def audit_result(audit: Audit) -> dict[str, Any]:
         **feature_distances(*(audit.drawn[role] for role in ("train", "samples", "holdout")), audit.encoder.name),
         "feature_reference": {"count": compared, "of": len(train)},
         "extraction": _extraction(audit.judged, train, audit.duplicates["train"].group),
+        "groups": _groups(audit),
         "failure": failure(tested, audit.thresholds.copy),
         "thresholds_self_test": tested,
         "encoder": audit.encoder.metadata,
-        "settings": audit.params.model_dump(mode="json"),
+        "settings": audit.params.reproducible(),
         "seeds": {"seed": audit.params.seed},
         "digests": _digests(audit),
         "versions": versions(),
@@ -132,6 +137,19 @@ def _extraction(samples: Judged, train: ImageSet, group: np.ndarray) -> dict[str
     }
 
 
+def sample_groups(audit: Audit) -> list[str] | None:
+    """The group of each readable sample; None where none are asked for."""
+    if audit.groups_named is None:
+        return None
+    named = [audit.groups_named[row] for row in audit.sets["samples"].rows.tolist()]
+    return numbered(named) if audit.params.no_images else named
+
+
+def _groups(audit: Audit) -> dict[str, Any] | None:
+    named, group = sample_groups(audit), audit.duplicates["train"].group
+    return named and groups_result(audit.params.group_by or "group", named, audit.judged, audit.train, group)
+
+
 def _copying_test(audit: Audit) -> dict[str, Any]:
     """C_T of the samples against the control, both measured to the control's reference."""
     reference, train, budget = audit.control_reference, audit.train.table, audit.params.budget
@@ -176,12 +194,14 @@ def following(samples: Judged) -> np.ndarray:
     return np.pad(rows, ((0, 0), (0, FOLLOWING - rows.shape[1])), constant_values=-1)
 
 
-def pairs_table(samples: Judged, images: ImageSet, train: ImageSet) -> pa.Table:
+def pairs_table(audit: Audit) -> pa.Table:
     """One row per sample, sorted by verdict, then ρ*, then sample."""
+    samples, images, train, named = audit.judged, audit.sets["samples"], audit.train, sample_groups(audit)
     searched, shown, ids = samples.searched, samples.shown, train.table.ids
     columns = {
         **basic_columns(searched, images.table.ids),
         "sample_where": images.where,
+        **({"group": named} if named else {}),
         **training_image("train", shown.row, ids),
         "train_where": [train.where[row] for row in shown.row],
         "distance": shown.distance,
@@ -206,24 +226,32 @@ def write_tables(out: Path, pairs: pa.Table, audit: Audit) -> dict[str, Any] | N
     where, images = audit.sets["samples"].where, audit.sets["samples"].table
     samples, metadata = audit.judged, {"digests": _digests(audit)}
     write_parquet(out / "pairs.parquet", pairs, metadata)
+    _write_names(out, where, audit)
+    if audit.params.no_images:
+        (out / CANDIDATES).unlink(missing_ok=True)  # of an earlier audit
+        return None
     copied = np.isin(pairs["verdict"].to_pylist(), COPIED)
     pixels = images.images, audit.train.table.images
     path = out / CANDIDATES
     asked = offer(
         path, pairs, "rho_star", copied, following(samples), *pixels, MOST_CANDIDATES, metadata, samples.shown.mirrored
     )
-    kept = [name for name, copied in zip(where, samples.copied) if not copied]
+    if not (out / LOG).is_file():
+        return None
+    group = audit.duplicates["train"].group
+    repeated = np.bincount(group)[group] > 1
+    return verified_summary(out / LOG, pairs, *asked, repeated[pairs["train_index"].to_numpy()])
+
+
+def _write_names(out: Path, where: list[str], audit: Audit) -> None:
+    """samples-kept.txt and rejected.parquet."""
+    kept = [name for name, copied in zip(where, audit.judged.copied) if not copied]
     write_text(out / "samples-kept.txt", "".join(f"{name}\n" for name in kept))
     rows = [(images.role, *entry) for images in audit.sets.values() for entry in images.rejected]
     rows += [("holdout", leak.where, leak.reason) for leak in audit.leaks]
     names = ("set", "where", "reason")
     columns = {name: pa.array([row[place] for row in rows], pa.string()) for place, name in enumerate(names)}
     write_parquet(out / "rejected.parquet", pa.table(columns))
-    if not (out / LOG).is_file():
-        return None
-    group = audit.duplicates["train"].group
-    repeated = np.bincount(group)[group] > 1
-    return verified_summary(out / LOG, pairs, *asked, repeated[pairs["train_index"].to_numpy()])
 
 
 def _digests(audit: Audit) -> dict[str, str]:

@@ -13,6 +13,7 @@ from stages.protocol import Section
 
 BASE_MEMORY = 1 << 30  # Python, torch and the encoder
 UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+ROLES = ("train", "samples", "holdout")
 SMALL_IMAGE, SMALL_INPUT = 64, 112  # images up to this side are embedded at the smaller input size
 
 
@@ -49,6 +50,17 @@ class AuditParams(Section):
     )
     features: int = Field(2000, ge=10, description="how many images of each set are embedded for feature distances")
     seed: int = Field(0, ge=0, description="the seed of every random draw")
+    groups: Path | None = Field(
+        None, description="a CSV file of the samples' groups: a column file or row names the sample, another its group"
+    )
+    group_by: str | None = Field(
+        None, min_length=1, description="the column of the groups: of --groups, or of the table that holds the samples"
+    )
+    no_images: bool = Field(False, description="write no picture and no name of a file: digests and numbers only")
+    work: Path | None = Field(
+        None,
+        description="the folder of partial results, which audits of one training set can share [default: OUT/.work]",
+    )
 
     @field_validator("out", mode="before")
     @classmethod
@@ -59,6 +71,16 @@ class AuditParams(Section):
         if any(len(os.fsencode(part)) > 255 for part in Path(out).parts):
             raise ValueError("a part of this path is longer than the 255 bytes that file systems take")
         return out
+
+    @property
+    def work_folder(self) -> Path:
+        """Where partial results lie."""
+        return self.work or self.out / ".work"
+
+    def reproducible(self) -> dict[str, Any]:
+        """The options as JSON; with `no_images` without those that name a place, which change no result."""
+        named = set() if not self.no_images else {n for n, v in self if isinstance(v, Path)} | {*ROLES, "weights"}
+        return self.model_dump(mode="json", exclude=named)
 
     @property
     def budget(self) -> int:

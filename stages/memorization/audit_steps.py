@@ -10,8 +10,9 @@ from stages.errors import InputError
 from stages.files.arrays import Arrays, read_arrays
 from stages.files.images import read_images
 from stages.files.shard import Shard
-from stages.images.common_size import ImageSet, common_shape, decoding, differences, image_set, open_all
+from stages.images.common_size import ImageSet, common_shape, decoding, differences, image_set, open_all, unnamed
 from stages.images.sources.base import check_apart
+from stages.images.sources.image_groups import group_values
 from stages.memorization.audit_settings import AuditParams, encoder_params
 from stages.memorization.audit_work import encoder_of, load_reference
 from stages.memorization.feature_distances import drawn
@@ -126,6 +127,7 @@ class Audit:
     """One audit under way. What can be wrong with the input is found before the long searches.
 
     Attributes that the steps set, in this order:
+        groups_named: the group of every sample of the source, or None.
         sets, notes: the images, and what was done to them.
         own: by role, the files of the neighbours within the set.
         groups, near, duplicates: the file of the groups, the distance of near duplicates, and the groups by role.
@@ -146,6 +148,7 @@ class Audit:
         if params.holdout:
             check_apart(self.sources["holdout"], self.sources["train"], ("--holdout", "--train"))
         _check_counts({role: len(source) for role, source in self.sources.items()})
+        self.groups_named = group_values(self.sources["samples"], params.groups, params.group_by)
         self.shape = common_shape(self.sources, params.resolution, params.fit)
         self.encoder_params = encoder_params(params.encoder, params.weights, self.shape.resolution)
         self.encoder = encoder_of(self.encoder_params, params.device)
@@ -202,6 +205,8 @@ class Audit:
         """The sets, and what was done to their images."""
         read = zip(self.sources.items(), parts["images"])
         self.sets = {role: image_set(role, source, path) for (role, source), path in read}
+        if self.params.no_images:
+            self.sets = {role: unnamed(images) for role, images in self.sets.items()}
         _check_counts({role: len(images) for role, images in self.sets.items()})
         self.notes = differences(self.sets, self.shape)
 

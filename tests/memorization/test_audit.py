@@ -25,7 +25,8 @@ from stages.memorization.verdict_log import Act, VerdictLog, now
 from stages.reporting.progress import SecondsBar
 
 ROOT = Path(__file__).parents[2]
-FILES = {"audit.json", "pairs.parquet", "candidates.parquet", "report.html", "samples-kept.txt", "rejected.parquet"}
+FILES = {"audit.json", "pairs.parquet", "candidates.parquet", "report.html", "samples-kept.txt", "rejected.parquet",
+         "model-card.md"}  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -81,6 +81,14 @@ class Source(ABC):
             image, error = _decoded(raw)
             yield SourceImage(row, self.where(row), int(self.labels[row]), image, error)
 
+    def column(self, name: str) -> list[str]:
+        """What the column `name` says of each image, as text. `label` is the class. InputError without this column."""
+        if name != "label" or (len(self) and self.labels.max() < 0):
+            raise InputError(
+                f"image source {self.spec} has no column {name!r}: name one of its table, or give --groups"
+            )
+        return [self.classes[label] if self.classes and label >= 0 else str(label) for label in self.labels.tolist()]
+
     @abstractmethod
     def where(self, row: int) -> str:
         """The name of this row's image for a person. Together with the bytes of `files` it determines the image."""

@@ -43,14 +43,16 @@ def is_image(head: bytes) -> bool:
 
 
 def skipped_words(names: list[str]) -> str:
-    """Tell of files that are no images: "7 files are no images and were skipped: 5 .txt, 2 without ending"."""
-    endings = Counter(Path(name).suffix.lower() or "without ending" for name in names).most_common()
+    """Tell of files that are no images: "7 files are no images and were skipped: 5 .txt, 2 without ending".
+
+    Names that are "" are counted only.
+    """
+    endings = Counter(Path(name).suffix.lower() or "without ending" for name in names if name).most_common()
     shown = ", ".join(f"{count:,} {printable(ending)}" for ending, count in endings[:5])
     more = ", …" if len(endings) > 5 else ""
     one = len(names) == 1
-    return (
-        f"{len(names):,} {'file is no image and was' if one else 'files are no images and were'} skipped: {shown}{more}"
-    )
+    said = f"{len(names):,} {'file is no image and was' if one else 'files are no images and were'} skipped"
+    return f"{said}: {shown}{more}" if endings else said
 
 
 def classes_of(source: str, names: list[str]) -> tuple[list[str] | None, np.ndarray]:

@@ -10,7 +10,7 @@ import pyarrow as pa
 from stages.errors import InputError, one_line
 from stages.files.images import read_images
 from stages.images.sources.base import ArraySource, Raw, Source, class_names, existing, listed, printable, regular_file
-from stages.images.sources.parquet import image_bytes, image_column, labels_of
+from stages.images.sources.parquet import image_bytes, image_column, labels_of, texts
 from stages.images.sources.splits import of_one_split
 
 TABLE = b"ARROW1"  # the first bytes of a table of this project; a stream has none
@@ -56,6 +56,12 @@ class StreamSource(Source):
 
         found = labels_of(paths[0], tables[0].schema, label, int(self.edges[-1]), read)
         self.labels, self.classes, self.notes = found
+
+    def column(self, name: str) -> list[str]:
+        tables = [_stream(path) for path in self.paths]
+        if name not in tables[0].column_names or (name == "label" and self.classes):
+            return super().column(name)
+        return texts(table.column(name) for table in tables)
 
     def where(self, row: int) -> str:
         number = np.searchsorted(self.edges, row, side="right") - 1

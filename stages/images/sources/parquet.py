@@ -6,7 +6,7 @@ A column struct<bytes, path> (or binary) holds the encoded images, an integer co
 import glob
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ class ParquetSource(Source):
     def __init__(self, path: str, image: str = "", label: str = "", split: str = ""):
         self.paths = _of_split(path, _paths(path), split)
         schema, counts = _heads(self.paths)
-        self.image = image_column(self.paths[0], schema, image)
+        self.image, self.columns = image_column(self.paths[0], schema, image), schema.names
         self.edges = np.concatenate([[0], np.cumsum(counts)])
         found = labels_of(self.paths[0], schema, label, self.edges[-1], lambda name: _labels(self.paths, name, counts))
         self.labels, self.classes, self.notes = found
@@ -51,6 +51,11 @@ class ParquetSource(Source):
     def _file_of(self, rows: Any) -> Any:
         """The number of the file that holds each row."""
         return np.searchsorted(self.edges, rows, side="right") - 1
+
+    def column(self, name: str) -> list[str]:
+        if name not in self.columns or (name == "label" and self.classes):
+            return super().column(name)
+        return texts(pq.read_table(path, columns=[name]).column(0) for path in self.paths)
 
     def where(self, row: int) -> str:
         number = self._file_of(row)
@@ -100,6 +105,11 @@ def image_bytes(value: bytes | None) -> Raw:
         if value is None
         else value
     )
+
+
+def texts(columns: Iterable[pa.ChunkedArray]) -> list[str]:
+    """The values of a column of several files as text; "" where there is none."""
+    return ["" if value is None else str(value) for column in columns for value in column.to_pylist()]
 
 
 def _paths(path: str) -> list[str]:

@@ -1,6 +1,6 @@
 
 // The gallery: filtered by verdict, sorted by a number, a page at a time.
-{
+if (document.getElementById("cards")) {
   const gallery = document.getElementById("cards");
   const cards = [...gallery.querySelectorAll(".card")];
   const more = document.getElementById("more"), none = document.getElementById("none"), sort = document.getElementById("sort");

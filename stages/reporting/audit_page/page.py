@@ -22,6 +22,7 @@ SHOWN = 400  # samples with pictures, see `chosen`
 AMPLIFIED = 4  # times the difference
 SIDE = 96  # pixels: larger pictures are reduced
 BINS = 60
+MOST_GROUPS = 100  # listed
 WORDS = {
     "copy": "copies",
     "near_copy": "near copies",
@@ -65,13 +66,14 @@ def render(
         result=result,
         metric=result["metrics"]["calibrated"],
         answer=_answer(result),
-        cards=_cards(pairs, samples, images, train),
+        cards=_cards(pairs, samples, images, train, result["settings"]["no_images"]),
         total=len(samples),
         verdicts=VERDICTS,
         words=WORDS,
         figure=_histogram(samples, control, result["thresholds"]),
         amplified=AMPLIFIED,
         changes=CHANGES,
+        most_groups=MOST_GROUPS,
         distances=[name for name in ("frechet", "kid", "precision", "recall", "density", "coverage_prdc")],
         pixelated=train.table.images.shape[1] <= SIDE,
     )
@@ -91,12 +93,16 @@ def _answer(result: dict[str, Any]) -> str:
     )
 
 
-def _cards(pairs: pa.Table, samples: Judged, images: np.ndarray, train: ImageSet) -> list[dict[str, Any]]:
+def _cards(
+    pairs: pa.Table, samples: Judged, images: np.ndarray, train: ImageSet, no_images: bool
+) -> list[dict[str, Any]]:
     """Return the values and pictures that are shown of each chosen pair."""
     names = (
         "sample_index", "sample_where", "train_index", "train_where", "transform", "distance", "ratio",
         "ratio_grouped", "rho_star", "verdict", "reason", "tile_max_distance",
     )  # fmt: skip
+    if no_images:
+        return []
     rows = pairs.select(list(names)).take(pa.array(chosen(pairs["verdict"].to_pylist(), SHOWN))).to_pylist()
     after = following(samples)
     pictures, drawn = train.table.images, {}
