@@ -4,14 +4,14 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from scoresmooth.images import Images, Layout, as_source
+from scoresmooth.images import Images, Layout, as_source, write_groups
 from stages.audit import answer, audit_params, perform, prepare_folder
 
 
@@ -111,6 +111,10 @@ def audit(
     near: float | None = None,
     features: int = 2000,
     seed: int = 0,
+    groups: Path | str | Sequence[Any] | None = None,
+    group_by: str | None = None,
+    no_images: bool = False,
+    work: Path | str | None = None,
     progress: bool = False,
 ) -> Audit:
     """Count the samples that copy a training image, as `scoresmooth audit` does.
@@ -136,6 +140,9 @@ def audit(
         layout: "NHWC" or "NCHW", the axes of arrays with channels; or by set: {"train": "NHWC", "samples": "NCHW"}.
         out: the folder that the files are written to; None: a temporary one, which vanishes with the result. An
             interrupted audit of one `out` continues where it stopped.
+        groups: the group (prompt, class, patient) of every sample, in order; or the CSV file of the option.
+        work: the folder of partial results. With one `work` for the checkpoints of a training, the training images are
+            searched for their own neighbours, and the unseen images against them, only once.
         progress: show a progress bar.
 
     All other arguments are the options of `scoresmooth audit`, which --help explains.
@@ -149,11 +156,14 @@ def audit(
         del options[name]
     scratch = tempfile.TemporaryDirectory(prefix="scoresmooth-") if out is None else None
     options["out"] = folder = Path(scratch.name if scratch else str(out))
-    inputs = prepare_folder(folder) / "inputs"
+    options["work"] = shared = None if work is None else Path(work)
+    inputs = prepare_folder(folder, shared) / "inputs"
     for role in ("train", "samples", "holdout"):
         axes = layout.get(role) if isinstance(layout, Mapping) else layout
         if options[role] is not None:
             options[role] = as_source(role, options[role], axes, inputs)
+    if groups is not None and not isinstance(groups, str | Path):
+        options["groups"] = write_groups(groups, group_by or "group", inputs / "groups.csv")
     done = perform(audit_params(**options), quiet=not progress)
     found = Audit(done.result, done.pairs, done.kept, folder, scratch)
     if done.result["failure"]:

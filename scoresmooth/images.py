@@ -1,5 +1,6 @@
 """Images in memory as sources of an audit: they are written to files, losslessly, and read like any other source."""
 
+import csv
 import io
 import json
 import os
@@ -44,6 +45,14 @@ def as_source(role: str, images: Images, layout: Layout | None, folder: Path) ->
     if array is not None:
         return _saved(folder / f"{role}.npy", _last_channels(role, array, layout, 4))
     return _written(role, images, layout, folder / f"{role}.parquet")
+
+
+def write_groups(groups: Sequence[Any], column: str, path: Path) -> Path:
+    """Write the groups of the samples, in order, as the column of a CSV file of the option --groups."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("row", column), *enumerate(map(str, groups))])
+    return path
 
 
 def _named(images: str | os.PathLike[str]) -> str:

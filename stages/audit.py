@@ -78,7 +78,7 @@ def perform(params: AuditParams, quiet: bool = False) -> Outcome:
     from stages.reporting.audit_page.page import render
     from stages.reporting.progress import SecondsBar
 
-    progress, work = SecondsBar(quiet), prepare_folder(params)
+    progress, work = SecondsBar(quiet), prepare_folder(params.out, params.work)
     with progress.running():
         audit = carry_out(params, work, progress)
         progress.step("writing")
@@ -122,19 +122,27 @@ def code_digest() -> str:
     return sha256_json([sources, versions()])
 
 
-def prepare_folder(params: AuditParams) -> Path:
-    """Make the folder of partial results and return it. InputError where it or `out` cannot be written, before any
-    work is done."""
-    for option, folder in (("out", params.out), ("work", params.work_folder)):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            with atomic_path(folder / "writable") as temporary:
-                temporary.write_text("yes\n")
-            (folder / "writable").unlink()
-        except OSError as error:
-            remedy = "choose a folder that you may write to"
-            raise InputError(f"--{option} {folder} cannot be written ({error.strerror}): {remedy}") from error
-    return params.work_folder
+def prepare_folder(out: Path, work: Path | None = None) -> Path:
+    """Make the folder of partial results, `work` or `out`/.work, and return it.
+
+    InputError where it or `out` cannot be written, before any work is done.
+    """
+    place = work or out / ".work"
+    _make_writable("out", out, out if work else place)
+    if work:
+        _make_writable("work", work, place)
+    return place
+
+
+def _make_writable(option: str, named: Path, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with atomic_path(folder / "writable") as temporary:
+            temporary.write_text("yes\n")
+        (folder / "writable").unlink()
+    except OSError as error:
+        remedy = "choose a folder that you may write to"
+        raise InputError(f"--{option} {named} cannot be written ({error.strerror}): {remedy}") from error
 
 
 def answer(result: dict[str, Any], out: Path) -> str:

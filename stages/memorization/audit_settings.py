@@ -72,11 +72,6 @@ class AuditParams(Section):
             raise ValueError("a part of this path is longer than the 255 bytes that file systems take")
         return out
 
-    @property
-    def work_folder(self) -> Path:
-        """Where partial results lie."""
-        return self.work or self.out / ".work"
-
     def reproducible(self) -> dict[str, Any]:
         """The options as JSON; with `no_images` without those that name a place, which change no result."""
         named = set() if not self.no_images else {n for n, v in self if isinstance(v, Path)} | {*ROLES, "weights"}

@@ -16,6 +16,7 @@ from scoresmooth.images import as_source
 from stages.audit import audit_params, run
 from stages.images.decode import to_pixels
 from stages.images.sources.open import open_source
+from stages.memorization import audit_work
 from stages.memorization.audit_settings import AuditParams
 
 COLOURS = np.random.default_rng(0).integers(0, 256, (12, 6, 6, 3), np.uint8)
@@ -176,6 +177,29 @@ def test_kept_counts_positions_of_what_was_given_and_the_files_vanish(sets, tmp_
     del found
     gc.collect()
     assert not folder.exists()
+
+
+def test_groups_are_given_in_order(sets):
+    groups = ["real"] * 30 + [7] * 6
+    found = scoresmooth.audit(**sets, layout="NHWC", encoder="pixels", groups=groups, group_by="kind", no_images=True)
+    assert [entry["flagged"] for entry in found.result["groups"]["groups"]] == [6, 0]
+    assert found.result["groups"]["column"] == "kind"
+    assert not (found.folder / ".work").exists()
+
+
+def test_audits_with_one_folder_of_partial_results_search_the_training_set_once(sets, tmp_path, monkeypatch):
+    options = {"layout": "NHWC", "encoder": "pixels", "work": tmp_path / "work"}
+    scoresmooth.audit(**sets, **options, out=tmp_path / "step-1")
+    searched, match, own_neighbors = [], audit_work.match, audit_work.own_neighbors
+    monkeypatch.setattr(audit_work, "match", lambda q, *rest: searched.append(len(q)) or match(q, *rest))
+    monkeypatch.setattr(
+        audit_work, "own_neighbors", lambda f, *rest: searched.append(-len(f)) or own_neighbors(f, *rest)
+    )
+    later = scoresmooth.audit(**{**sets, "samples": sets["samples"][:35]}, **options, out=tmp_path / "step-2")
+    assert searched == [-35, 35]  # the samples alone
+    assert later.copies == 5
+    alone = scoresmooth.audit(**{**sets, "samples": sets["samples"][:35]}, layout="NHWC", encoder="pixels")
+    assert alone.result["metrics"] == later.result["metrics"]
 
 
 def test_without_an_answer_it_raises():
