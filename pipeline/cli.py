@@ -166,7 +166,12 @@ def review(
 @app.command()
 def audit(
     train: Annotated[str, typer.Option(help="the training images: folder:PATH, zip:PATH, parquet:PATH, npz:PATH, ...")],
-    samples: Annotated[str, typer.Option(help="the generated images, from any such source")],
+    samples: Annotated[
+        list[str],
+        typer.Option(
+            help="the generated images, from any such source; repeated, or a pattern (folder:step-*): a curve"
+        ),
+    ],
     out: Annotated[str, typer.Option(help="the folder that the results are written to")],
     holdout: Annotated[
         str | None, typer.Option(help="real images that the model was not trained on (the control)")
@@ -225,10 +230,10 @@ def audit(
 ) -> None:
     """Count the samples of any model that copy its training images, with confidence intervals, and show them."""
     options = dict(locals())
-    from stages.audit import INTERRUPTED, RESUME, audit_params, run
+    from stages.audit import INTERRUPTED, RESUME, run_all
 
     try:
-        raise typer.Exit(run(audit_params(**options)))
+        raise typer.Exit(run_all(**options))
     except KeyboardInterrupt:
         print(RESUME, file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None

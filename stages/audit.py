@@ -14,6 +14,7 @@ import argparse
 import dataclasses
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ import numpy as np
 import pyarrow as pa
 
 from stages.errors import InputError
-from stages.files.artifacts import atomic_path, sha256_file, sha256_json, write_json, write_text
+from stages.files.artifacts import atomic_path, sha256_file, sha256_json, write_json, write_text, write_tsv
+from stages.memorization.audit_runs import RATES, Run, check_one_size, curve, is_pattern, named_runs
 from stages.memorization.audit_settings import AuditParams, audit_params
 from stages.protocol import by_task
 
@@ -54,6 +56,51 @@ class Outcome:
             return SELF_TEST_FAILED
         above = limit is not None and self.result["metrics"]["calibrated"]["ci_high"] > limit
         return COPIES_ABOVE_LIMIT if above else DONE
+
+
+def run_all(samples: Sequence[str], **options: Any) -> int:
+    """Audit one set of samples, or the sets of several checkpoints (`run_curve`); return the exit code.
+
+    samples: sources, or patterns of them. options: those of AuditParams besides.
+    """
+    if len(samples) == 1 and not is_pattern(samples[0]):
+        return run(audit_params(**options, samples=samples[0]))
+    return run_curve(named_runs(samples), options)
+
+
+def run_curve(runs: list[Run], options: dict[str, Any], quiet: bool = False) -> int:
+    """Audit every run into OUT/NAME with one folder of partial results; write curve.json, curve.tsv and curve.html.
+
+    Return the exit code: 0; 3 where the last run's rate may lie above `fail_above`; 4 where a run has no answer.
+    """
+    from stages.reporting.audit_page.curve import render_curve, sentence
+
+    out, done = Path(options["out"]), []
+    work = Path(options.get("work") or out / ".work")
+    if options.get("no_images"):
+        runs = [run._replace(name=f"run-{place}") for place, run in enumerate(runs, 1)]
+    checked = [audit_params(**{**options, "samples": run.source, "out": out / run.name, "work": work}) for run in runs]
+    for params in checked:
+        done.append(perform(params, quiet))
+        check_one_size(runs, [outcome.result for outcome in done])
+        print(f"{params.out.name}: {one_line_answer(done[-1].result)}", flush=True)
+    found = curve(runs, [outcome.result for outcome in done], checked[0].fail_above)
+    write_text(out / "curve.html", render_curve(found))
+    write_tsv(
+        out / "curve.tsv", [{"name": r["name"], "step": r["step"]} | {n: r[n] for n in RATES} for r in found["runs"]]
+    )
+    write_json(out / "curve.json", found)
+    if checked[0].no_images and not options.get("work"):
+        shutil.rmtree(work)
+    print(f"{sentence(found)}\nreport: {(out / 'curve.html').absolute()}")
+    return SELF_TEST_FAILED if SELF_TEST_FAILED in (outcome.code for outcome in done) else done[-1].code
+
+
+def one_line_answer(result: dict[str, Any]) -> str:
+    """The rate of copies with its interval, or why there is none."""
+    m = result["metrics"]["calibrated"]
+    said = f"{m['flagged']:,} of {m['count']:,} samples are copies: "
+    return result["failure"] or f"{said}{m['rate']:.2%} [{m['ci_low']:.2%}, {m['ci_high']:.2%}]"
 
 
 def run(params: AuditParams, quiet: bool = False) -> int:
@@ -150,8 +197,7 @@ def answer(result: dict[str, Any], out: Path) -> str:
     m, leaked = result["metrics"]["calibrated"], result["holdout"]["leaked"]
     apart = f" ({leaked:,} training {'image' if leaked == 1 else 'images'} among them left out)" if leaked else ""
     lines = [
-        f"{m['flagged']:,} of {m['count']:,} samples are copies: "
-        f"{m['rate']:.2%} [{m['ci_low']:.2%}, {m['ci_high']:.2%}]",
+        one_line_answer(result),
         f"unseen real images{apart} under the same rule: {m['holdout_rate']:.2%}; "
         f"excess {m['excess']:+.2%} [{m['excess_low']:+.2%}, {m['excess_high']:+.2%}]",
         "verdicts: " + ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in result["verdicts"].items()),
@@ -169,10 +215,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m stages.audit", description=__doc__.splitlines()[0])
     for name, field in AuditParams.model_fields.items():
         option = f"--{name.replace('_', '-')}"
-        kind = {"action": "store_true"} if field.annotation is bool else {"required": field.is_required()}
+        kind: dict[str, Any] = {"required": field.is_required()}
+        kind |= (
+            {"action": "append"} if name == "samples" else {"action": "store_true"} if field.annotation is bool else {}
+        )
         parser.add_argument(option, default=argparse.SUPPRESS, help=field.description, **kind)
     try:
-        sys.exit(run(audit_params(**vars(parser.parse_args()))))
+        sys.exit(run_all(**vars(parser.parse_args())))
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

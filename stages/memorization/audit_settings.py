@@ -21,7 +21,9 @@ class AuditParams(Section):
     """The options of an audit; the descriptions are the text of --help."""
 
     train: str = Field(description="the training images: folder:PATH, zip:PATH, parquet:PATH, npz:PATH, …")
-    samples: str = Field(description="the generated images, from any such source")
+    samples: str = Field(
+        description="the generated images, from any such source; repeated, or a pattern (folder:step-*): a curve"
+    )
     holdout: str | None = Field(None, description="real images that the model was not trained on (the control)")
     out: Path = Field(description="the folder that the results are written to")
     encoder: str = Field("efficientnet-lite0", description="the encoder of the features, or any model of timm")
