@@ -1,4 +1,6 @@
-"""Shards as Slurm jobs, through submitit. Needs `pip install '.[slurm]'`; imported only when execution.runner is slurm.
+"""Shards as Slurm jobs, through submitit. Needs `pip install '.[pipeline,slurm]'`.
+
+Imported only when execution.runner is slurm.
 
 The flow, the shard cache and Prefect stay on the machine that runs the stage (a login node); every shard is one job on
 one node, which must see the project's folder. In a job the shard has a process of its own, as on this machine. When

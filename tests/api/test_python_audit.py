@@ -12,6 +12,7 @@ from PIL import Image
 from saved import save
 
 import scoresmooth
+from pipeline.audit_command import audit as command
 from scoresmooth.images import as_source
 from stages.audit import audit_params, run
 from stages.images.decode import to_pixels
@@ -208,3 +209,13 @@ def test_without_an_answer_it_raises():
     with pytest.raises(scoresmooth.SelfTestFailed, match="the self-test found only") as caught:
         scoresmooth.audit(noise[:100], noise[100:110], noise[110:], layout="NHWC", encoder="pixels")
     assert caught.value.audit.result["failure"] == str(caught.value)
+
+
+def test_the_command_repeats_the_options():
+    """Names, defaults and words; --help of the command is quick because it imports neither pydantic nor numpy."""
+    own = inspect.signature(command).parameters
+    assert set(own) == set(AuditParams.model_fields)
+    for name, field in AuditParams.model_fields.items():
+        option = own[name].annotation.__metadata__[0]
+        assert option.help.replace("...", "…") == field.description, name
+        assert field.is_required() or own[name].default == field.default, name

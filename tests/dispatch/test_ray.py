@@ -9,7 +9,7 @@ from watching import SAMPLE, logged, processes, samples, until
 
 from pipeline.params import Execution
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
+pytest.importorskip("ray", reason="Ray is not installed: pip install '.[pipeline,ray]'")
 
 
 @pytest.fixture(scope="module")
@@ -172,7 +172,7 @@ def test_without_ray_the_runner_says_what_to_install(project):
         output = project.run(*SAMPLE, code=2)
     finally:
         project.command = command
-    assert "error: execution.runner is ray, which is not installed: pip install '.[ray]'" in output
+    assert "error: execution.runner is ray, which is not installed: pip install '.[pipeline,ray]'" in output
 
 
 @pytest.mark.long

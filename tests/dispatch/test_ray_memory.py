@@ -4,7 +4,7 @@ import pytest
 from small_project import SmallProject
 from watching import SAMPLE, samples
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
+pytest.importorskip("ray", reason="Ray is not installed: pip install '.[pipeline,ray]'")
 pytestmark = [pytest.mark.long, pytest.mark.faults]
 
 

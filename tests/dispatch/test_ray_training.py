@@ -14,7 +14,7 @@ from stages import train
 from stages.files.tensors import load_tensors
 from stages.protocol import Shard, load_tree
 
-pytest.importorskip("ray", reason="Ray is not installed: pip install '.[ray]'")
+pytest.importorskip("ray", reason="Ray is not installed: pip install '.[pipeline,ray]'")
 
 __all__ = ["environment", "project"]
 pytestmark = [pytest.mark.long, pytest.mark.faults]

@@ -14,7 +14,7 @@ import pytest
 from small_project import SmallProject, hear_interrupts
 from watching import logged, processes, samples, undisturbed, until
 
-pytest.importorskip("submitit", reason="submitit is not installed: pip install '.[slurm]'")
+pytest.importorskip("submitit", reason="submitit is not installed: pip install '.[pipeline,slurm]'")
 
 DRIVE = """
 import sys
@@ -201,4 +201,7 @@ def test_without_submitit_the_runner_says_what_to_install(project):
     finally:
         (project.folder / "submitit.py").unlink()
     assert "which" not in output
-    assert "error: execution.runner is slurm, whose package submitit is not installed: pip install '.[slurm]'" in output
+    assert (
+        "error: execution.runner is slurm, whose package submitit is not installed: pip install '.[pipeline,slurm]'"
+        in output
+    )
