@@ -44,7 +44,6 @@ class NetworkParams(Section):
         description="input: 2x-1 as it is, or divided by sqrt(mean square + 1/4), a function of x alone"
     )
     skip_above: float | None = Field(
-        default=None,
         gt=0,
         description="from this noise level on the input, which is nearly z there, is taken off the output; null: never",
     )

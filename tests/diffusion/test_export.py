@@ -27,6 +27,7 @@ PARAMS = NetworkParams(
     fir=True,
     progressive_input=False,
     amplitude="raw",
+    skip_above=None,
 )
 
 
@@ -121,6 +122,7 @@ def test_positional_embedding_is_that_of_diffusers():
         ({"fir": False}, "train.network.fir"),
         ({"progressive_input": True}, "train.network.progressive_input"),
         ({"amplitude": "normalised"}, "train.network.amplitude normalised"),
+        ({"skip_above": 2.0}, "train.network.skip_above 2.0"),
         ({"embedding": "positional"}, "train.network.embedding positional"),
         ({"attention": [16]}, "train.network.channels 32"),
         ({"channels": 68}, "train.network.channels 68"),

@@ -35,7 +35,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 LEVELS = NoiseParams(sigma_min=0.05, sigma_max=5.0)
 NETWORK = NetworkParams(
     channels=8, multipliers=[1, 2], blocks=1, attention=[8], patch=1, dropout=0.0, embedding="positional", fir=True,
-    progressive_input=True, amplitude="raw",
+    progressive_input=True, amplitude="raw", skip_above=None,
 )  # fmt: skip
 OPTIMIZATION = OptimizationParams(
     steps=6, batch=4, microbatch=None, learning_rate=1e-3, betas=(0.9, 0.999), weight_decay=0.0, warmup=2,

@@ -271,6 +271,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
         "fir": False,
         "progressive_input": False,
         "amplitude": "raw",
+        "skip_above": None,
     }
     score = {
         "spec": {"score": "network", "form": "conditioning"},

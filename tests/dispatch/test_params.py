@@ -144,14 +144,17 @@ def test_no_nan_infinity_or_yes_and_no_pseudo_key(path, value, tmp_path):
     assert "Value error" not in text
 
 
+N, K = TREE["ingest"]["train"], TREE["filter"]["neighbors"]
+
+
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"filter.neighbors": 101}, "filter.neighbors needs 101 training images, ingest.train is 100"),
-        ({"index.neighbors": 100}, "index.neighbors needs 101 training images, ingest.train is 100"),
-        ({"filter.carlini.n": 51}, "filter.carlini: n 51 exceeds filter.neighbors 50: lower it"),
-        ({"ingest.train": 50}, "ingest.train is 50"),
-        ({f"{T}.neighbors.k": 52}, f"{T}.neighbors.k: 52 needs 51 neighbours besides the image itself"),
+        ({"filter.neighbors": N + 1}, f"filter.neighbors needs {N + 1} training images, ingest.train is {N}"),
+        ({"index.neighbors": N}, f"index.neighbors needs {N + 1} training images, ingest.train is {N}"),
+        ({"filter.carlini.n": K + 1}, f"filter.carlini: n {K + 1} exceeds filter.neighbors {K}: lower it"),
+        ({"ingest.train": K}, f"ingest.train is {K}"),
+        ({f"{T}.neighbors.k": K + 2}, f"{T}.neighbors.k: {K + 2} needs {K + 1} neighbours besides the image itself"),
         ({"ingest.resolution": 15}, "resolution 15 is not a multiple of 4"),
         ({"train.network.attention": [7]}, "no maps of side 7, only 8, 4"),
     ],

@@ -110,7 +110,7 @@ def test_command_lists_shows_and_writes(project):
     run = CliRunner().invoke
     assert [line.split()[0] for line in run(app, ["preset"]).stdout.splitlines()] == sorted(EXPECTED)
     shown = run(app, ["preset", "cifar10"]).stdout
-    assert "train.noise.sigma_max: 3.0 -> 50.0" in shown
+    assert "train.noise.sigma_max: 5.0 -> 50.0" in shown
     assert "nothing was written" in shown
     assert Path("params.yaml").read_text() == before
     assert "params.yaml changed" in run(app, ["preset", "cifar10", "--write"]).stdout

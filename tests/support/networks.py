@@ -15,6 +15,7 @@ PAPER = NetworkParams(
     fir=True,
     progressive_input=True,
     amplitude="raw",
+    skip_above=None,
 )
 SMALL = PAPER.model_copy(update={"channels": 16, "multipliers": [1, 2], "blocks": 1, "attention": [4], "dropout": 0.0})
 

@@ -20,6 +20,7 @@ NETWORK = NetworkParams(
     fir=False,
     progressive_input=False,
     amplitude="raw",
+    skip_above=None,
 )
 LEVELS = NoiseParams(sigma_min=0.01, sigma_max=5)
 OPTIMIZATION = OptimizationParams(
