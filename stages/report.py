@@ -14,8 +14,10 @@ from stages.files.artifacts import atomic_path, write_json, write_parquet, write
 from stages.files.images import read_images
 from stages.files.paths import DATA, images_of
 from stages.protocol import Parts, Shard, StageParams, main
-from stages.reporting.checks import answer, checks
-from stages.reporting.contrasts import ContrastParams, contrast_rows, read_contrasts, require_variants
+from stages.reporting.answer import Opening, answer, rates
+from stages.reporting.checks import checks
+from stages.reporting.contrasts import ContrastParams, contrast_row, measured, read_contrasts, require_variants
+from stages.reporting.frontier import frontier
 
 if TYPE_CHECKING:
     from stages.reporting.inputs import Inputs
@@ -82,14 +84,16 @@ def gather(params: Params, parts: Parts) -> None:
 
     from stages.reporting.html import render
     from stages.reporting.inputs import read_inputs
-    from stages.reporting.results import copy_rows, curve_rows, metrics, results
+    from stages.reporting.results import copy_rows, curve_rows, metrics, results, run_rows
 
     variants = {name: variant.model_dump(mode="json") for name, variant in params.variants.items()}
     inputs = _with_learned(read_inputs(DATA, variants, pq.read_table(parts["holdout"][0])["ratio"].to_numpy()))
     found = checks(inputs.variants)
     contrasts = read_contrasts(params.contrasts, {variant.name: variant.tree for variant in inputs.variants})
-    measured = {variant.name: variant.filter["metrics"] for variant in inputs.variants}
-    rows, opening = contrast_rows(contrasts, measured, inputs.metric), answer(inputs.variants, contrasts)
+    changes = measured(contrasts, {variant.name: variant for variant in inputs.variants})
+    compared = frontier(inputs.variants)
+    rows = [contrast_row(*pair) for pair in changes]
+    opening = Opening(answer(inputs.variants, changes, compared), rates(inputs.variants, contrasts), compared)
     shown = {"report": params.model_dump(mode="json", exclude={"variants"}), "variants": variants}
     write_text(OUT / "report.html", render(inputs, opening, found, rows, shown))
     write_json(OUT / "metrics.json", metrics(inputs, found))
@@ -98,6 +102,7 @@ def gather(params: Params, parts: Parts) -> None:
         "copy_rate": copy_rows(inputs.variants),
         "loss": curve_rows(inputs.variants, "loss"),
         "copy_curve": curve_rows(inputs.variants, "curve"),
+        "runs": run_rows(inputs.variants),
     }
     for name, rows in plots.items():
         if rows:

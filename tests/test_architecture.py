@@ -29,11 +29,11 @@ REACH = {
     "index": (24, ["engine", "features", "files", "search"]),
     "train": (24, ["diffusion", "files"]),
     "sample": (38, ["diffusion", "engine", "files", "search"]),
-    "filter": (58, ["engine", "features", "files", "images", "memorization", "search"]),
+    "filter": (59, ["engine", "features", "files", "images", "memorization", "search"]),
     "fid": (27, ["engine", "features", "files", "images"]),
     "verify": (55, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
-    "report": (40, ["engine", "files", "memorization", "reporting", "search", "theory"]),
-    "audit": (92, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
+    "report": (47, ["engine", "files", "memorization", "reporting", "search", "theory"]),
+    "audit": (93, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
 }
 """Stage: how many files its results depend on, at most, and in which folders they may lie (besides stages/ itself).
 Every file more is one whose edit computes the stage again. Raise a number only with a reason in the commit."""

@@ -33,8 +33,8 @@ from stages.memorization.pairs import (
 from stages.memorization.sample_groups import groups_result
 from stages.memorization.self_test import failure, self_test
 from stages.memorization.verdict_log import LOG
-from stages.memorization.verdicts import COPIED, VERDICTS
 from stages.memorization.verified import verified_summary
+from stages.memorization.vocabulary import COPIED, VERDICTS
 
 PACKAGES = ("scoresmooth", "torch", "numpy", "scipy", "pyarrow", "numba", "pillow")
 SCHEMA = 1  # of audit.json: docs/audit.schema.json. A key that is renamed, removed or means something else raises it

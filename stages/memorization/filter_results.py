@@ -46,7 +46,8 @@ from stages.memorization.pictures import Pair, draw_pairs, spread_rows
 from stages.memorization.quality import Looks, broken
 from stages.memorization.quality_rule import QualityRule
 from stages.memorization.thresholds import Thresholds, calibrate, cross_fitted
-from stages.memorization.verdicts import COPIED, VERDICTS, Evidence, decide, ratio_rules
+from stages.memorization.verdicts import Evidence, decide, ratio_rules
+from stages.memorization.vocabulary import COPIED, VERDICTS
 from stages.search.pixel_distance import pixel_distance
 
 COPIED_BELOW = 0.7  # of r1/r2: a blend is no copy

@@ -18,7 +18,8 @@ from stages.memorization.metrics import (
 )
 from stages.memorization.ratios import PUBLISHED
 from stages.memorization.thresholds import Thresholds
-from stages.memorization.verdicts import COPIED, Evidence, decide, rho_star_rules
+from stages.memorization.verdicts import Evidence, decide, rho_star_rules
+from stages.memorization.vocabulary import COPIED
 from stages.search.pixel_distance import pixel_distance
 
 METRICS = (

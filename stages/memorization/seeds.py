@@ -72,10 +72,11 @@ def paired_difference(of: Sequence[float], against: Sequence[float]) -> SeedMean
     return over_seeds(one - other)
 
 
-def paired_rates(of: Sequence[int], against: Sequence[int], count: int) -> SeedMean:
+def paired_rates(of: Sequence[float], against: Sequence[float], count: int) -> SeedMean:
     """Return the mean difference of two rates over seeds.
 
-    of, against: flagged samples per seed, in the same order of the seeds, each of `count` samples.
+    of, against: flagged samples per seed, in the same order of the seeds, each of `count` samples; where a threshold is
+        cross-fitted, a number may end in a half.
 
     The two rates of a pair are taken as independent given the seed for the least length of the interval. That errs
     towards caution where samples share their initial noise, and so their outcome.
@@ -83,7 +84,7 @@ def paired_rates(of: Sequence[int], against: Sequence[int], count: int) -> SeedM
     one, other = _paired(of, against)
     if count < 1 or min(one.min(), other.min()) < 0 or max(one.max(), other.max()) > count:
         raise ValueError(f"flagged {list(of)} and {list(against)} are not within 0..{count}")
-    return over_seeds((one - other) / count, _rate_variance(one, count) + _rate_variance(other, count))
+    return over_seeds((one - other) / count, rate_variance(one, count) + rate_variance(other, count))
 
 
 def _paired(of: Sequence[float], against: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
@@ -93,7 +94,7 @@ def _paired(of: Sequence[float], against: Sequence[float]) -> tuple[np.ndarray, 
     return one, other
 
 
-def _rate_variance(flagged: np.ndarray, count: int) -> np.ndarray:
+def rate_variance(flagged: np.ndarray, count: np.ndarray | int) -> np.ndarray:
     """Return the variance of the rates, with one success and one failure added, so that it is 0 nowhere.
 
     Agresti & Caffo 2000, The American Statistician 54:280–288.

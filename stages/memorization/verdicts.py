@@ -12,9 +12,7 @@ import numpy as np
 
 from stages.memorization.scores import Scores
 from stages.memorization.thresholds import Thresholds
-
-VERDICTS = ("copy", "near_copy", "same_content", "unsure", "novel")  # in the order in which they are listed
-COPIED = ("copy", "near_copy")
+from stages.memorization.vocabulary import VERDICTS
 
 Rule = tuple[np.ndarray, str, str | np.ndarray]
 """(condition bool (N,), verdict, reason: one for all images or N strings)."""

@@ -4,8 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stages.reporting.contrasts import Contrast
-from stages.reporting.words import Rate, interval, listing, number, percent, times
+from stages.reporting.words import Rate, number, times
 
 if TYPE_CHECKING:
     from stages.reporting.inputs import Variant
@@ -67,29 +66,3 @@ def _sound(variant: "Variant") -> Check:
     warning = f"Its samples look broken: {'; '.join(reasons)}. A low copy rate says nothing here. " if reasons else ""
     blends = f" {variant.faults['blend']}." if "blend" in variant.faults else ""
     return Check(f"{variant.name} draws sound samples", not reasons, warning + numbers + blends, sanity=True)
-
-
-def answer(variants: Sequence["Variant"], contrasts: Sequence[Contrast]) -> str:
-    """The report's opening: each variant's rates, and which of its comparisons say nothing.
-
-    It compares no two variants: what may be said of a pair, its contrast says (`contrasts.sentence`).
-    """
-    shown = [variant for variant in variants if variant.network] or list(variants)
-    names = {variant.name for variant in shown}
-    caveat = " (its samples look broken)"
-    copies = [
-        f"{v.name} {percent(v.copies.rate)} {interval(v.copies.low, v.copies.high)}{caveat if v.broken else ''}"
-        for v in shown
-    ]
-    blends = [f"{v.name} {percent(v.blends.rate)}" for v in shown]
-    control = percent(shown[0].control.rate)
-    sentences = [
-        f"Samples that copy a training image [95 % interval]: {listing(copies)}; held-out images by the same rule: "
-        f"{control}.",
-        f"Samples that are blends of training images: {listing(blends)}.",
-    ]
-    confounded = [c for c in contrasts if c.confounded and {c.of, c.against} <= names]
-    if confounded:
-        pairs = "; ".join(f"{c.of} against {c.against} (by {listing(c.factors)})" for c in confounded)
-        sentences.append(f"Confounded, so that their difference is no result: {pairs}.")
-    return " ".join(sentences)

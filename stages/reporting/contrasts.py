@@ -1,22 +1,25 @@
 """Contrasts: which parameters two variants differ in, and what may be said about the difference of their numbers.
 
 A contrast differs in one factor with everything else equal; variants that differ in more are confounded, and no
-sentence may attribute anything to either factor (METHODS §6, contrast). "Fewer copies" needs r₁/r₂ and a
-distance-based measure to agree, because r₁/r₂ cannot see blends (METHODS §6, blend measure).
+sentence may attribute anything to either factor (METHODS §6, contrast). `stages.reporting.changes` words a difference.
 """
 
 import dataclasses
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
 from stages.errors import InputError
-from stages.memorization.seeds import SeedMean, over_seeds
 from stages.protocol import Section
+from stages.reporting.changes import Change, at_the_end, between_closed_forms, one_run
+from stages.reporting.runs import seeds
 from stages.reporting.words import listing
+
+if TYPE_CHECKING:
+    from stages.reporting.inputs import Variant
 
 Tree = Mapping[str, Any]
 
@@ -86,21 +89,6 @@ class Contrast:
     def confounded(self) -> bool:
         """Tell whether more than one factor differs."""
         return len(self.factors) > 1
-
-
-@dataclasses.dataclass(frozen=True)
-class Change:
-    """How three shares of the samples change from `against` to `of`, paired over training seeds.
-
-    Attributes:
-        ratio: copies by r₁/r₂.
-        distance: samples nearer to the training set than all but 1 % of held-out images.
-        blend: samples that are blends.
-    """
-
-    ratio: SeedMean
-    distance: SeedMean
-    blend: SeedMean
 
 
 def read_contrasts(entries: Sequence[ContrastParams], trees: Mapping[str, Tree]) -> list[Contrast]:
@@ -203,68 +191,33 @@ def sentence(found: Contrast, change: Change | None = None) -> str:
     opening = f"{pair} differ in {found.factors[0]} alone ({_keys(found)}). "
     if change is None:
         return opening + "The difference is not measured."
-    return opening + f"From {found.against} to {found.of}: {_verdict(change)}."
+    return opening + f"From {found.against} to {found.of}: {change.words}."
 
 
-def contrast_rows(found: Sequence[Contrast], metrics: Mapping[str, Tree], headline: str) -> list[dict[str, Any]]:
-    """Return each contrast with what may be said of it: a row of the report's section and of results.json.
-
-    metrics: variant -> the metrics of filter.json. There is one training seed, so no difference has an interval.
-    """
-    return [
-        {
-            "name": item.name,
-            "of": item.of,
-            "against": item.against,
-            "factors": list(item.factors),
-            "confounded": item.confounded,
-            "sentence": sentence(item, _change(metrics[item.of], metrics[item.against], headline)),
-        }
-        for item in found
-    ]
+def measured(found: Sequence[Contrast], variants: Mapping[str, "Variant"]) -> list[tuple[Contrast, Change]]:
+    """Return every contrast with the change between its two variants."""
+    return [(item, _change(variants[item.of], variants[item.against])) for item in found]
 
 
-def _change(of: Tree, against: Tree, headline: str) -> Change:
-    """Return the change of the three shares between two variants of one training seed."""
-    names = (headline, "calibrated_distance", "blend")
-    return Change(*(over_seeds([of[name]["rate"] - against[name]["rate"]]) for name in names))
+def contrast_row(item: Contrast, change: Change) -> dict[str, Any]:
+    """Return a contrast with what may be said of it: a row of the report's section and of results.json."""
+    return {
+        "name": item.name,
+        "of": item.of,
+        "against": item.against,
+        "factors": list(item.factors),
+        "confounded": item.confounded,
+        "sentence": sentence(item, change),
+        "points": change.points,
+    }
 
 
-def _verdict(change: Change) -> str:
-    """Word the change of the copies, with the intervals."""
-    ratio, distance, blend = (direction(value) for value in (change.ratio, change.distance, change.blend))
-    numbers = (
-        f"by r1/r2 {points(change.ratio)}, by held-out-calibrated distance {points(change.distance)}, "
-        f"blends {points(change.blend)}"
-    )
-    if change.ratio.low is change.distance.low is change.blend.low is None:
-        return f"{numbers}; without an interval no direction is claimed"
-    if blend > 0 and ratio <= 0:
-        return f"by blending, samples turn into averages of training images, which r1/r2 does not count ({numbers})"
-    if ratio == distance != 0:
-        more = " and more blends" if blend > 0 else ""
-        return f"{'fewer' if ratio < 0 else 'more'} copies{more} ({numbers})"
-    if ratio * distance < 0:
-        return f"r1/r2 and distance contradict each other, so nothing is said about copies ({numbers})"
-    return f"no clear change of copies ({numbers})"
-
-
-def direction(value: SeedMean) -> int:
-    """Return the sign of a mean whose interval is clear of 0, else 0; one seed has no interval."""
-    if value.low is None or value.high is None or value.low <= 0 <= value.high:
-        return 0
-    return 1 if value.mean > 0 else -1
-
-
-def points(value: SeedMean) -> str:
-    """Return a change of a share in percentage points: −12.3 points [−15.0, −9.6]."""
-    if value.low is None or value.high is None:
-        return f"{_signed(value.mean)} points (one seed, no interval)"
-    return f"{_signed(value.mean)} points [{_signed(value.low)}, {_signed(value.high)}]"
-
-
-def _signed(share: float) -> str:
-    return f"{100 * share:+.1f}".replace("-", "−")
+def _change(of: "Variant", against: "Variant") -> Change:
+    """Return the change between two variants, over the seeds where both are trained networks that share seeds."""
+    if of.runs is not None and against.runs is not None and seeds(of.runs) & seeds(against.runs):
+        return at_the_end(of.runs, against.runs)
+    measures = of.filter["metrics"], against.filter["metrics"]
+    return one_run(*measures) if of.network or against.network else between_closed_forms(*measures)
 
 
 def _keys(found: Contrast) -> str:

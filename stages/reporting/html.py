@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -11,10 +12,15 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from stages.files.artifacts import sha256_file
+from stages.memorization.vocabulary import MEANING, VERDICTS
 from stages.reporting import figures
+from stages.reporting.answer import Opening, frontier_row
+from stages.reporting.changes import signed
 from stages.reporting.checks import Check
+from stages.reporting.frontier_figure import frontier_figure
 from stages.reporting.inputs import Inputs, Variant
 from stages.reporting.pictures import file_uri, png_uri
+from stages.reporting.provenance import provenance
 from stages.reporting.results import THIRD, kind, result_row
 from stages.reporting.theory_figures import theory_figures
 from stages.reporting.words import interval, number, percent, times
@@ -33,27 +39,19 @@ FORMS = {
     "loader-batches": "The posterior mean with a softmax normalised inside each loader batch (METHODS §8b).",
 }
 SYMBOLS = {"r1/r2": "r₁/r₂", "l1..lk": "ℓ₁..ℓₖ", "l1": "ℓ₁", "<=": "≤", " x ": " × ", "rho": "ρ"}
-VERDICTS = {
-    "copy": "copy of a training image",
-    "near_copy": "near copy",
-    "same_content": "same content",
-    "unsure": "unsure",
-    "novel": "novel",
-}
 IN_A_GROUP = 12  # images shown of one group of duplicates
 
 
 def render(
     inputs: Inputs,
-    sentence: str,
+    opening: Opening,
     found: Sequence[Check],
     contrasts: Sequence[dict[str, Any]],
     params: dict[str, Any],
 ) -> str:
     """Write the whole page.
 
-    sentence: `checks.answer`; contrasts: of `contrast_rows`; params: the sections `report` and `variants` of
-    params.yaml.
+    contrasts: of `contrast_row`; params: the sections `report` and `variants` of params.yaml.
     """
     variants, shown = inputs.variants, params["report"]
     return (
@@ -62,7 +60,9 @@ def render(
         .render(
             css=(FOLDER / "report.css").read_text(encoding="utf-8"),
             script=(FOLDER / "report.js").read_text(encoding="utf-8"),
-            sentence=sentence,
+            opening=opening,
+            frontier=[frontier_row(compared) for compared in opening.compared],
+            frontier_figure=frontier_figure(variants),
             contrasts=contrasts,
             inputs=inputs,
             metrics=variants[0].filter["metrics"],
@@ -79,6 +79,9 @@ def render(
             groups=duplicate_groups(inputs, shown["duplicate_groups"]),
             rejected=inputs.rejected.slice(0, shown["rejected_images"]).to_pylist(),
             verdicts=VERDICTS,
+            meaning=MEANING,
+            failed_claims=sum(not claim["passed"] for claim in inputs.claims),
+            provenance=provenance(),
             params=compact(params, indent=2),
             packages={name: version(name) for name in PACKAGES},
             digests={str(path): sha256_file(path)[:16] for path in inputs.files},
@@ -91,7 +94,9 @@ def _environment() -> Environment:
     environment = Environment(
         loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {filter_.__name__: filter_ for filter_ in (percent, number, times, compact, math, plain)}
+    environment.filters |= {
+        filter_.__name__: filter_ for filter_ in (percent, number, times, compact, math, plain, words, signed)
+    }
     environment.globals |= {"interval": interval, "theory_figures": theory_figures, "file_uri": file_uri}
     return environment
 
@@ -129,9 +134,34 @@ def section(variant: Variant, inputs: Inputs, count: int) -> dict[str, Any]:
         "broken": variant.broken,
         "description": FORMS.get(variant.form, ""),
         "tiles": tiles(variant, inputs, count),
-        "verdicts": [(name, variant.filter["verdicts"].get(name, 0)) for name in VERDICTS],
+        "verdicts": verdict_words(variant),
         "pairs": file_uri(variant.pairs_picture),
     }
+
+
+def words(verdict: str) -> str:
+    """A verdict as a person reads it: near_copy → near copy."""
+    return verdict.replace("_", " ")
+
+
+def verdict_words(variant: Variant) -> str:
+    """The number of samples with every verdict, and for r₁/r₂ how those that the headline counts divide."""
+    metric = variant.filter["metrics"][variant.metric]
+    pairs = variant.pairs.select(["verdict", "ratio"]).to_pylist()
+    every = Counter(pair["verdict"] for pair in pairs)
+    if not re.fullmatch(r"nn_ratio(?!.*grouped).*", variant.metric):
+        return (
+            f"All {len(pairs):,} samples by verdict: {_counted(every)}. Verdicts go by r₁/r₂ and features, the "
+            f"headline by {variant.metric}, so that their numbers differ."
+        )
+    inside = Counter(pair["verdict"] for pair in pairs if pair["ratio"] < metric["threshold"])
+    rest = every - inside
+    copied = f"{inside.total():,} copied (r₁/r₂ < {metric['threshold']:.3g}), by verdict: {_counted(inside)}"
+    return f"{copied if inside else 'None copied'}. {rest.total():,} others: {_counted(rest)}."
+
+
+def _counted(verdicts: Counter[str]) -> str:
+    return ", ".join(f"{verdicts[name]:,} {words(name)}" for name in VERDICTS if verdicts[name]) or "none"
 
 
 def tiles(variant: Variant, inputs: Inputs, count: int) -> list[dict[str, Any]]:

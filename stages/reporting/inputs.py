@@ -14,6 +14,8 @@ from stages.errors import InputError
 from stages.files.artifacts import read_json
 from stages.files.images import ImageTable, read_images
 from stages.files.runs import read_runs, reference
+from stages.reporting.runs import FID, Columns, joined, seeds
+from stages.reporting.runs import FILTER as RUNS
 from stages.reporting.words import Rate
 
 LOSS = ("step", "loss", "loss_low_sigma", "loss_middle_sigma", "loss_high_sigma")
@@ -45,6 +47,7 @@ class Variant:
         score, sample, filter, fid: the stages' JSON files.
         loss: columns of the reference run's loss.tsv; None for a closed form.
         curve: columns of the curve.tsv of filter and fid; None where train kept no snapshots.
+        runs: the measures of every training seed and snapshot; None for a closed form.
         pairs: pairs.parquet, one row per sample.
         samples: the samples, in order.
         pairs_picture: the picture grid that filter drew.
@@ -59,6 +62,7 @@ class Variant:
     fid: dict[str, Any]
     loss: dict[str, np.ndarray] | None
     curve: dict[str, np.ndarray] | None
+    runs: Columns | None
     pairs: pa.Table
     samples: ImageTable
     pairs_picture: Path
@@ -79,6 +83,8 @@ class Variant:
         """The parameters that it was trained and sampled with, all spelled out, as `contrasts.contrast` takes them."""
         spec = {**self.score["spec"], "sampler": self.sample["sampler"]}
         train = {key: self.score[key] for key in ("noise", "network", "optimization") if key in self.score}
+        if self.runs is not None:
+            train["seeds"] = sorted(seeds(self.runs))
         return {"spec": spec, "train": train, "sample": {key: self.sample[key] for key in ("count", "seed")}}
 
     @property
@@ -285,6 +291,7 @@ def _variant(reader: Reader, name: str, spec: dict[str, Any]) -> Variant:
         fid=reader.json("fid", "fid.json", name, "name", "encoder", "samples", "train", "test", "floor", "vendi"),
         loss=_reference_loss(reader, name) if network else None,
         curve=_curve(reader, name),
+        runs=_runs(reader, name) if network else None,
         pairs=pq.read_table(reader.path("filter", "pairs.parquet", name)),
         samples=read_images(reader.path("sample", "samples.arrow", name)),
         pairs_picture=reader.path("filter", "pairs.png", name),
@@ -341,6 +348,13 @@ def _curve(reader: Reader, name: str) -> dict[str, np.ndarray] | None:
             f"data/filter/{name}/curve.tsv and data/fid/{name}/curve.tsv list different snapshots: run dvc repro"
         )
     return {**shares, "fd": distances["fd"]}
+
+
+def _runs(reader: Reader, name: str) -> Columns | None:
+    if not (reader.data / "filter" / name / "runs.tsv").exists():
+        return None
+    tables = (("filter", RUNS), ("fid", FID))
+    return joined(*(read_columns(reader.path(stage, "runs.tsv", name), needed) for stage, needed in tables), name)
 
 
 def read_columns(path: Path, needed: Sequence[str]) -> dict[str, np.ndarray]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from stages.memorization.ratios import PUBLISHED
+from stages.reporting.answer import Opening, frontier_row
 from stages.reporting.checks import Check
 from stages.reporting.inputs import CURVES, Inputs, Variant
 from stages.reporting.learned import NAME as LEARNED
@@ -61,15 +62,17 @@ def _rate(name: str, rate: Rate | None) -> dict[str, Any]:
 
 
 def results(
-    inputs: Inputs, sentence: str, found: Sequence[Check], contrasts: Sequence[dict[str, Any]]
+    inputs: Inputs, opening: Opening, found: Sequence[Check], contrasts: Sequence[dict[str, Any]]
 ) -> dict[str, Any]:
-    """data/report/results.json, which `scoresmooth results` prints. contrasts: of `contrast_rows`."""
+    """data/report/results.json, which `scoresmooth results` prints. contrasts: of `contrast_row`."""
     defined = inputs.variants[0].filter["metrics"]
     metric = {key: defined[inputs.metric][key] for key in ("definition", "threshold")}
     metric |= {"blend": defined["blend"]["definition"]}
     trained = [block for block in inputs.theory if block.name == LEARNED]
     return {
-        "answer": sentence,
+        "answer": opening.sentence,
+        "rates": opening.rates,
+        "frontier": [frontier_row(compared) for compared in opening.compared],
         "metric": {"name": inputs.metric, **metric},
         "rows": [result_row(variant) for variant in inputs.variants],
         "contrasts": list(contrasts),
@@ -118,6 +121,16 @@ def curve_rows(variants: Sequence[Variant], curve: str) -> list[dict[str, Any]]:
         {"variant": name, **{column: float(value) for column, value in zip(CURVES[curve], row)}, "step": int(row[0])}
         for name, found in columns.items()
         for row in zip(*(found[column] for column in CURVES[curve]))
+    ]
+
+
+def run_rows(variants: Sequence[Variant]) -> list[dict[str, Any]]:
+    """Every measured run of every network: variant, seed, step and the measures."""
+    return [
+        {"variant": variant.name, **{name: float(value) for name, value in zip(variant.runs, row)}}
+        for variant in variants
+        if variant.runs is not None
+        for row in zip(*variant.runs.values())
     ]
 
 

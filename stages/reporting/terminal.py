@@ -32,8 +32,11 @@ def print_results(path: Path | str = "data/report/results.json") -> None:
     console.print(f"{theory['passed']} of {theory['claims']} claims of the theory hold")
     for failed in theory["failed"]:
         console.print(f"  fails: {failed}", markup=False)
+    for row in content["frontier"]:
+        console.print(f"{row['of']}, {row['at_equal_distance']} {row['late']}", markup=False, soft_wrap=True)
     console.print()
-    console.print(content["answer"], style="bold", markup=False)
+    console.print("\n".join(content["rates"]), markup=False, soft_wrap=True)
+    console.print(content["answer"], style="bold", markup=False, soft_wrap=True)
 
 
 def print_theory(data: Path | str = "data") -> None:

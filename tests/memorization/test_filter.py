@@ -132,7 +132,7 @@ def test_pairs_are_sorted_and_complete(project):
 
 
 def stage_rank(verdict: str) -> int:
-    from stages.memorization.verdicts import VERDICTS
+    from stages.memorization.vocabulary import VERDICTS
 
     return VERDICTS.index(verdict)
 

@@ -23,7 +23,8 @@ from stages.memorization.ratios import (
 )
 from stages.memorization.scores import Scores
 from stages.memorization.statistics import newcombe, wilson
-from stages.memorization.verdicts import VERDICTS, Evidence, decide, order, ratio_rules
+from stages.memorization.verdicts import Evidence, decide, order, ratio_rules
+from stages.memorization.vocabulary import VERDICTS
 from stages.search.pixel_distance import pixel_distance
 
 

@@ -16,16 +16,14 @@ from stages.errors import InputError
 from stages.memorization.blends import hull_distance, is_blend
 from stages.memorization.calibrated_rates import below, limit
 from stages.memorization.seeds import SeedMean, paired_rates
+from stages.reporting.changes import Change, direction, points
 from stages.reporting.contrasts import (
     NOISE_CONDITIONING,
     TARGET,
-    Change,
     Contrast,
     ContrastParams,
     contrast,
     differences,
-    direction,
-    points,
     read_contrasts,
     sentence,
 )
@@ -211,14 +209,14 @@ def test_equal_variants_and_missing_measures_are_said():
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ((DOWN, DOWN, FLAT), "fewer copies ("),
-        ((DOWN, DOWN, DOWN), "fewer copies ("),
+        ((DOWN, DOWN, FLAT), "fewer copied samples ("),
+        ((DOWN, DOWN, DOWN), "fewer copied samples ("),
         ((DOWN, DOWN, UP), "by blending"),
         ((DOWN, UP, UP), "by blending"),
         ((DOWN, FLAT, UP), "by blending"),
         ((FLAT, UP, UP), "by blending"),
-        ((UP, UP, FLAT), "more copies ("),
-        ((UP, UP, UP), "more copies and more blends ("),
+        ((UP, UP, FLAT), "more copied samples ("),
+        ((UP, UP, UP), "more copied samples and more blends ("),
         ((DOWN, UP, FLAT), "contradict each other"),
         ((UP, DOWN, UP), "contradict each other"),
         ((DOWN, FLAT, FLAT), "no clear change"),
@@ -232,7 +230,7 @@ def test_the_words_follow_the_measures(change, said):
     text = sentence(compared(SMOOTHED_BLIND, BLIND), Change(*change))
     assert f"differ in {TARGET} alone" in text
     assert said in text
-    assert ("fewer copies" in text) == (said == "fewer copies (")
+    assert ("fewer copied samples" in text) == (said == "fewer copied samples (")
 
 
 def test_fewer_copies_needs_both_measures_and_no_rise_of_blends():

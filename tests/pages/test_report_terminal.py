@@ -33,8 +33,10 @@ def test_verified_pairs_stand_in_the_page_the_metrics_and_at_the_terminal(projec
     run_plain("report")
     page = (FOLDER / "report.html").read_text(encoding="utf-8")
     assert page.count("Verified by eye") == 1
-    assert f"<strong>9 of 200 (4.5{words.THIN}% [2.4, 8.3])</strong> are copies, of 3 training images" in page
-    assert f"within 0.02: <strong>4 of 200 (2.0{words.THIN}% [0.8, 5.0])</strong>" in page
+    assert "<strong>at least 9 of 200</strong> samples are copies, " in page
+    assert '<span class="warn">3 suspected pairs are open</span>; of 3 training images' in page
+    assert "within 0.02: <strong>at least 4</strong>" in page
+    assert f"4.5{words.THIN}% [2.4" not in page, "an unfinished review is no rate"
     assert "anna judged 17, bert judged 12; 5 not, 2 unsure, 1 disputed, 3 of 20 suspected pairs open" in page
     assert "2 verdicts match no pair of this run and were not used" in page
     assert "anna and bert agree on 11 of 12 (Cohen's κ 0.81)" in page
@@ -52,6 +54,9 @@ def test_verified_pairs_stand_in_the_page_the_metrics_and_at_the_terminal(projec
     assert metrics["net-conditioning"]["verified_open"] == 3
     path.write_text(json.dumps(json.loads(path.read_text()) | {"verified": verified_counts(200) | {"open": 0}}))
     run_plain("report")
+    page = (FOLDER / "report.html").read_text(encoding="utf-8")
+    assert f"<strong>9 of 200 (4.5{words.THIN}% [2.4, 8.3])</strong> are copies, of 3 training images" in page
+    assert f"within 0.02: <strong>4 of 200 (2.0{words.THIN}% [0.8, 5.0])</strong>" in page
     capsys.readouterr()
     print_results(FOLDER / "results.json")
     assert (

@@ -133,6 +133,22 @@ def write_variant(
         write_json(data / "train" / name / "runs.json", {"runs": [run]})
 
 
+def write_runs(data: Path, name: str, runs: dict[int, list[dict[str, float]]]) -> None:
+    """runs.tsv of filter and fid. runs: seed -> its steps, each with step, fd and shares of 200 samples by measure."""
+    measured, distances = [], []
+    for seed, steps in runs.items():
+        for run in steps:
+            about = {"seed": seed, "step": run["step"], "count": 200}
+            share = {"nn_ratio_0_7": run["ratio"], "calibrated_distance": run["distance"], "blend": run["blend"]}
+            share |= {"nn_ratio_1_3": run["ratio"] / 2, "carlini_train": run["ratio"]}
+            flagged = {measure: round(200 * value) for measure, value in share.items()}
+            measured.append({**about, **flagged, "median_effective": 1.5, "unique_training_images": 12})
+            ends = {"fd": run["fd"], "fd_low": run["fd"] - 2, "fd_high": run["fd"] + 2}
+            distances.append({**about, **ends, "recall": 0.4, "coverage": 0.7, "vendi": 5.5, "sharpness": 0.95})
+    write_tsv(data / "filter" / name / "runs.tsv", measured)
+    write_tsv(data / "fid" / name / "runs.tsv", distances)
+
+
 def write_learned(folder: Path, images: np.ndarray, seed: int) -> None:
     """alignment.json and interpolation.arrow of one network: two levels, one path of two points."""
     level = {

@@ -14,7 +14,7 @@ from stages.images.decode import CHANGES
 from stages.memorization.audit_results import following
 from stages.memorization.crops import shrunk
 from stages.memorization.judge import Judged
-from stages.memorization.verdicts import VERDICTS
+from stages.memorization.vocabulary import VERDICTS
 from stages.reporting.pictures import png_uri
 from stages.reporting.words import interval, number, percent
 
