@@ -84,7 +84,7 @@ def gather(params: Params, parts: Parts) -> None:
 
     from stages.reporting.html import render
     from stages.reporting.inputs import read_inputs
-    from stages.reporting.results import copy_rows, curve_rows, metrics, results, run_rows
+    from stages.reporting.results import copy_rows, loss_rows, metrics, results, run_rows
 
     variants = {name: variant.model_dump(mode="json") for name, variant in params.variants.items()}
     inputs = _with_learned(read_inputs(DATA, variants, pq.read_table(parts["holdout"][0])["ratio"].to_numpy()))
@@ -100,8 +100,7 @@ def gather(params: Params, parts: Parts) -> None:
     write_json(OUT / "results.json", results(inputs, opening, found, rows))
     plots = {
         "copy_rate": copy_rows(inputs.variants),
-        "loss": curve_rows(inputs.variants, "loss"),
-        "copy_curve": curve_rows(inputs.variants, "curve"),
+        "loss": loss_rows(inputs.variants),
         "runs": run_rows(inputs.variants),
     }
     for name, rows in plots.items():

@@ -22,7 +22,8 @@ GIVES = {  # outcome of a change -> what smoothing gives
     "more, with blends": "more copied samples and more blends",
     "blending": "more blends, which r₁/r₂ does not count as copies,",
     "contradiction": "r₁/r₂ and distance that contradict each other",
-    "none": "no clear change",
+    "none": "no change that both measures show clearly",
+    "none, with blends": "no change that both measures show clearly, and more blends,",
 }
 OUTSIDE = {
     NEVER: "the plain network never comes down to its distance",
@@ -78,7 +79,7 @@ def _given(changes: Mapping[str, Change], named: Mapping[str, "Variant"]) -> str
 
 def _numbers(change: Change) -> str:
     second = "blends", change.blend
-    if change.outcome != "blending":
+    if "blend" not in change.outcome:
         second = "by distance", change.distance
     return f"by r₁/r₂ {points(change.ratio)}, {second[0]} {points(second[1])}"
 

@@ -19,7 +19,8 @@ OUTCOMES = {
     "more": "more copied samples",
     "more, with blends": "more copied samples and more blends",
     "contradiction": "r₁/r₂ and distance contradict each other, so nothing is said about copies",
-    "none": "no clear change of the copied share",
+    "none": "no change of the copied share that r₁/r₂ and distance both show clearly",
+    "none, with blends": "no change of the copied share that r₁/r₂ and distance both show clearly, and more blends",
 }
 """Outcome of a change -> its words."""
 
@@ -50,7 +51,9 @@ class Change:
             return "blending"
         if ratio == distance != 0:
             return "fewer" if ratio < 0 else "more, with blends" if blend > 0 else "more"
-        return "contradiction" if ratio * distance < 0 else "none"
+        if ratio * distance < 0:
+            return "contradiction"
+        return "none, with blends" if blend > 0 else "none"
 
     @property
     def points(self) -> dict[str, list[float]]:

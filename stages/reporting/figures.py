@@ -14,6 +14,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from stages.reporting.inputs import Variant
+from stages.reporting.runs import RATIO, over_seeds_by_step, rates
 from stages.reporting.words import number, percent
 
 INK, MUTED, GRID, CONTROL = "#010203", "#020304", "#030405", "#040506"
@@ -25,7 +26,7 @@ VARIABLES = {
     NETWORK: "network",
     **{color: f"series-{i}" for i, color in enumerate(SERIES)},
 }
-Curve = tuple[Variant, np.ndarray, np.ndarray]  # a variant with the x and y of its line, float64 (points,)
+Curve = tuple[Any, ...]  # a variant with the x and y of its line, float64 (points,), and the ends of its band, if any
 DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (1, 1)))
 STYLE = {
     "svg.fonttype": "none",  # text stays text: smaller, selectable, in the page's font
@@ -193,17 +194,19 @@ def loss_figure(variants: Sequence[Variant]) -> str | None:
     return _curves_figure(curves, "training loss per pixel", "loss") if networks else None
 
 
-COPIES = "copies, % of the samples"
+COPIES = "copied, % of the samples"
 
 
 def copy_curve_figure(variants: Sequence[Variant]) -> str | None:
-    """Copies and Fréchet distance of the snapshots' samples; None where training kept no snapshots. SVG text."""
-    networks = [variant for variant in variants if variant.curve is not None]
+    """Copied share and FD over training, mean over seeds; None where no network has two measured steps. SVG text."""
+    networks = [v for v in variants if v.runs is not None and len(set(v.runs["step"])) > 1]
     if not networks:
         return None
+    shares = {v.name: over_seeds_by_step(v.runs, 100 * rates(v.runs, RATIO)) for v in networks}
+    distances = {v.name: over_seeds_by_step(v.runs, v.runs["fd"]) for v in networks}
     curves = {
-        COPIES: [(v, v.curve["step"], 100 * v.curve["share"]) for v in networks],
-        f"{networks[0].fid['name']} to test": [(v, v.curve["step"], v.curve["fd"]) for v in networks],
+        COPIES: [(v, *shares[v.name]) for v in networks],
+        f"{networks[0].fid['name']} to test": [(v, *distances[v.name]) for v in networks],
     }
     return _curves_figure(curves, "", "curve", marker=".")
 
@@ -223,16 +226,15 @@ def _curves_figure(panels: dict[str, list[Curve]], label: str, name: str, **styl
 
 
 def _curves_panel(axis: Any, title: str, curves: list[Curve], **style: Any) -> None:
-    for i, (variant, x, y) in enumerate(curves):
+    for i, (variant, x, y, *band) in enumerate(curves):
         look = {"color": SERIES[i % len(SERIES)], "linestyle": DASHES[i % len(DASHES)], "linewidth": 1.5}
         axis.plot(x, y, label=variant.name, **look, **style)
-        if title == COPIES:
-            low, high = 100 * variant.curve["low"], 100 * variant.curve["high"]
-            axis.fill_between(x, low, high, linewidth=0, color=look["color"], alpha=0.15)
+        if band:
+            axis.fill_between(x, *band, linewidth=0, color=look["color"], alpha=0.15)
     if title == COPIES:
         axis.set_ylim(0, 102)
     else:
-        values = np.concatenate([y for _, _, y in curves])  # a third of the levels that no logged step drew is NaN
+        values = np.concatenate([y for _, _, y, *_ in curves])  # a third of the levels that no logged step drew is NaN
         _scale(axis, values[np.isfinite(values)], "y", span=5, margin=1.05)
     axis.grid(axis="y")
     axis.set(title=title, xlabel="training step")

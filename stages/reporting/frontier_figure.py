@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 
 from stages.reporting.figures import CONTROL, INK, MUTED, SERIES, STYLE, to_svg
 from stages.reporting.frontier import baselines
 from stages.reporting.inputs import Variant
-from stages.reporting.panels import MARKERS
+from stages.reporting.panels import MARKERS, plain_ticks
 from stages.reporting.runs import BLEND, DISTANCE, RATIO, of_seed, rates, seeds
 
 PANELS = {
@@ -38,6 +39,10 @@ def frontier_figure(variants: Sequence[Variant]) -> str | None:
             row[0].set_ylabel(title)
             row[-1].legend(*row[0].get_legend_handles_labels(), frameon=False, fontsize=8)
         axes[0][0].set_ylim(0, None)
+        values = np.concatenate([v.runs["fd"] for own, _ in rows for v in own])
+        if values.min() > 0 and values.max() > 3 * values.min():
+            axes[0][0].set_xscale("log")
+            plain_ticks(axes[0][0].xaxis)
         figure.supxlabel(f"{variants[0].fid['name']} to test images: better to the left", fontsize=9)
         return to_svg(figure, "frontier")
 
@@ -71,5 +76,5 @@ def _panel(axis: Any, own: Sequence[Variant], measure: str) -> None:
             )  # fmt: skip
     control = own[0].filter["metrics"][measure]["holdout_rate"]
     axis.axhline(100 * control, color=CONTROL, linewidth=1.2, linestyle="--")
-    axis.axvline(own[0].fid["floor"]["distance"], color=MUTED, linewidth=0.8, linestyle=":")
+    axis.axvline(own[0].fid["runs_holdout"]["fd"], color=MUTED, linewidth=0.8, linestyle=":")
     axis.grid()

@@ -21,7 +21,7 @@ from stages.reporting.frontier_figure import frontier_figure
 from stages.reporting.inputs import Inputs, Variant
 from stages.reporting.pictures import file_uri, png_uri
 from stages.reporting.provenance import provenance
-from stages.reporting.results import THIRD, kind, result_row
+from stages.reporting.results import THIRD, cell, kind, result_row
 from stages.reporting.theory_figures import theory_figures
 from stages.reporting.words import interval, number, percent, times
 
@@ -97,7 +97,7 @@ def _environment() -> Environment:
     environment.filters |= {
         filter_.__name__: filter_ for filter_ in (percent, number, times, compact, math, plain, words, signed)
     }
-    environment.globals |= {"interval": interval, "theory_figures": theory_figures, "file_uri": file_uri}
+    environment.globals |= {"interval": interval, "cell": cell, "theory_figures": theory_figures, "file_uri": file_uri}
     return environment
 
 

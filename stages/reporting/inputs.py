@@ -19,10 +19,9 @@ from stages.reporting.runs import FILTER as RUNS
 from stages.reporting.words import Rate
 
 LOSS = ("step", "loss", "loss_low_sigma", "loss_middle_sigma", "loss_high_sigma")
-SHARE = ("step", "count", "flagged", "share", "low", "high")
 FILTER = ("headline", "metrics", "distance", "ratio", "verdicts", "verified", "faults")
+DISTANCES = ("name", "encoder", "samples", "train", "test", "floor", "recall", "coverage", "vendi", "sharpness")
 CALIBRATED = ("calibrated_distance", "blend")  # metrics that the report names, whatever the headline
-CURVES = {"loss": LOSS, "curve": (*SHARE, "fd")}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +45,6 @@ class Variant:
         name, spec: the key and the value under `variants` in params.yaml.
         score, sample, filter, fid: the stages' JSON files.
         loss: columns of the reference run's loss.tsv; None for a closed form.
-        curve: columns of the curve.tsv of filter and fid; None where train kept no snapshots.
         runs: the measures of every training seed and snapshot; None for a closed form.
         pairs: pairs.parquet, one row per sample.
         samples: the samples, in order.
@@ -61,7 +59,6 @@ class Variant:
     filter: dict[str, Any]
     fid: dict[str, Any]
     loss: dict[str, np.ndarray] | None
-    curve: dict[str, np.ndarray] | None
     runs: Columns | None
     pairs: pa.Table
     samples: ImageTable
@@ -288,9 +285,8 @@ def _variant(reader: Reader, name: str, spec: dict[str, Any]) -> Variant:
         filter=reader.json("filter", "filter.json", name, *FILTER),
         score=reader.json("train", "score.json", name),
         sample=reader.json("sample", "sample.json", name, "count", "nfe", "sampler", "seed"),
-        fid=reader.json("fid", "fid.json", name, "name", "encoder", "samples", "train", "test", "floor", "vendi"),
+        fid=reader.json("fid", "fid.json", name, *DISTANCES, *(["runs_holdout"] if network else [])),
         loss=_reference_loss(reader, name) if network else None,
-        curve=_curve(reader, name),
         runs=_runs(reader, name) if network else None,
         pairs=pq.read_table(reader.path("filter", "pairs.parquet", name)),
         samples=read_images(reader.path("sample", "samples.arrow", name)),
@@ -338,21 +334,7 @@ def _reference_loss(reader: Reader, name: str) -> dict[str, np.ndarray]:
     return read_columns(reader.path("train", f"seed-{run.seed}/loss.tsv", name), LOSS)
 
 
-def _curve(reader: Reader, name: str) -> dict[str, np.ndarray] | None:
-    if not (reader.data / "filter" / name / "curve.tsv").exists():
-        return None
-    shares = read_columns(reader.path("filter", "curve.tsv", name), SHARE)
-    distances = read_columns(reader.path("fid", "curve.tsv", name), ("step", "count", "fd"))
-    if any(not np.array_equal(shares[key], distances[key]) for key in ("step", "count")):
-        raise InputError(
-            f"data/filter/{name}/curve.tsv and data/fid/{name}/curve.tsv list different snapshots: run dvc repro"
-        )
-    return {**shares, "fd": distances["fd"]}
-
-
-def _runs(reader: Reader, name: str) -> Columns | None:
-    if not (reader.data / "filter" / name / "runs.tsv").exists():
-        return None
+def _runs(reader: Reader, name: str) -> Columns:
     tables = (("filter", RUNS), ("fid", FID))
     return joined(*(read_columns(reader.path(stage, "runs.tsv", name), needed) for stage, needed in tables), name)
 

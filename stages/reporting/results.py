@@ -7,12 +7,21 @@ from typing import Any
 from stages.memorization.ratios import PUBLISHED
 from stages.reporting.answer import Opening, frontier_row
 from stages.reporting.checks import Check
-from stages.reporting.inputs import CURVES, Inputs, Variant
+from stages.reporting.inputs import LOSS, Inputs, Variant
 from stages.reporting.learned import NAME as LEARNED
+from stages.reporting.runs import BLEND, DISTANCE, mean_at_the_end, seeds
 from stages.reporting.words import Rate, number
 
 THIRD = "nn_ratio_1_3"  # r_1/r_2 < 1/3, the literature's usual rule, shown beside the headline
 ENDS = ("count", "rate", "low", "high")
+DESCRIBED = ("recall", "coverage", "vendi", "sharpness")  # of a set of samples, beside as many held-out images
+OVER_SEEDS = {
+    "calibrated_distance": DISTANCE,
+    "blends": BLEND,
+    "fd_test": "fd",
+    "coverage": "coverage",
+    "vendi": "vendi",
+}
 
 
 def kind(variant: Variant) -> str:
@@ -37,15 +46,46 @@ def result_row(variant: Variant) -> dict[str, Any]:
         "fd_test": fid["test"]["distance"],
         "fd_train": fid["train"]["distance"],
         "fd_floor": fid["floor"]["distance"],
-        "vendi": fid["vendi"]["samples"],
-        "vendi_holdout": fid["vendi"]["holdout"],
+        "fd_test_low": fid["test"]["low"],
+        "fd_test_high": fid["test"]["high"],
+        **{name: fid[name]["samples"] for name in DESCRIBED},
+        **{f"{name}_holdout": fid[name]["holdout"] for name in DESCRIBED},
         "median_multiple": variant.median_multiple,
         "ratio_mean": ratio["mean"],
         "ratio_min": ratio["min"],
         **_rate("verified", variant.verified),
         **_rate("verified_without_repeated", variant.verified_without_repeated),
         **_open(variant),
+        **_over_seeds(variant),
     }
+
+
+def _over_seeds(variant: Variant) -> dict[str, Any]:
+    """A network's means over the training seeds at the end of training, with their intervals where there are several.
+
+    They rest on sample.curve_count samples of each seed; the other numbers of a row on all samples of the first seed.
+    """
+    if variant.runs is None:
+        return {}
+    found: dict[str, Any] = {"seeds": len(seeds(variant.runs)), "seeds_count": int(variant.runs["count"][0])}
+    found["fd_floor_of_runs"] = variant.fid["runs_holdout"]["fd"]
+    for name, measure in {**OVER_SEEDS, "copies": variant.metric}.items():
+        if measure in variant.runs and variant.runs[measure].dtype.kind == "f":  # text where it is not defined
+            mean = mean_at_the_end(variant.runs, measure)
+            found[f"{name}_mean"] = mean.mean
+            if mean.low is not None:
+                found |= {f"{name}_mean_low": mean.low, f"{name}_mean_high": mean.high}
+    return found
+
+
+def cell(row: dict[str, Any], name: str) -> tuple[float | None, ...]:
+    """A number of the table with its interval: over training seeds where there are several, else of the samples.
+
+    An end is None where there is none.
+    """
+    if f"{name}_mean_low" in row:
+        return row[f"{name}_mean"], row[f"{name}_mean_low"], row[f"{name}_mean_high"]
+    return row.get(f"{name}_rate", row.get(name)), row.get(f"{name}_low"), row.get(f"{name}_high")
 
 
 def _open(variant: Variant) -> dict[str, int]:
@@ -114,20 +154,20 @@ def _outcomes(passed: Sequence[bool]) -> dict[str, int]:
     return {"passed": sum(passed), "failed": len(passed) - sum(passed)}
 
 
-def curve_rows(variants: Sequence[Variant], curve: str) -> list[dict[str, Any]]:
-    """The networks' `loss` or `curve` (copies, Fréchet distance), a row per variant and step; NaN: no level drawn."""
-    columns = {variant.name: getattr(variant, curve) for variant in variants if getattr(variant, curve) is not None}
+def loss_rows(variants: Sequence[Variant]) -> list[dict[str, Any]]:
+    """The networks' loss curves, a row per variant and step; NaN: no level of that third was drawn."""
     return [
-        {"variant": name, **{column: float(value) for column, value in zip(CURVES[curve], row)}, "step": int(row[0])}
-        for name, found in columns.items()
-        for row in zip(*(found[column] for column in CURVES[curve]))
+        {"variant": variant.name, **{column: float(value) for column, value in zip(LOSS, row)}, "step": int(row[0])}
+        for variant in variants
+        if variant.loss is not None
+        for row in zip(*(variant.loss[column] for column in LOSS))
     ]
 
 
 def run_rows(variants: Sequence[Variant]) -> list[dict[str, Any]]:
     """Every measured run of every network: variant, seed, step and the measures."""
     return [
-        {"variant": variant.name, **{name: float(value) for name, value in zip(variant.runs, row)}}
+        {"variant": variant.name, **dict(zip(variant.runs, row))}
         for variant in variants
         if variant.runs is not None
         for row in zip(*variant.runs.values())

@@ -60,6 +60,13 @@ def rates(runs: Columns, measure: str) -> np.ndarray:
     return runs[measure] / runs["count"]
 
 
+def over_seeds_by_step(runs: Columns, values: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return the steps, and at each the mean, the least and the largest value over the seeds."""
+    steps = np.unique(runs["step"])
+    groups = [values[runs["step"] == step] for step in steps]
+    return steps, *(np.array([summary(group) for group in groups]) for summary in (np.mean, np.min, np.max))
+
+
 def mean_at_the_end(runs: Columns, measure: str) -> SeedMean:
     """Return the mean over seeds of a column at the end of training; a share in [0, 1] for flagged samples."""
     ends = final(runs, sorted(seeds(runs)))

@@ -104,7 +104,7 @@ def test_the_answer_is_one_sentence_of_what_is_known(whole):
     assert re.search(r"; more copied samples with worse \(by r₁/r₂ \+3\d\.\d points", said)
     assert re.search(r"; more blends, which r₁/r₂ does not count as copies, with blended \(.*blends \+", said)
     assert "contradict each other with split" in said
-    assert "; no clear change with equal (" in said
+    assert "; no change that both measures show clearly with equal (" in said
     assert "; 3 training seeds; at equal distance nothing is said of beyond: " in said
     assert said.count(". ") == 0
     assert said.endswith(".")

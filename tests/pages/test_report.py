@@ -17,7 +17,6 @@ from PIL import Image
 from report_project import COPIED, IMAGES, REPORT, VARIANTS, write_project
 
 from stages.errors import InputError
-from stages.files.artifacts import write_tsv
 from stages.files.images import image_table, read_images, write_images
 from stages.files.paths import images_of
 from stages.protocol import run_plain
@@ -84,7 +83,9 @@ def test_same_artifacts_same_bytes(rendered, project):
         for root in (rendered, project)
     )
     assert first == second
-    plots = ["copy_rate.tsv", "interpolation.png", "learned_levels.tsv", "learned_paths.tsv", "loss.tsv"]
+    plots = [
+        "copy_rate.tsv", "interpolation.png", "learned_levels.tsv", "learned_paths.tsv", "loss.tsv", "runs.tsv"
+    ]  # fmt: skip
     assert sorted(first) == ["metrics.json", *(f"plots/{name}" for name in plots), "report.html", "results.json"]
 
 
@@ -205,35 +206,6 @@ def test_metrics_and_plots_hold_the_artifacts_numbers(page):
     assert all(float(row["loss_low_sigma"]) == pytest.approx(3 * float(row["loss_high_sigma"])) for row in rows)
     with open(FOLDER / "plots" / "copy_rate.tsv", newline="") as file:
         assert [row["variant"] for row in csv.DictReader(file, delimiter="\t")] == list(VARIANTS)
-
-
-def test_copies_while_learning_are_drawn_and_tabled_where_snapshots_were_measured(project):
-    write_project(project, IMAGES)
-    run_plain("report")
-    assert "during training, with each" not in (FOLDER / "report.html").read_text()
-    assert not (FOLDER / "plots" / "copy_curve.tsv").exists()
-    shares = [
-        {"step": n, "count": 50, "flagged": n // 20, "share": n / 1000, "low": n / 1100, "high": n / 900}
-        for n in (100, 400, 900)
-    ]
-    distances = [{"step": n, "count": 50, "fd": 100 / n} for n in (100, 400, 900)]
-    write_tsv("data/filter/net-temperature/curve.tsv", shares)
-    write_tsv("data/fid/net-temperature/curve.tsv", distances)
-    run_plain("report")
-    text = (FOLDER / "report.html").read_text()
-    assert "during training, with each" in text
-    assert 'id="curve-' in text
-    with open(FOLDER / "plots" / "copy_curve.tsv", newline="") as file:
-        found = list(csv.DictReader(file, delimiter="\t"))
-    assert [(row["variant"], row["step"], float(row["share"]), float(row["fd"])) for row in found] == [
-        ("net-temperature", str(n), n / 1000, 100 / n) for n in (100, 400, 900)
-    ]
-    write_tsv("data/fid/net-temperature/curve.tsv", distances[:2])
-    with pytest.raises(InputError, match=r"net-temperature/curve\.tsv list different snapshots: run dvc repro"):
-        run_plain("report")
-    Path("data/filter/net-temperature/curve.tsv").write_text("step\tshare\n1\t2\n")
-    with pytest.raises(InputError, match=r"curve\.tsv has no rows with the columns step, count.*: rerun stage filter"):
-        run_plain("report")
 
 
 def test_the_pictures_are_the_first_samples_in_order(page):

@@ -116,8 +116,11 @@ def write_variant(
     write_json(data / "sample" / name / "sample.json", {"count": count, "nfe": 100, "sampler": sampler, "seed": 1})
     fid = {"name": "FD-efficientnet-lite0", "encoder": "efficientnet-lite0", "samples": count}
     ends = {"train": distance * 0.8, "test": distance, "floor": 0.021}
-    fid |= {end: {"distance": value, "count": 400} for end, value in ends.items()}
-    write_json(data / "fid" / name / "fid.json", fid | {"vendi": {"samples": 5.5, "holdout": 6.25}})
+    fid |= {end: {"distance": v, "low": 0.9 * v, "high": 1.1 * v, "count": 400} for end, v in ends.items()}
+    described = {"recall": (0.4, 0.8), "coverage": (0.7, 0.9), "vendi": (5.5, 6.25), "sharpness": (0.95, 1.0)}
+    fid |= {key: dict(zip(("samples", "holdout"), values)) for key, values in described.items()}
+    held_out = {key: values[1] for key, values in described.items()}
+    write_json(data / "fid" / name / "fid.json", fid | {"runs_holdout": {"count": 200, "fd": 0.03, **held_out}})
     write_json(data / "train" / name / "score.json", {"variant": name, "spec": spec})
     if spec["score"] == "network":
         write_learned(data / "sample" / name, train[:4], seed)
@@ -129,6 +132,8 @@ def write_variant(
             for s, v in zip(steps, loss)
         ]
         write_tsv(data / "train" / name / "seed-42" / "loss.tsv", rows)
+        end = {"step": 4000, "fd": distance, "ratio": half / count, "distance": copies / count, "blend": 0.05}
+        write_runs(data, name, {42: [end]})
         run = {"seed": 42, "step": 4000, "weights": "seed-42/model.safetensors"}
         write_json(data / "train" / name / "runs.json", {"runs": [run]})
 
