@@ -132,14 +132,18 @@ def preset(
 @app.command()
 def results(
     theory: Annotated[bool, typer.Option("--theory", help="print every claim of the theory instead")] = False,
+    markdown: Annotated[bool, typer.Option("--markdown", help="print the table alone, in Markdown")] = False,
 ) -> None:
     """Print the results table, the report's path and the address of the Prefect UI."""
     from pipeline import server
     from stages.files.paths import DATA
-    from stages.reporting.terminal import print_results, print_theory
+    from stages.reporting.terminal import print_markdown, print_results, print_theory
 
     if theory:
         print_theory(DATA)
+        return
+    if markdown:
+        print_markdown(DATA / "report" / "results.json")
         return
     print_results(DATA / "report" / "results.json")
     print(f"\nreport      {(DATA / 'report' / 'report.html').absolute()}")

@@ -7,6 +7,7 @@ import pytest
 from typer.main import get_command
 
 from pipeline.cli import app
+from stages.memorization.vocabulary import MEANING
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [
@@ -48,3 +49,8 @@ def test_make_targets_exist(document):
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
     named = re.findall(r"(?:^    |`)make ([a-z]+)", document.read_text(encoding="utf-8"), re.MULTILINE)
     assert set(named) <= set(targets)
+
+
+def test_the_readme_defines_the_words_as_the_code_does():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [row for row in (f"| {word} | {meaning} |" for word, meaning in MEANING.items()) if row not in text] == []

@@ -21,9 +21,9 @@ from stages.reporting.frontier_figure import frontier_figure
 from stages.reporting.inputs import Inputs, Variant
 from stages.reporting.pictures import file_uri, png_uri
 from stages.reporting.provenance import provenance
-from stages.reporting.results import THIRD, cell, kind, result_row
+from stages.reporting.results import THIRD, kind, result_row
 from stages.reporting.theory_figures import theory_figures
-from stages.reporting.words import interval, number, percent, times
+from stages.reporting.words import cell, interval, number, percent, times
 
 FOLDER = Path(__file__).parent
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pyarrow", "faiss-gpu", "clean-fid", "pillow", "matplotlib")

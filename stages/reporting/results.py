@@ -78,16 +78,6 @@ def _over_seeds(variant: Variant) -> dict[str, Any]:
     return found
 
 
-def cell(row: dict[str, Any], name: str) -> tuple[float | None, ...]:
-    """A number of the table with its interval: over training seeds where there are several, else of the samples.
-
-    An end is None where there is none.
-    """
-    if f"{name}_mean_low" in row:
-        return row[f"{name}_mean"], row[f"{name}_mean_low"], row[f"{name}_mean_high"]
-    return row.get(f"{name}_rate", row.get(name)), row.get(f"{name}_low"), row.get(f"{name}_high")
-
-
 def _open(variant: Variant) -> dict[str, int]:
     """How many suspected pairs nobody has judged yet, where some are left: then `verified` is a lower bound."""
     found = variant.filter["verified"]

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from stages.files.artifacts import read_json
-from stages.reporting.words import Rate, interval, number
+from stages.reporting.words import Rate, cell, interval, number
 
 HOLDS, FAILS = "[green]{}[/]", "[bold red]{}[/]"
 
@@ -75,7 +75,7 @@ def _console(table: Table) -> Console:
 
 def _results_table(rows: Sequence[dict[str, Any]]) -> Table:
     """One section per kind of score: a heading, then a row per variant."""
-    table = _table(("variant",), ("copies", "% [95 %]", "held-out %", "blends %", "FD", "median ×", "r1/r2 mean"))
+    table = _table(("variant",), tuple(COLUMNS))
     for kind in dict.fromkeys(row["score"] for row in rows):
         table.add_section()
         table.add_row(f"[dim]{kind}[/]")
@@ -85,25 +85,46 @@ def _results_table(rows: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
+COLUMNS = {
+    "copied %": lambda row: _percent(*cell(row, "copies")),
+    "held-out %": lambda row: f"{100 * row['control_rate']:.1f}",
+    "nearer %": lambda row: _percent(*cell(row, "calibrated_distance")),
+    "blends %": lambda row: _percent(*cell(row, "blends")),
+    "FD": lambda row: _numbers(*cell(row, "fd_test")),
+    "coverage": lambda row: f"{cell(row, 'coverage')[0]:.2f}",
+    "median ×": lambda row: f"{row['median_multiple']:.2f}",
+}
+"""Heading -> the cell of a row, in the table at the terminal and in Markdown."""
+
+
+def _percent(value: float, low: float | None, high: float | None) -> str:
+    return f"{100 * value:.1f}" + ("" if low is None else f" {interval(low, high)}")
+
+
+def _numbers(value: float, low: float | None, high: float | None) -> str:
+    return number(value) + ("" if low is None else f" [{number(low)}, {number(high)}]")
+
+
 def _results_row(row: dict[str, Any]) -> list[str]:
-    return [
-        row["variant"],
-        f"{row['copies']}/{row['copies_count']}",
-        escape(f"{100 * row['copies_rate']:.1f} {interval(row['copies_low'], row['copies_high'])}"),
-        f"{100 * row['control_rate']:.2f}",
-        f"{100 * row['blends_rate']:.1f}",
-        number(row["fd_test"]),
-        f"{row['median_multiple']:.2f}",
-        f"{row['ratio_mean']:.2f}",
-    ]
+    return [row["variant"], *(escape(show(row)) for show in COLUMNS.values())]
+
+
+def print_markdown(path: Path | str = "data/report/results.json") -> None:
+    """Print the results table in Markdown, as the README has it. Raises InputError when there is no report yet."""
+    print("| variant | " + " | ".join(COLUMNS) + " |")
+    print("|---" * (len(COLUMNS) + 1) + "|")
+    for row in read_json(path)["rows"]:
+        print("| " + " | ".join([row["variant"], *(show(row) for show in COLUMNS.values())]) + " |")
 
 
 def _legend(content: dict[str, Any]) -> str:
     floors = sorted(row["fd_floor"] for row in content["rows"])
     reach = " to ".join(dict.fromkeys((number(floors[0]), number(floors[-1]))))
     return (
-        f"copies by {content['metric']['name']}: {content['metric']['definition']}\n"
+        f"copied by {content['metric']['name']}: {content['metric']['definition']}\n"
+        "nearer: nearer to a training image than 99 % of held-out images\n"
         f"FD: {content['rows'][0]['fd_name']} to test images; held-out images reach {reach}\n"
+        "coverage: share of test images that have a sample in their neighbourhood\n"
         f"blends: {content['metric']['blend']}\n"
         "median ×: median distance to the nearest training image ÷ that of held-out images\n"
     )

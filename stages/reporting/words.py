@@ -63,3 +63,13 @@ def times(value: float) -> str:
 def listing(parts: Sequence[str]) -> str:
     """a, b and c."""
     return " and ".join(part for part in (", ".join(parts[:-1]), *parts[-1:]) if part)
+
+
+def cell(row: dict[str, Any], name: str) -> tuple[float | None, ...]:
+    """A number of the table with its interval: over training seeds where there are several, else of the samples.
+
+    An end is None where there is none.
+    """
+    if f"{name}_mean_low" in row:
+        return row[f"{name}_mean"], row[f"{name}_mean_low"], row[f"{name}_mean_high"]
+    return row.get(f"{name}_rate", row.get(name)), row.get(f"{name}_low"), row.get(f"{name}_high")

@@ -14,7 +14,7 @@ from stages.images.decode import CHANGES
 from stages.memorization.audit_results import following
 from stages.memorization.crops import shrunk
 from stages.memorization.judge import Judged
-from stages.memorization.vocabulary import VERDICTS
+from stages.memorization.vocabulary import MEANING, VERDICTS
 from stages.reporting.pictures import png_uri
 from stages.reporting.words import interval, number, percent
 
@@ -70,6 +70,7 @@ def render(
         total=len(samples),
         verdicts=VERDICTS,
         words=WORDS,
+        meaning={name: MEANING[name.replace("_", " ")] for name in VERDICTS},
         figure=_histogram(samples, control, result["thresholds"]),
         amplified=AMPLIFIED,
         changes=CHANGES,
