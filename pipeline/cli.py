@@ -3,7 +3,7 @@
 Every command imports what it needs when it runs: `scoresmooth --help` would take several times as long otherwise.
 """
 
-import pipeline.interrupts  # noqa: F401, I001  (first: it guards the imports that follow)
+from pipeline.main_process import end_with  # noqa: I001  (first: it guards the imports that follow)
 import os
 import sys
 import traceback
@@ -326,7 +326,7 @@ def main() -> None:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else 1)
-    sys.exit(code)
+    end_with(code)
 
 
 def _server_gone() -> bool:

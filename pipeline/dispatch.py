@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 
 from pipeline import cache, closure, gpus, server
 from pipeline.locks import locked
-from pipeline.params import Execution, Parameters, load_params, load_stage, stage_module
+from pipeline.main_process import lasting_imports
+from pipeline.params import Execution, Parameters, check_params, load_params, load_stage, stage_module
 from pipeline.repro import SAME_THREADS, Reproducer, StageFailed, threads_alone
 from pipeline.runners import LocalRunner, Runner
 from pipeline.stage_run import StageRun, address_of, record_path, say, split_address, title
@@ -65,7 +66,8 @@ def _dispatch(name: str, variant: str | None, params: StageParams, execution: Ex
             stack.enter_context(runner)
             runner.prepare(name, missing)
         address = server.connect(say, execution.server_timeout)
-        from pipeline import flows  # imports prefect, which must see the environment that `connect` sets
+        with lasting_imports():
+            from pipeline import flows  # imports prefect, which must see the environment that `connect` sets
 
         return flows.run(StageRun(name, variant, params, execution, placed, address), runner)
 
@@ -131,8 +133,9 @@ def run_graph(targets: list[str], jobs: int, dry: bool, path: Path | str = "para
 
     A second run in the same project waits for the first. With `dry`, only print which stages would run.
     """
-    parameters = load_params(path)
-    from pipeline.graph import StageGraph  # imports dvc
+    check_params(path)
+    with lasting_imports():
+        from pipeline.graph import StageGraph  # imports dvc
 
     def waiting(pid: str) -> None:
         say(f"process {pid} is running scoresmooth repro here: waiting for it to end")
@@ -146,7 +149,7 @@ def run_graph(targets: list[str], jobs: int, dry: bool, path: Path | str = "para
         if dry:
             for line in graph.planned(changed):
                 print(line)
-        return dry or not stages or _run_stages(graph, stages, changed, jobs, parameters)
+        return dry or not stages or _run_stages(graph, stages, changed, jobs, load_params(path))
 
 
 def _run_stages(graph: "StageGraph", stages: set[str], changed: set[str], jobs: int, parameters: Parameters) -> bool:
@@ -154,7 +157,8 @@ def _run_stages(graph: "StageGraph", stages: set[str], changed: set[str], jobs: 
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     address = server.connect(say, parameters.execution.server_timeout)
-    from pipeline import repro_flow  # imports prefect, as above
+    with lasting_imports():
+        from pipeline import repro_flow  # imports prefect, as above
 
     def limit(name: str) -> int:
         stage, params = _parameters_of(name, parameters)

@@ -130,22 +130,28 @@ def _check_together(found: dict[tuple[str, str | None], StageParams]) -> None:
 
 
 def load_stage(name: str, variant: str | None, path: Path | str = "params.yaml") -> tuple[StageParams, Execution]:
-    """Params of one stage and the execution section, once all of params.yaml is known to be valid.
-
-    Validating all of it imports every stage, and torch with them, so it is done once per version of file and code.
-    """
+    """Params of one stage and the execution section, once all of params.yaml is known to be valid."""
     if name not in STAGES:
         raise InputError(f"unknown stage {name}: choose one of {', '.join(STAGES)}")
-    tree = load_tree(path)
-    version = _version(path, tree)
-    if not _found_valid(version):
-        load_params(path)
-        write_text(VALID, version)
+    tree = check_params(path)
     params = stage_module(name).Params
     if params.PER_VARIANT and variant not in (None, *_variant_names(tree)):
         choice = ", ".join(_variant_names(tree))
         raise InputError(f"params.yaml: missing key variants.{variant}: add it, or choose one of {choice}")
     return params.from_tree(tree, variant), _execution(tree)
+
+
+def check_params(path: Path | str = "params.yaml") -> dict[str, Any]:
+    """Return params.yaml as a tree once all of it is known to be valid. Raises InputError as `load_params` does.
+
+    Validating it imports every stage, so it is done once per version of file and code.
+    """
+    tree = load_tree(path)
+    version = _version(path, tree)
+    if not _found_valid(version):
+        load_params(path)
+        write_text(VALID, version)
+    return tree
 
 
 def _found_valid(version: str) -> bool:

@@ -1,4 +1,4 @@
-"""Ctrl-C at any moment of the command line's start prints no traceback; other errors keep theirs."""
+"""The command line's process: Ctrl-C at its start prints no traceback, and at its end nothing is lost."""
 
 import signal
 import subprocess
@@ -35,7 +35,25 @@ import pipeline.cli
 
 
 def test_other_errors_keep_their_traceback():
-    code, printed = run("import pipeline.interrupts\nraise RuntimeError('broken')")
+    code, printed = run("import pipeline.main_process\nraise RuntimeError('broken')")
     assert code == 1
     assert "Traceback" in printed
     assert "RuntimeError: broken" in printed
+
+
+@pytest.mark.parametrize(
+    ("code", "expected", "said"), [("0", 0, ""), ("None", 0, ""), ("3", 3, ""), ("'why'", 1, "why\n")]
+)
+def test_at_the_end_files_are_written_and_functions_called(code, expected, said, tmp_path):
+    """Threads end first, then what was registered is called."""
+    path = tmp_path / "log"
+    found, printed = run(f"""
+import atexit, threading, time
+from pipeline.main_process import end_with
+out = open({str(path)!r}, "w")
+atexit.register(lambda: print("registered", file=out, flush=True))
+threading.Thread(target=lambda: (time.sleep(0.3), print("thread", file=out))).start()
+end_with({code})
+""")
+    assert (found, printed) == (expected, said)
+    assert path.read_text().splitlines() == ["thread", "registered"]
