@@ -1,4 +1,4 @@
-# make repro   the whole reproduction, from a fresh clone to the report
+# make repro   the whole reproduction, from a fresh clone to the report; JOBS=1: one stage at a time (as many as processors)
 # make test    all tests
 # make faults  every fault of docs/faults.md, the long ones too
 # make lint    style, what imports what, and dvc.yaml against the code
@@ -6,6 +6,7 @@
 # PYTHON chooses the interpreter (3.11 or newer) that makes .venv; VENV is another place for it.
 
 PYTHON ?= python3
+JOBS ?= $(shell getconf _NPROCESSORS_ONLN)
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
@@ -19,7 +20,7 @@ help:
 
 repro: $(VENV)/.installed
 	scoresmooth params --quiet
-	dvc repro
+	scoresmooth repro --jobs $(JOBS)
 	@scoresmooth results
 
 test: $(VENV)/.installed-test

@@ -62,7 +62,7 @@ def _dispatch(name: str, variant: str | None, params: StageParams, execution: Ex
             each = gpus_each(name, params, execution) if gpus.visible() else 0
             if each and name not in execution.processes:  # its shards are threads of this process
                 stack.enter_context(gpus.reserved(each, say))
-            runner = LocalRunner(_jobs(execution, each), execution.processes, each)
+            runner = LocalRunner(local_jobs(name, params, execution, each), execution.processes, each)
             stack.enter_context(runner)
             runner.prepare(name, missing)
         address = server.connect(say, execution.server_timeout)
@@ -87,6 +87,11 @@ def gpus_each(name: str, params: StageParams, execution: Execution) -> int:
             f"{there} are visible: lower {name}.processes to {max(1, there // execution.gpus_per_job)}"
         )
     return count
+
+
+def local_jobs(name: str, params: StageParams, execution: Execution, each: int) -> int:
+    """How many shards of a stage run at once on this machine; each: GPUs of each, 0 on the CPU."""
+    return 1 if not each and _several_threads(name, params) else _jobs(execution, each)
 
 
 def _jobs(execution: Execution, each: int) -> int:
@@ -182,12 +187,15 @@ def _parameters_of(name: str, parameters: Parameters) -> tuple[str, StageParams 
     return stage, parameters.stages.get((stage, variant))
 
 
+def _several_threads(stage: str, params: StageParams) -> bool:
+    """Whether a shard of the stage takes several threads on a CPU, beside which nothing else may run."""
+    return stage in SAME_THREADS and (getattr(params, "threads", None) or threads_alone()) > 1
+
+
 def _runs_alone(name: str, parameters: Parameters) -> bool:
     """Whether nothing may run beside a stage, because its result depends on its number of threads."""
     stage, params = _parameters_of(name, parameters)
-    if stage not in SAME_THREADS or params is None or parameters.execution.runner != "local":
+    if params is None or parameters.execution.runner != "local" or not _several_threads(stage, params):
         return False
     on_gpu = bool(gpus.visible()) and may_use_gpu(stage, params)
-    if (getattr(params, "threads", None) or threads_alone()) == 1:
-        return False
     return not on_gpu and bool(stage_module(stage).plan(params))  # a closed form trains nothing

@@ -27,10 +27,13 @@ TAIL = 25
 
 SAME_THREADS = ("train",)
 """Stages whose results depend on the number of threads in the last bits: a backward pass sums gradients per thread.
-Of the other stages only the theory's measurements do (`verify`, and sample's alignment.json;
-benchmarks/orchestration.py --parts parallel compares all outs). With several threads such a stage runs alone: its
+benchmarks/orchestration.py --parts parallel compares all outs. With several threads such a stage runs alone: its
 threads busy-wait for each other, inside oneDNN too and despite OMP_WAIT_POLICY, so two trainings with two threads each
 on two cores took 20 times as long per step as one (1.7 s instead of 0.08 s)."""
+
+ONE_THREAD = ("verify", "sample")
+"""Stages whose measurements depend on the number of threads in the last bits, as those of SAME_THREADS do: their
+processes take one, with `dvc repro` as beside other stages, unless OMP_NUM_THREADS is set."""
 
 STOP_GRACE = 35.0
 """Seconds between asking a stage to stop and killing it: a training writes a checkpoint first (CHILD_GRACE)."""
@@ -160,9 +163,9 @@ class Reproducer:
 def thread_variables(name: str, jobs: int) -> dict[str, str]:
     """Environment variables that share the processors among `jobs` processes; a number set by the user is kept.
 
-    A stage in SAME_THREADS keeps the number that it has alone.
+    A stage in SAME_THREADS or ONE_THREAD keeps the number that it has alone.
     """
-    if jobs == 1 or "OMP_NUM_THREADS" in os.environ or name.split("@")[0] in SAME_THREADS:
+    if jobs == 1 or "OMP_NUM_THREADS" in os.environ or name.split("@")[0] in (*SAME_THREADS, *ONE_THREAD):
         return {}
     return {"OMP_NUM_THREADS": str(max(1, len(os.sched_getaffinity(0)) // jobs))}
 

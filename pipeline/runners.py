@@ -14,6 +14,7 @@ from typing import Protocol, Self
 from pipeline import closure, gpus, oom
 from pipeline.child import DONE, EXHAUSTED, FAILED, REFUSED
 from pipeline.processes import WorkFailed, cause, ending, reap
+from pipeline.repro import ONE_THREAD
 from pipeline.stage_run import say
 from stages.errors import InputError
 from stages.protocol import Shard
@@ -196,6 +197,7 @@ class _Child:
         self, stage: str, held: gpus.Reservation, variables: dict[str, str], share: float = oom.SHARES[0]
     ) -> None:
         self.share, self._gpus = share, held
+        single = {"OMP_NUM_THREADS": "1"} if stage in ONE_THREAD else {}  # a number set by the user is kept
         self._socket, theirs = socket.socketpair()
         with theirs:
             number = theirs.fileno()
@@ -205,7 +207,7 @@ class _Child:
                 command,
                 stdin=subprocess.DEVNULL,
                 pass_fds=(number, *held.handles),
-                env={**os.environ, oom.SHARE_VARIABLE: str(share), **variables, **held.variables()},
+                env={**single, **os.environ, oom.SHARE_VARIABLE: str(share), **variables, **held.variables()},
             )
 
     def work(self, shard: Shard, lock: int) -> None:

@@ -12,7 +12,7 @@ import yaml
 from small_project import ROOT, SmallProject
 from watching import logged, orphans, processes, query, until
 
-from pipeline import cli, dag, dispatch, gpus, repro
+from pipeline import cli, dag, dispatch, gpus, repro, runners
 from pipeline.locks import locked, name_holder
 from pipeline.params import load_params
 from pipeline.repro import thread_variables
@@ -201,12 +201,41 @@ def test_the_server_listens_on_loopback_only(started):
 def test_threads_are_shared_among_the_stages(monkeypatch):
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    assert thread_variables("sample@a", 1) == {}
-    assert thread_variables("sample@a", 3) == {"OMP_NUM_THREADS": "2"}
-    assert thread_variables("sample@a", 20) == {"OMP_NUM_THREADS": "1"}
-    assert thread_variables("train@a", 3) == {}  # the same weights as without --jobs
+    assert thread_variables("filter@a", 1) == {}
+    assert thread_variables("filter@a", 3) == {"OMP_NUM_THREADS": "2"}
+    assert thread_variables("filter@a", 20) == {"OMP_NUM_THREADS": "1"}
+    for same in ("train@a", "sample@a", "verify"):  # the same results as without --jobs
+        assert thread_variables(same, 3) == {}
     monkeypatch.setenv("OMP_NUM_THREADS", "5")
-    assert thread_variables("sample@a", 3) == {}
+    assert thread_variables("filter@a", 3) == {}
+
+
+@pytest.mark.parametrize(
+    ("stage", "asked", "given"),
+    [("verify", None, "1"), ("sample", None, "1"), ("filter", None, None), ("verify", "3", "3"), ("train", None, None)],
+)
+def test_measurements_take_one_thread_with_dvc_repro_too(monkeypatch, stage, asked, given):
+    """Else `scoresmooth repro --jobs 2` would change their last bits."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if asked:
+        monkeypatch.setenv("OMP_NUM_THREADS", asked)
+    seen = []
+    monkeypatch.setattr(subprocess, "Popen", lambda command, env, **_: seen.append(env.get("OMP_NUM_THREADS")))
+    runners._Child(stage, gpus.Reservation(), {})
+    assert seen == [given]
+
+
+@pytest.mark.parametrize(("threads", "jobs"), [(1, 3), (2, 1), (None, 1)])
+def test_seeds_train_side_by_side_unless_each_takes_several_threads(monkeypatch, threads, jobs):
+    """Threads that wait for each other spin, and take the cores from the other training."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(4)))
+    monkeypatch.chdir(ROOT)
+    found = load_params()
+    params = found.stages["train", "net-conditioning"].model_copy(update={"threads": threads})
+    execution = found.execution.model_copy(update={"jobs": 3})
+    assert dispatch.local_jobs("train", params, execution, 0) == jobs
+    assert dispatch.local_jobs("train", params, execution, 1) >= 1  # a GPU of its own
 
 
 @pytest.mark.parametrize(
