@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from stages.errors import InputError
 from stages.files.artifacts import atomic_path
 from stages.images.sources.open import READERS
+from stages.images.sources.saved_dataset import SPLITS, STATE
 
 Layout = Literal["NHWC", "NCHW"]
 """The axes of an array of images: number, height, width, channels."""
@@ -60,7 +61,8 @@ def _named(images: str | os.PathLike[str]) -> str:
     name = os.fspath(images)
     if isinstance(images, str) and images.partition(":")[0] in READERS:
         return images
-    kind = "folder" if Path(name).is_dir() else SUFFIXES.get(Path(name).suffix.lower(), "folder")
+    saved = any((Path(name) / state).is_file() for state in (SPLITS, STATE))
+    kind = "hf" if saved else "folder" if Path(name).is_dir() else SUFFIXES.get(Path(name).suffix.lower(), "folder")
     return f"{kind}:{name}"
 
 

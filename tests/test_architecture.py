@@ -23,7 +23,7 @@ from pipeline.params import STAGES
 ROOT = Path(__file__).parent.parent
 
 REACH = {
-    "ingest": (21, ["files", "images"]),
+    "ingest": (22, ["files", "images"]),
     "deduplicate": (24, ["engine", "features", "files", "images", "search"]),
     "embed": (14, ["features", "files"]),
     "index": (24, ["engine", "features", "files", "search"]),

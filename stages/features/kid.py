@@ -5,6 +5,7 @@ import numpy as np
 from stages.errors import InputError
 
 BLOCK = 1024
+Z95 = 1.959963984540054  # two-sided 95 %
 
 
 def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -23,18 +24,42 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     if min(len(a), len(b)) < 2:
         raise InputError(f"a kernel distance needs at least 2 images on each side, got {min(len(a), len(b))}")
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return float(_own_mean(a) + _own_mean(b) - 2 * _kernel_sum(a, b) / (len(a) * len(b)))
+    return float(_own_mean(a) + _own_mean(b) - 2 * _row_sums(a, b).sum() / (len(a) * len(b)))
+
+
+def kernel_interval(samples: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:
+    """Return `kernel_distance` of samples (N, D), N ≥ 3, and reference (M, D), and the ends of its 95 % interval.
+
+    The interval is for sets of N such samples against this very reference, as `frechet_interval`'s is: value ± 1.96
+    standard errors of the jackknife (Efron 1982), exact from the kernel's row sums.
+
+    Coverage of the nominal 95 % in 400 simulated repetitions, D 40,
+    N 60 and 200: shifted Gaussians 94.8 and 95.0 %, samples of the reference's own law 98.8 and 96.5 %; N 60: heavy
+    tails 98.5 %, half of them copies of 30 images 97.3 %. It errs the other way for six narrow modes (92.5 %), and for
+    heavy tails in few dimensions (D 8, N 60: 92.2 %).
+    """
+    value = kernel_distance(samples, reference)
+    if len(samples) < 3:
+        raise InputError(f"the interval of a kernel distance needs at least 3 samples, got {len(samples)}")
+    a, b = np.asarray(samples, np.float64), np.asarray(reference, np.float64)
+    count = len(a)
+    own = _row_sums(a, a) - _kernel(np.square(a).sum(1), a.shape[1])
+    cross = _row_sums(a, b) / len(b)
+    without = (own.sum() - 2 * own) / ((count - 1) * (count - 2)) - 2 * (cross.sum() - cross) / (count - 1)
+    half = Z95 * float(np.sqrt((count - 1) * without.var()))
+    return value, value - half, value + half
+
+
+def _row_sums(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Σ_j k(a_i, b_j), (N,)."""
+    return np.concatenate([_kernel(a[i : i + BLOCK] @ b.T, a.shape[1]).sum(1) for i in range(0, len(a), BLOCK)])
 
 
 def _own_mean(a: np.ndarray) -> float:
     """mean_{i≠j} k(a_i, a_j)"""
     diagonal = _kernel(np.square(a).sum(1), a.shape[1]).sum()
-    return (_kernel_sum(a, a) - diagonal) / (len(a) * (len(a) - 1))
+    return (_row_sums(a, a).sum() - diagonal) / (len(a) * (len(a) - 1))
 
 
 def _kernel(products: np.ndarray, dimension: int) -> np.ndarray:
     return (products / dimension + 1) ** 3
-
-
-def _kernel_sum(a: np.ndarray, b: np.ndarray) -> float:
-    return float(sum(_kernel(a[i : i + BLOCK] @ b.T, a.shape[1]).sum() for i in range(0, len(a), BLOCK)))

@@ -5,10 +5,14 @@ from typing import Any
 import numpy as np
 
 from stages.features.coverage import precision_recall_density_coverage
-from stages.features.frechet import frechet_from_features
-from stages.features.kid import kernel_distance
+from stages.features.frechet import frechet_interval
+from stages.features.kid import kernel_interval
 
 NEIGHBOR = 5  # which neighbour a ball reaches to, as in Naeem et al. 2020
+INTERVALS = {"frechet": frechet_interval, "kid": kernel_interval}
+"""Distances with a 95 % interval: of as many other samples, to the same training images."""
+
+ENDS = ("ci_low", "ci_high")
 NAMES = ("frechet", "kid", "precision", "recall", "density", "coverage_prdc")
 
 
@@ -34,6 +38,8 @@ def feature_distances(
             "encoder": encoder,
             "value": ours[name],
             "holdout": theirs[name],
+            **({end: ours[f"{name}_{end}"] for end in ENDS} if name in INTERVALS else {}),
+            **({f"holdout_{end}": theirs[f"{name}_{end}"] for end in ENDS} if name in INTERVALS else {}),
             **counts,
         }
         for name in NAMES
@@ -42,9 +48,11 @@ def feature_distances(
 
 def _all(train: np.ndarray, other: np.ndarray) -> dict[str, float | None]:
     """To 9 digits: what follows depends on the number of threads of the linear algebra."""
-    values: dict[str, float | None] = dict.fromkeys(NAMES)
-    if min(len(train), len(other)) >= 2:
-        values["frechet"], values["kid"] = frechet_from_features(train, other), kernel_distance(train, other)
+    values: dict[str, float | None] = dict.fromkeys([*NAMES, *(f"{n}_{end}" for n in INTERVALS for end in ENDS)])
+    if min(len(train), len(other)) >= 3:
+        for name, interval in INTERVALS.items():
+            ends = (f"{name}_{end}" for end in ENDS)
+            values |= dict(zip([name, *ends], interval(other, train)))
     if min(len(train), len(other)) > NEIGHBOR:
         found = precision_recall_density_coverage(train, other, NEIGHBOR)
         values |= {name: found[name.removesuffix("_prdc")] for name in NAMES[2:]}

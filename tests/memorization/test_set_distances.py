@@ -9,7 +9,7 @@ from scipy.stats import mannwhitneyu
 
 from stages.errors import InputError
 from stages.features.coverage import precision_recall_density_coverage
-from stages.features.kid import kernel_distance
+from stages.features.kid import kernel_distance, kernel_interval
 from stages.memorization.copying_test import assign, cell_centres, cell_distances, copying_test, u_z_score
 from stages.search.nearest import nearest
 
@@ -29,6 +29,27 @@ def test_the_kernel_distance_is_its_formula():
     assert kernel_distance(a, b) == pytest.approx(sum(within) - 2 * between, rel=1e-12)
     with pytest.raises(InputError, match="needs at least 2 images on each side, got 1"):
         kernel_distance(a, b[:1])
+
+
+def test_the_interval_of_the_kernel_distance_is_the_jackknife_and_covers():
+    """Against leaving one sample out by hand; then 1,000 repetitions with a known truth."""
+    generator = np.random.default_rng(0)
+    reference = generator.normal(size=(60, 6))
+    a = generator.normal(0.4, 1, (40, 6))
+    value, low, high = kernel_interval(a, reference)
+    without = np.array([kernel_distance(np.delete(a, i, 0), reference) for i in range(40)])
+    half = 1.959963984540054 * math.sqrt(39 / 40 * np.square(without - without.mean()).sum())
+    assert (value, low, high) == pytest.approx((kernel_distance(a, reference), value - half, value + half), rel=1e-9)
+    few = generator.normal(size=(12, 6))
+    laws = {
+        "shifted": lambda count: generator.normal(0.4, 1, (count, 6)),
+        "copies": lambda count: few[generator.integers(12, size=count)] + 0.2 * generator.normal(size=(count, 6)),
+    }
+    for name, draw in laws.items():
+        truth = kernel_distance(draw(6000), reference)
+        ends = np.array([kernel_interval(draw(60), reference)[1:] for _ in range(1000)])
+        covered = ((ends[:, 0] <= truth) & (truth <= ends[:, 1])).mean()
+        assert 0.92 <= covered <= 0.98, name
 
 
 def test_precision_recall_density_and_coverage_are_their_definitions():

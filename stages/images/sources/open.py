@@ -7,6 +7,7 @@
     npz:PATH                   uint8 arrays (N, H, W[, C]) in .npz or .npy (images=, labels=)
     arrow:PATH                 an image table of this project, or the file or folder of Hugging Face's save_to_disk
                                (image=, label=, split=)
+    hf:PATH                    what Hugging Face's save_to_disk wrote, by its own list of files (image=, label=, split=)
     torchvision:NAME           a data set of torchvision.datasets (root=, split=)
 
 Where folders or file names show several splits (train, test, validation), split= must name one, or all.
@@ -28,6 +29,7 @@ from stages.images.sources.image_table import open_arrow
 from stages.images.sources.mnist5k import open_mnist5k
 from stages.images.sources.numpy_arrays import open_npz
 from stages.images.sources.parquet import ParquetSource
+from stages.images.sources.saved_dataset import open_saved
 from stages.images.sources.zip_archive import ZipSource
 
 
@@ -52,6 +54,7 @@ READERS = {
     "parquet": Reader(ParquetSource, "parquet:PATH", ("image", "label", "split")),
     "npz": Reader(open_npz, "npz:PATH", ("images", "labels")),
     "arrow": Reader(open_arrow, "arrow:PATH", ("image", "label", "split")),
+    "hf": Reader(open_saved, "hf:PATH", ("image", "label", "split")),
     "torchvision": Reader(_open_torchvision, "torchvision:NAME", ("root", "split")),
 }
 
