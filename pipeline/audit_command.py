@@ -1,4 +1,4 @@
-"""The command `scoresmooth audit`: the options of stages.audit, repeated so that --help needs no pydantic."""
+"""The commands audit and copybench: the options of the modules of stages, repeated so that --help needs no pydantic."""
 
 import sys
 from pathlib import Path
@@ -80,3 +80,27 @@ def audit(
     except KeyboardInterrupt:
         print(RESUME, file=sys.stderr)
         raise typer.Exit(INTERRUPTED) from None
+
+
+def copybench(
+    out: Annotated[Path, typer.Option(help="the folder that the benchmark and the results are written to")],
+    source: Annotated[
+        str, typer.Option(help="the images: folder:PATH, zip:PATH, parquet:PATH, npz:PATH, ...")
+    ] = "mnist5k",
+    train: Annotated[int, typer.Option(min=100, help="training images, of which copies are planted")] = 2000,
+    holdout: Annotated[
+        int, typer.Option(min=2, help="held-out images: a half sets the thresholds, a half measures them")
+    ] = 2000,
+    copies: Annotated[int, typer.Option(min=1, help="copies of every kind and strength")] = 40,
+    resolution: Annotated[int | None, typer.Option(min=8, help="side in pixels; default: the images' own")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="the seed of every random draw")] = 0,
+    detector: Annotated[
+        list[str] | None,
+        typer.Option(help="a further detector: cosine:ENCODER, or torchscript:PATH?sha256=HEX&size=PIXELS"),
+    ] = None,
+) -> None:
+    """Measure detectors of copies on known copies, at equal false positives."""
+    options = dict(locals())
+    from stages.copybench import Options, run
+
+    run(Options(**{name: value for name, value in options.items() if value is not None}))

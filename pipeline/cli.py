@@ -13,7 +13,7 @@ from typing import Annotated
 
 import typer
 
-from pipeline.audit_command import audit
+from pipeline.audit_command import audit, copybench
 from pipeline.processes import WorkFailed
 from stages.errors import InputError
 
@@ -169,6 +169,7 @@ def review(
 
 
 app.command()(audit)
+app.command()(copybench)
 
 
 @app.command()

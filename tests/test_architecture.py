@@ -34,6 +34,7 @@ REACH = {
     "verify": (55, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
     "report": (47, ["engine", "files", "memorization", "reporting", "search", "theory"]),
     "audit": (93, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
+    "copybench": (65, ["engine", "features", "files", "images", "memorization", "search"]),
 }
 """Stage: how many files its results depend on, at most, and in which folders they may lie (besides stages/ itself).
 Every file more is one whose edit computes the stage again. Raise a number only with a reason in the commit."""
@@ -54,7 +55,7 @@ ARROWS = {
 BASE = ("errors", "protocol", "device")
 
 STALE = {
-    "engine": {"deduplicate", "index", "sample", "filter", "fid", "verify", "report", "audit"},
+    "engine": {"deduplicate", "index", "sample", "filter", "fid", "verify", "report", "audit", "copybench"},
     "theory": {"verify", "report"},
     "reporting": {"report", "audit"},
 }
@@ -69,7 +70,7 @@ MEDIAN_FUNCTION = 8
 FUNCTION_IMPORTS = 241
 """Imports inside functions of stages/ and pipeline/, at most. Each delays a slow import that not every caller needs."""
 
-ENTRIES = ("audit",)
+ENTRIES = ("audit", "copybench")
 """Commands of stages/ that dvc.yaml has no stage for."""
 
 
@@ -244,7 +245,7 @@ def test_the_dispatch_goes_through_the_stages(graph):
     review = {f"stages.memorization.{name}" for name in ("candidates", "verdict_log", "verified")}
     for importer, imported in imports(graph, "pipeline"):
         if imported.startswith("stages."):
-            allowed = {f"stages.{name}" for name in ("errors", "protocol", "audit", "reporting.terminal")}
+            allowed = {f"stages.{name}" for name in ("errors", "protocol", "audit", "copybench", "reporting.terminal")}
             allowed |= review if importer.startswith("pipeline.review.") else set()
             assert imported in allowed or part(imported) == "files", f"{importer} imports {imported}"
 
@@ -252,7 +253,9 @@ def test_the_dispatch_goes_through_the_stages(graph):
 def test_the_package_for_users_is_thin(graph):
     """`import scoresmooth` takes the audit, the sources of images and files; everything else lies behind the audit."""
     below = {imported for _, imported in imports(graph, "scoresmooth") if imported.startswith("stages.")}
-    assert below == {"stages.audit", "stages.errors", "stages.files.artifacts", "stages.images.sources.open"}
+    assert below == {"stages.audit", "stages.errors", "stages.files.artifacts"} | {
+        f"stages.images.sources.{name}" for name in ("open", "saved_dataset")
+    }
 
 
 def test_only_the_flows_and_the_server_import_prefect(graph):
