@@ -88,6 +88,10 @@ def repro(
 
     if not run_graph(targets or [], jobs, dry_run, params):
         raise typer.Exit(1)
+    if not dry_run and (not targets or "report" in targets):
+        from pipeline.summary import print_summary_if_any
+
+        print_summary_if_any(params)
 
 
 @app.command()
@@ -135,19 +139,16 @@ def results(
     markdown: Annotated[bool, typer.Option("--markdown", help="print the table alone, in Markdown")] = False,
 ) -> None:
     """Print the results table, the report's path and the address of the Prefect UI."""
-    from pipeline import server
+    from pipeline.summary import RESULTS, print_summary
     from stages.files.paths import DATA
-    from stages.reporting.terminal import print_markdown, print_results, print_theory
+    from stages.reporting.terminal import print_markdown, print_theory
 
     if theory:
         print_theory(DATA)
-        return
-    if markdown:
-        print_markdown(DATA / "report" / "results.json")
-        return
-    print_results(DATA / "report" / "results.json")
-    print(f"\nreport      {(DATA / 'report' / 'report.html').absolute()}")
-    print(f"Prefect UI  {server.where()}")
+    elif markdown:
+        print_markdown(RESULTS)
+    else:
+        print_summary()
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""The flow that `prefect deploy` registers (prefect.yaml): scoresmooth repro, started by a worker on a schedule."""
+"""The flows that `prefect deploy` registers (prefect.yaml) and workers start: all of the graph, or one stage of it."""
 
 import os
 import signal
@@ -10,24 +10,36 @@ from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.runtime import task_run
 
-from pipeline.repro import STOP_GRACE
+from pipeline.params import load_stage
+from pipeline.repro import STOP_GRACE, dvc_environment, single_item
+from pipeline.stage_run import address_of
 from pipeline.tracking import PARENT
 
 
 @flow(name="scheduled repro")
 def scheduled_repro(jobs: int = 1, targets: list[str] | None = None) -> None:
     """Run `scoresmooth repro` in the working directory, as a child of this flow run. Fails if that fails."""
-    _repro(jobs, targets or [])
+    _run([sys.executable, "-m", "pipeline.cli", "repro", "--jobs", str(jobs), *(targets or [])])
 
 
-@task(name="scoresmooth repro", cache_policy=NO_CACHE)
-def _repro(jobs: int, targets: list[str]) -> None:
-    command = [sys.executable, "-m", "pipeline.cli", "repro", "--jobs", str(jobs), *targets]
-    process = subprocess.Popen(command, env={**os.environ, PARENT: str(task_run.id)}, process_group=0)
+@flow(name="scheduled stage", flow_run_name="{name} {variant}")
+def scheduled_stage(name: str, variant: str | None = None) -> None:
+    """Bring one stage up to date in the working directory; what it depends on must be. Fails if that fails.
+
+    A work pool can stand for a kind of machine: `prefect deploy --name stage --pool gpu`.
+    """
+    load_stage(name, variant)  # wrong names are one line, and no option of a command
+    _run(single_item(address_of(name, variant)))
+
+
+@task(name="scoresmooth", cache_policy=NO_CACHE)
+def _run(command: list[str]) -> None:
+    environment = {**dvc_environment(), PARENT: str(task_run.id)}
+    process = subprocess.Popen(command, env=environment, process_group=0)
     try:
         code = process.wait()
     except BaseException:  # the worker ends this process when the run is cancelled
-        process.send_signal(signal.SIGINT)
+        os.killpg(process.pid, signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):
             process.wait(STOP_GRACE + 10)
         raise

@@ -47,6 +47,10 @@ def run_stage(name: str, variant: str | None = None, path: Path | str = "params.
         seconds = time.monotonic() - started
         write_json(record_path(address), {"shards": len(shards), "computed": computed, "seconds": seconds})
     say(f"{label}: done in {seconds:.1f} s")
+    if name == "report" and "DVC_EXP_NAME" in os.environ:  # `dvc exp run` itself prints no results
+        from pipeline.summary import print_summary_if_any  # imports rich, which few stages need
+
+        print_summary_if_any(path)
 
 
 def _dispatch(name: str, variant: str | None, params: StageParams, execution: Execution, shards: list[Shard]) -> int:

@@ -8,8 +8,8 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 from uuid import UUID
 
@@ -21,12 +21,12 @@ from prefect.flow_engine import run_flow
 from prefect.futures import PrefectFuture, as_completed
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.states import Crashed
+from prefect.states import Completed, Crashed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
 from pipeline import cache
 from pipeline.cancelling import cancellable, is_cancelled, mark_cancelled
+from pipeline.heartbeats import beating
 from pipeline.labels import shared_labels
 from pipeline.progress import is_measured, share_done
 from pipeline.runners import Runner
@@ -82,9 +82,11 @@ def run_flow_as(flow: Flow[[], Any], title: str, labels: set[str], lasting: bool
     parameters: shown as the run's. They are not the function's: Prefect would import FastAPI for them (half a second).
     """
     labels = labels | shared_labels()
-    # A flow's heartbeat thread sleeps in whole seconds and is joined at the end, which would cost up to a second.
-    quiet = temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None})
-    with quiet, tags(*labels), tracked(flow, title, labels, lasting, parameters) as found, cancellable(found, lasting):
+    with ExitStack() as stack:
+        stack.enter_context(tags(*labels))
+        found = stack.enter_context(tracked(flow, title, labels, lasting, parameters))
+        stack.enter_context(cancellable(found, lasting))
+        stack.enter_context(beating(flow, found))
         return run_flow(flow, flow_run=found)
 
 
@@ -92,28 +94,22 @@ def _compute_all(stage: StageRun, runner: Runner) -> int:
     checks = [cache.check(shard) for shard in stage.shards]
     missing = sum(not found.ready for found in checks)
     _tell(f"{stage.title}: {len(checks)} shards, {len(checks) - missing} cached, {missing} to compute")
-    compute = _shard_task(stage, runner)
-    futures = []
-    for index, (shard, found) in enumerate(zip(stage.shards, checks, strict=True)):
-        # Prefect remembers only that there was a result: it must not count when its file is damaged or missing
-        submit = compute.with_options(refresh_cache=not found.ready).submit
-        futures.append(submit(shard=shard.name, index=index))
+    compute = _shard_task(stage, runner, checks)
+    futures = [compute.submit(shard=shard.name, index=index) for index, shard in enumerate(stage.shards)]
     _await(stage, futures, missing)
     return missing
 
 
-def _shard_task(stage: StageRun, runner: Runner) -> Task[..., dict[str, object]]:
-    def work(shard: str, index: int) -> dict[str, object]:
-        return cache.obtain(stage.shards[index], runner.run, _tell)
+def _shard_task(stage: StageRun, runner: Runner, checks: Sequence[cache.Check]) -> Task[..., State[Any]]:
+    """The task of a shard. Prefect stores no result: the shard cache has it, and checks it."""
 
-    return task(
-        work,
-        name=f"{stage.name} shard",
-        task_run_name="{shard}",
-        cache_key_fn=lambda _, inputs: f"{stage.name}-{stage.shards[inputs['index']].path.stem}",
-        persist_result=True,
-        result_serializer="json",
-    )
+    def work(shard: str, index: int) -> State[Any]:
+        if checks[index].ready:
+            return Completed(name="Cached", message=f"{stage.shards[index].path}")
+        record = cache.obtain(stage.shards[index], runner.run, _tell)
+        return Completed(message=f"{record['path']}: {record['size']} bytes, sha256 {record['sha256']}")
+
+    return task(work, name=f"{stage.name} shard", task_run_name="{shard}", cache_policy=NO_CACHE)
 
 
 def _await(stage: StageRun, futures: list[PrefectFuture[Any]], missing: int) -> None:

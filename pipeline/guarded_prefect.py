@@ -9,6 +9,8 @@ FD is the inherited descriptor of the locked file HOME/server.alive.lock, which 
 """
 
 import argparse
+import base64
+import hmac
 import json
 import os
 import signal
@@ -32,6 +34,12 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PERIOD = 0.5
 """Seconds between two looks at the server's files."""
 
+REPORT = "/scoresmooth/report.html"
+"""Where the server's pages link to the report: a browser opens no file from a page of http."""
+
+ALONE = (b"content-security-policy", b"sandbox allow-scripts allow-popups")
+"""The report's scripts run as a page of nowhere: they reach neither Prefect's API nor what the UI has stored."""
+
 LAST_WORDS = 10.0
 """Seconds that the server has to end by itself when its folder is gone."""
 
@@ -39,11 +47,11 @@ LAST_WORDS = 10.0
 class Guard:
     """ASGI middleware: every request must name loopback in Host, and one from a page must come from this server's own.
 
-    The port in Host is free, since `ssh -L` forwards from another one.
+    The port in Host is free, since `ssh -L` forwards from another one. watch: knows the server's database.
     """
 
-    def __init__(self, app: App, login: str) -> None:
-        self.app, self.login = app, login
+    def __init__(self, app: App, login: str, watch: "Watch | None" = None) -> None:
+        self.app, self.login, self.watch = app, login, watch
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Refuse the request, prove this server's identity, or pass the request on."""
@@ -54,9 +62,25 @@ class Guard:
         elif scope["type"] == "http" and scope["path"] == IDENTITY:
             nonce = parse_qs(scope.get("query_string", b"").decode("latin-1")).get("nonce", [""])[0]
             answer = {"pid": os.getpid(), "proof": proof(self.login, nonce, os.getpid())}
+            answer["database"] = self.watch.database if self.watch else None
             await _answer(send, 200, json.dumps(answer))
+        elif scope["type"] == "http" and scope["path"] == REPORT:
+            await self._report(dict(scope["headers"]).get(b"authorization", b""), send)
         else:
             await self.app(scope, receive, send)
+
+    async def _report(self, given: bytes, send: Send) -> None:
+        """Serve the report to who knows the login, for which the browser asks."""
+        if not hmac.compare_digest(given, b"Basic " + base64.b64encode(self.login.encode())):
+            asking = (b"www-authenticate", b'Basic realm="the login of scoresmooth"')
+            await _answer(send, 401, "Log in as in the Prefect UI.", b"text/plain", asking)
+            return
+        try:
+            content = server.REPORT_FILE.read_text(encoding="utf-8")
+        except OSError:
+            await _answer(send, 404, "There is no report yet: scoresmooth repro report.", b"text/plain")
+        else:
+            await _answer(send, 200, content, b"text/html; charset=utf-8", ALONE)
 
 
 def _refusal(headers: list[tuple[bytes, bytes]]) -> str | None:
@@ -85,8 +109,10 @@ async def _refuse(kind: str, reason: str, send: Send) -> None:
         await _answer(send, 403, json.dumps({"detail": reason}))
 
 
-async def _answer(send: Send, status: int, text: str) -> None:
-    headers = [(b"content-type", b"application/json"), (b"cache-control", b"no-store")]
+async def _answer(
+    send: Send, status: int, text: str, kind: bytes = b"application/json", *more: tuple[bytes, bytes]
+) -> None:
+    headers = [(b"content-type", kind), (b"cache-control", b"no-store"), *more]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": text.encode()})
 
@@ -100,7 +126,7 @@ class Watch:
     def __init__(self, home: Path, alive: int, record: dict[str, Any], login: str) -> None:
         self.home, self.record, self.login = home, record, login
         self.lock = _inode(alive)
-        self.database: tuple[int, int] | None = None
+        self.database: tuple[int, int] | None = None  # device and inode of the SQLite file that it uses
 
     def look(self) -> str | None:
         """Look once; return why the server must end, or None."""
@@ -154,12 +180,13 @@ def main() -> None:
     given = parser.parse_args()
     login = os.environ[SERVER_LOGIN]
     record = server.record(given.port, os.getpid())
-    threading.Thread(target=Watch(server.HOME, given.alive, record, login).run, daemon=True).start()
+    watch = Watch(server.HOME, given.alive, record, login)
+    threading.Thread(target=watch.run, daemon=True).start()
     # seconds: after the watch has begun, so that a starting server is found as well
     import uvicorn
     from prefect.server.api.server import create_app
 
-    app = Guard(create_app(final=True), login)
+    app = Guard(create_app(final=True), login, watch)
     uvicorn.run(app, host=given.host, port=given.port, log_level="warning", timeout_graceful_shutdown=5)
 
 

@@ -129,16 +129,12 @@ class Reproducer:
                 os.killpg(child.pid, number)
 
     def _start(self, name: str, lock: int, variables: Mapping[str, str]) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
-        # the commands of dvc.yaml call python: this one
-        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-        given = {"PATH": path, "DVC_NO_ANALYTICS": "1", **thread_variables(name, self.jobs)}
-        environment = {**os.environ, **given, **variables}
+        environment = {**dvc_environment(), **thread_variables(name, self.jobs), **variables}
         LOGS.mkdir(parents=True, exist_ok=True)
         record_path(name).unlink(missing_ok=True)  # written by the stage's command, which DVC may not need to run
         with self._guard, log_path(name).open("wb") as log:
             child = subprocess.Popen(
-                command,
+                single_item(name),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -158,6 +154,17 @@ class Reproducer:
         with self._guard:
             del self._children[name]
         return found
+
+
+def single_item(name: str) -> list[str]:
+    """The command that brings one stage up to date, if all that it depends on is, and records that."""
+    return [sys.executable, "-m", "dvc", "--wait-for-lock", "repro", "--single-item", name]
+
+
+def dvc_environment() -> dict[str, str]:
+    """The environment of DVC's processes: the commands of dvc.yaml call `python`, which is this one."""
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    return {**os.environ, "PATH": path, "DVC_NO_ANALYTICS": "1"}
 
 
 def thread_variables(name: str, jobs: int) -> dict[str, str]:

@@ -15,13 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.locks import is_locked, locked
-from pipeline.server_login import CLIENT_LOGIN, SERVER_LOGIN, login_path, make_login, proven_pid, read_login
+from pipeline.server_login import CLIENT_LOGIN, SERVER_LOGIN, login_path, make_login, proven, proven_pid, read_login
 from stages.errors import InputError
 from stages.files.artifacts import read_json
-from stages.files.paths import CACHE, STATE
+from stages.files.paths import CACHE, DATA, STATE
 
 HOME = STATE / "prefect"
 HOST = "127.0.0.1"
+REPORT_FILE = CACHE.absolute().parent / DATA / "report" / "report.html"
+"""The report that the server shows: the project's own, not an experiment's."""
 
 NO_TELEMETRY = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
@@ -72,7 +74,6 @@ def environment() -> dict[str, str]:
     return {
         **NO_TELEMETRY,
         "PREFECT_HOME": str(home),
-        "PREFECT_LOCAL_STORAGE_PATH": str(home / "storage"),
         "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",  # saves a request per process; the server has it off
         "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
@@ -155,12 +156,24 @@ def ensure(timeout: float = 180.0, say: Callable[[str], None] = lambda _: None) 
         if _alive():
             server = _answer(deadline, timeout, say)
             _check_database()
-            if not (_recorded_entry("sqlite", True) and not (HOME / "prefect.db").exists()):
+            if _keeps_its_database(server):
                 return server, False
             say(f"{HOME / 'prefect.db'} was removed: starting the Prefect server anew")
             _end(server.pid, 20.0)
         _spawn(_choose_port())
         return _answer(deadline, timeout, say), True
+
+
+def _keeps_its_database(server: Server) -> bool:
+    """Whether the file of the server's SQLite database is still the one that it opened.
+
+    The server itself notices only half a second later, and what it then reads and writes is lost or an error.
+    """
+    if not _recorded_entry("sqlite", True):
+        return True
+    path, answer = HOME / "prefect.db", proven(server.address, read_login(HOME)) or {}
+    opened = answer.get("database")
+    return path.exists() and opened in (None, [path.stat().st_dev, path.stat().st_ino])
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ import secrets
 import tempfile
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 SERVER_LOGIN = "PREFECT_SERVER_API_AUTH_STRING"
 """Prefect's environment variable for the login that a server asks for, USER:PASSWORD. Unset: one is generated."""
@@ -61,8 +62,11 @@ def proof(login: str, nonce: str, pid: int) -> str:
     return hmac.new(login.encode(), f"{nonce} {pid}".encode(), hashlib.sha256).hexdigest()
 
 
-def proven_pid(address: str, login: str, timeout: float = 10.0) -> int | None:
-    """The process id of the server at `address` if it proves that it knows the login, which is not sent to it."""
+def proven(address: str, login: str, timeout: float = 10.0) -> dict[str, Any] | None:
+    """What the server at `address` says of itself if it proves that it knows the login, which is not sent to it.
+
+    pid: its process. database: device and inode of its SQLite file when it began to use it, or None.
+    """
     nonce = secrets.token_hex(16)
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
@@ -72,4 +76,10 @@ def proven_pid(address: str, login: str, timeout: float = 10.0) -> int | None:
         known = hmac.compare_digest(str(answer["proof"]).encode(), proof(login, nonce, pid).encode())
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return pid if login and known else None
+    return answer if login and known else None
+
+
+def proven_pid(address: str, login: str) -> int | None:
+    """The process id of the server at `address`, if it is ours."""
+    answer = proven(address, login)
+    return None if answer is None else int(answer["pid"])

@@ -261,7 +261,7 @@ def test_the_package_for_users_is_thin(graph):
 def test_only_the_flows_and_the_server_import_prefect(graph):
     using = {importer for importer, imported in imports(graph, "pipeline") if imported == "prefect"}
     flows = {"pipeline.flows", "pipeline.repro_flow", "pipeline.deployment"}
-    flows |= {"pipeline.cancelling", "pipeline.guarded_prefect"}
+    flows |= {"pipeline.cancelling", "pipeline.guarded_prefect", "pipeline.heartbeats"}
     assert using == {*flows, "pipeline.showcase", "pipeline.tracking"}
 
 

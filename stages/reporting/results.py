@@ -23,6 +23,9 @@ OVER_SEEDS = {
     "vendi": "vendi",
 }
 
+DECIDES = ("copies_rate", "blends_rate", "calibrated_distance_rate", "verified_rate", "fd_test", "median_multiple")
+"""The numbers by which variants are compared: `dvc exp show` has a column for each. All others are in results.json."""
+
 
 def kind(variant: Variant) -> str:
     """What the samples come from, in words."""
@@ -51,6 +54,8 @@ def result_row(variant: Variant) -> dict[str, Any]:
         **{name: fid[name]["samples"] for name in DESCRIBED},
         **{f"{name}_holdout": fid[name]["holdout"] for name in DESCRIBED},
         "median_multiple": variant.median_multiple,
+        **{f"rate_{name}": m["rate"] for name, m in sorted(metrics.items()) if name in PUBLISHED},
+        "unique_training_images": variant.filter["unique_training_images"],
         "ratio_mean": ratio["mean"],
         "ratio_min": ratio["min"],
         **_rate("verified", variant.verified),
@@ -124,24 +129,17 @@ def _in_words(claim: dict[str, Any]) -> str:
 
 
 def metrics(inputs: Inputs, found: Sequence[Check]) -> dict[str, Any]:
-    """metrics.json for `dvc metrics diff`: numbers only, per variant and in total."""
+    """metrics.json for `dvc metrics diff` and `dvc exp show`: what decides, per variant, and how many checks failed."""
     return {
         "variants": {variant.name: _numbers(variant) for variant in inputs.variants},
-        "checks": _outcomes([check.passed for check in found]),
-        "theory": _outcomes([claim["passed"] for claim in inputs.claims]),
+        "checks_failed": sum(not check.passed for check in found),
+        "theory_failed": sum(not claim["passed"] for claim in inputs.claims),
     }
 
 
 def _numbers(variant: Variant) -> dict[str, float]:
-    return {
-        **{key: value for key, value in result_row(variant).items() if isinstance(value, int | float)},
-        **{f"rate_{name}": m["rate"] for name, m in sorted(variant.filter["metrics"].items()) if name in PUBLISHED},
-        "unique_training_images": variant.filter["unique_training_images"],
-    }
-
-
-def _outcomes(passed: Sequence[bool]) -> dict[str, int]:
-    return {"passed": sum(passed), "failed": len(passed) - sum(passed)}
+    row = result_row(variant)
+    return {key: row[key] for key in DECIDES if key in row}
 
 
 def loss_rows(variants: Sequence[Variant]) -> list[dict[str, Any]]:

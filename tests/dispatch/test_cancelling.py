@@ -115,6 +115,19 @@ def test_a_cancelled_graph_ends_with_its_stages(project):
 
 
 @pytest.mark.long
+def test_a_stage_that_is_cancelled_within_a_graph_ends_the_graph(project):
+    process = project.start("repro", "train")
+    until(lambda: logged(project, 2))
+    run = cancel(project, "train")
+    output = ends_and_resumes(project, process)
+    assert "train@net failed" in output
+    assert "error: cancelled in Prefect" in output
+    (found,) = query(project, "flow_runs", {"flow_runs": {"id": {"any_": [run["id"]]}}})
+    assert found["state_name"] == "Cancelled"
+    assert newest(project, "repro")["state_name"] == "Failed"
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("killed", [True, False], ids=["by its worker", "without a worker"])
 def test_a_cancelled_deployment_ends_with_its_stages(project, killed):
     process = subprocess.Popen(

@@ -100,6 +100,7 @@ def test_the_ui_shows_runs_tasks_and_artifacts(project):
     assert run["parameters"] == {**given, "spec": {"network": True, "temperature": 1.0}}
     names = {f"net {n}/4" for n in range(1, 5)}
     until(lambda: task_states(project, run) == {**dict.fromkeys(names, "Completed"), "gather": "Completed"})
+    assert heartbeats(project, run)
     shown = query(project, "artifacts", {"artifacts": {"flow_run_id": {"any_": [run["id"]]}}})
     data = {item["key"].removeprefix("sample-net-"): item["data"] for item in shown}
     assert sorted(data) == ["pairs", "params", "progress", "report", "sample"]
@@ -116,6 +117,12 @@ def test_the_ui_shows_runs_tasks_and_artifacts(project):
     until(lambda: task_states(project, run) == {**dict.fromkeys(names, "Cached"), "gather": "Completed"})
     assert project.log() == []
     assert samples(project) == expected
+
+
+def heartbeats(project: SmallProject, run: dict[str, Any]) -> list[dict[str, Any]]:
+    """The events by which Prefect knows that a run lives."""
+    of_run = {"resource": {"id": [f"prefect.flow-run.{run['id']}"]}, "event": {"name": ["prefect.flow-run.heartbeat"]}}
+    return query(project, "events", {"filter": of_run})["events"]
 
 
 def test_a_training_shows_how_far_it_is(project):

@@ -175,16 +175,20 @@ def test_stages_that_outlive_a_killed_run_are_waited_for_and_not_run_twice(proje
     assert undisturbed(project) == resumed
 
 
-def test_the_deployment_names_a_flow_and_its_parameters(tmp_path):
-    deployment = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"][0]
+@pytest.mark.parametrize(
+    ("index", "flow", "takes"),
+    [(0, "scheduled repro", {"jobs", "targets"}), (1, "scheduled stage", {"name", "variant"})],
+)
+def test_a_deployment_names_a_flow_and_its_parameters(tmp_path, index, flow, takes):
+    deployment = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"][index]
     code = "import json, sys; from prefect.flows import load_flow_from_entrypoint as load; flow = load(sys.argv[1])\n"
     code += "print(json.dumps([flow.name, sorted(flow.parameters.properties)]))"
     environment = {**os.environ, "PREFECT_HOME": str(tmp_path), "DO_NOT_TRACK": "1"}
     command = [sys.executable, "-c", code, deployment["entrypoint"]]
     done = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True, timeout=120)
     name, parameters = json.loads(done.stdout)
-    assert name == "scheduled repro"
-    assert set(deployment["parameters"]) <= set(parameters) == {"jobs", "targets"}
+    assert name == flow
+    assert set(deployment["parameters"]) <= set(parameters) == takes
 
 
 def test_the_server_listens_on_loopback_only(started):

@@ -1,6 +1,7 @@
 """The project's Prefect server: who may use it, how it is recognised, and what is never shown."""
 
 import asyncio
+import base64
 import hashlib
 import hmac
 import json
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pipeline import server, server_login
+from pipeline import guarded_prefect, server, server_login
 from pipeline.guarded_prefect import Guard, Watch
 from stages.errors import InputError
 
@@ -30,7 +31,9 @@ async def application(scope, receive, send):
     await send({"type": "passed"})
 
 
-def ask(kind: str = "http", path: str = "/", query: bytes = b"", **headers: str) -> list[dict]:
+def ask(
+    kind: str = "http", path: str = "/", query: bytes = b"", watch: Watch | None = None, **headers: str
+) -> list[dict]:
     """What the guard sends in answer to a request with these headers."""
     sent = []
 
@@ -39,7 +42,7 @@ def ask(kind: str = "http", path: str = "/", query: bytes = b"", **headers: str)
 
     named = [(name.encode(), value.encode()) for name, value in {"host": "127.0.0.1:80", **headers}.items() if value]
     scope = {"type": kind, "path": path, "query_string": query, "headers": named}
-    asyncio.run(Guard(application, "user:secret")(scope, None, send))
+    asyncio.run(Guard(application, "user:secret", watch)(scope, None, send))
     return sent
 
 
@@ -191,3 +194,38 @@ def test_a_holder_that_never_lets_go_is_named(home):
         finally:
             server.PATIENCE = before
     assert said == [f"process {os.getpid()} is starting or stopping the Prefect server: waiting for it"]
+
+
+def test_a_server_whose_database_was_replaced_is_not_used(home, watch, monkeypatch):
+    """At once: the server itself notices half a second later, and SQLite may have made a new, empty file by then."""
+    watch.look()
+    _, body = ask(path=server_login.IDENTITY, query=b"nonce=abc", watch=watch)
+    monkeypatch.setattr(server, "proven", lambda *_: json.loads(body["body"]))
+    found, path = server.Server(4321, 99), home / "prefect.db"
+    assert server._keeps_its_database(found)
+    path.rename(home / "kept")
+    assert not server._keeps_its_database(found)
+    path.write_bytes(b"")
+    assert not server._keeps_its_database(found)
+    (home / "kept").replace(path)
+    assert server._keeps_its_database(found)
+    path.unlink()
+    (home / "server.json").write_text(json.dumps({**watch.record, "sqlite": False}))  # PostgreSQL
+    assert server._keeps_its_database(found)
+
+
+def test_the_report_is_shown_to_who_knows_the_login_and_reaches_nothing(home, monkeypatch):
+    login = f"Basic {base64.b64encode(b'user:secret').decode()}"
+    report = home.parents[1] / "data/report/report.html"
+    monkeypatch.setattr(server, "REPORT_FILE", report)
+    for wrong in ("", "Basic", f"Basic {base64.b64encode(b'user:other').decode()}"):
+        first, body = ask(path=guarded_prefect.REPORT, authorization=wrong)
+        assert first["status"] == 401
+        assert dict(first["headers"])[b"www-authenticate"].startswith(b"Basic ")
+    assert ask(path=guarded_prefect.REPORT, authorization=login)[0]["status"] == 404
+    report.parent.mkdir(parents=True)
+    report.write_text("<p>répoŕt")
+    first, body = ask(path=guarded_prefect.REPORT, authorization=login)
+    assert (first["status"], body["body"].decode()) == (200, "<p>répoŕt")
+    assert b"sandbox" in dict(first["headers"])[b"content-security-policy"]
+    assert ask(path=guarded_prefect.REPORT, authorization=login, origin="http://evil.example")[0]["status"] == 403

@@ -53,9 +53,11 @@ def test_verified_pairs_stand_in_the_page_the_metrics_and_at_the_terminal(projec
     assert "2 verdicts match no pair of this run and were not used" in page
     assert "anna and bert agree on 11 of 12 (Cohen's κ 0.81)" in page
     metrics = json.loads((FOLDER / "metrics.json").read_text())["variants"]
-    assert (metrics["net-conditioning"]["verified"], metrics["net-conditioning"]["verified_count"]) == (9, 200)
-    assert metrics["net-conditioning"]["verified_without_repeated"] == 4
-    assert "verified" not in metrics["closed-conditioning"]
+    assert metrics["net-conditioning"]["verified_rate"] == 9 / 200
+    assert "verified_rate" not in metrics["closed-conditioning"]
+    rows = {row["variant"]: row for row in json.loads((FOLDER / "results.json").read_text())["rows"]}
+    assert (rows["net-conditioning"]["verified"], rows["net-conditioning"]["verified_count"]) == (9, 200)
+    assert rows["net-conditioning"]["verified_without_repeated"] == 4
     print_results(FOLDER / "results.json")
     printed = capsys.readouterr().out
     assert printed.count("verified by eye") == 1
@@ -63,7 +65,7 @@ def test_verified_pairs_stand_in_the_page_the_metrics_and_at_the_terminal(projec
         "net-conditioning: at least 9 of 200; without repeated training images at least 4; 3 suspected pairs are open"
         in printed
     )
-    assert metrics["net-conditioning"]["verified_open"] == 3
+    assert rows["net-conditioning"]["verified_open"] == 3
     path.write_text(json.dumps(json.loads(path.read_text()) | {"verified": verified_counts(200) | {"open": 0}}))
     run_plain("report")
     page = (FOLDER / "report.html").read_text(encoding="utf-8")
