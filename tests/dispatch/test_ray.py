@@ -1,10 +1,13 @@
 """Shards on a Ray cluster of two simulated nodes: the same bytes, and a lost node costs only what it was doing."""
 
+import os
 import shutil
+import socket
+import subprocess
 import sys
 
 import pytest
-from small_project import PARAMS, SmallProject
+from small_project import PARAMS, ROOT, SmallProject
 from watching import SAMPLE, logged, processes, samples, until
 
 from pipeline.params import Execution
@@ -193,3 +196,32 @@ def test_a_lost_node_costs_only_the_shard_it_worked_on(project, cluster):
     found = samples(project)
     assert plain(project) == found
     assert not processes(project, "pipeline.cli\0stage")
+
+
+MEETS = """
+import torch
+from stages.diffusion.distributed import join
+with join(2, "cpu") as (world, _):
+    print(world.all_gather(torch.tensor([world.rank + 1.0])).tolist())
+"""
+
+
+def test_the_processes_of_a_training_meet_at_a_store_whose_port_is_held(monkeypatch):
+    """Nobody can take the port between its choice and its use: the store listens from the first moment."""
+    from pipeline import ray_runner
+
+    monkeypatch.setattr(ray_runner.ray.util, "get_node_ip_address", lambda: "127.0.0.1")
+    meeting = ray_runner._Meeting()
+    address, port = meeting.place()
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind((address, port))
+    found = [
+        subprocess.Popen(
+            [sys.executable, "-c", MEETS],
+            env={**os.environ, **ray_runner._torchrun_variables(rank, 2, address, port), "PYTHONPATH": str(ROOT)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    assert [process.communicate(timeout=240)[0] for process in found] == ["[1.0, 2.0]\n"] * 2
