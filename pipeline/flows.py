@@ -24,7 +24,7 @@ from prefect.runtime import flow_run
 from prefect.states import Completed, Crashed, State
 from prefect.task_runners import ThreadPoolTaskRunner
 
-from pipeline import cache
+from pipeline import cache, live
 from pipeline.cancelling import cancellable, is_cancelled, mark_cancelled
 from pipeline.heartbeats import beating
 from pipeline.labels import shared_labels
@@ -134,9 +134,13 @@ def _watched(shard: Shard, artifact: UUID) -> Iterator[None]:
     """Show the progress of a single long shard, from a thread of its own, until the body ends."""
     ended = threading.Event()
 
+    curve = live.LiveCurve(shard) if live.available() else None
+
     def watch() -> None:
         shown = 0.0
         while not ended.wait(PROGRESS_PERIOD):
+            if curve:
+                curve.look()
             share = share_done(shard)
             if share != shown:
                 try:

@@ -1,4 +1,8 @@
-"""GPUs, each reserved for one job at a time by a lock that the kernel releases when its holder dies."""
+"""GPUs, each reserved for one job at a time by a lock that the kernel releases when its holder dies.
+
+Limits of Prefect or Ray hold within one server or cluster, and Prefect's stay taken when their holder is killed. These
+locks hold for all projects of a user on a machine.
+"""
 
 import dataclasses
 import functools

@@ -1,4 +1,8 @@
-"""How a child process or its work ended, and the memory it took."""
+"""How a child process or its work ended, and the memory it took.
+
+Processes are started where they are needed, for each passes on other things: a shard's child its socket and locks
+(runners), DVC its stage's lock and log (repro), the server its own session (server), a deployment its parent's run.
+"""
 
 import os
 import subprocess

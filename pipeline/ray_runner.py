@@ -161,7 +161,11 @@ class RayRunner:
                 self._references.discard(reference)
 
     def _together(self, shard: Shard, task: Task, processes: int) -> str:
-        """Train with several processes; when one is lost, all of them start again from the last checkpoint."""
+        """Train with several processes; when one is lost, all of them start again from the last checkpoint.
+
+        Ray Train's FailureConfig would do this, but restarts after every error, wrong input too, wants checkpoints
+        reported in its own form, and forms the process group itself, as neither torchrun nor Slurm does.
+        """
         if processes > _slots(self._resources):
             raise InputError(
                 f"train.processes: {processes} processes with {self._resources.cpus:g} CPUs each are more than the "

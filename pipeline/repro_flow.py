@@ -78,7 +78,11 @@ def overview(outcomes: Collection[Outcome]) -> list[dict[str, Any]]:
 
 
 class _Schedule:
-    """Starts every stage as soon as all that it depends on is up to date, those with the longest path ahead first."""
+    """Starts every stage as soon as all that it depends on is up to date, those with the longest path ahead first.
+
+    Prefect starts tasks in the order of submission, and its concurrency limits are rows in the server's database, whose
+    slots stay taken when their holder is killed. They cannot express an order by depth, or a stage that runs alone.
+    """
 
     def __init__(
         self,

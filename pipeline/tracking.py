@@ -1,7 +1,8 @@
 """Flow runs that end on the server however their process dies, and that are shown below their parent.
 
 Every flow run holds a lock named after it, which the kernel releases with the process. A recorded run whose lock is
-free was killed: the next start marks it as crashed; otherwise the UI would show it as running forever.
+free was killed: the next start marks it as crashed; otherwise the UI would show it as running forever. Prefect's
+heartbeats (pipeline.heartbeats) need an automation and minutes for that, and do not tell whether the process has ended.
 """
 
 import os

@@ -1,4 +1,8 @@
-"""Locks that the kernel releases when their holder dies, however it dies."""
+"""Locks that the kernel releases when their holder dies, however it dies.
+
+The library filelock is no substitute: a child must inherit the lock, so that what it works on stays locked when its
+parent is killed.
+"""
 
 import errno
 import fcntl

@@ -4,6 +4,9 @@ A result's key is the sha256 of the code's digest, the shard's task and settings
 ROOT/STAGE/ lie KEY.SUFFIX (the result), KEY.manifest (its size and sha256, written last), KEY.lock and, while the work
 is under way, KEY.scratch/ (checkpoints). Beside ROOT, or in STATE, lies digests.sqlite, the digests of the inputs. The
 pipeline's ROOT is .scoresmooth/shards, an audit's OUT/.work/shards.
+
+DVC's run cache holds whole stages only; Prefect's and joblib's results are not checked when they are read, and a killed
+process leaves neither a lock that others wait for nor checkpoints to continue from.
 """
 
 import contextlib
