@@ -19,6 +19,7 @@ import traceback
 from pathlib import Path
 
 from pipeline import oom
+from pipeline.main_process import lasting_imports
 from pipeline.processes import cause
 from stages.errors import InputError
 from stages.protocol import Shard
@@ -63,7 +64,7 @@ def main() -> None:
     channel, parent = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     die_with(parent)
     faulthandler.enable()  # a crash in compiled code prints where it happened
-    with contextlib.suppress(Exception):  # `work` imports what it needs again, and reports what fails
+    with lasting_imports(), contextlib.suppress(Exception):  # `work` imports again, and reports what fails
         for module in sys.argv[3:]:
             importlib.import_module(module)
     while True:
