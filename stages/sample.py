@@ -107,10 +107,8 @@ def work(shard: Shard) -> Path:
     if shard.task == "alignment":
         return _align(shard, _load(shard, *weights))
     drawn = [_sample(shard, _load(shard, path)) for path in weights]
-    stops = [stop for _, stopped in drawn for stop in stopped]
-    return write_images(
-        shard.path, image_table(np.concatenate([images for images, _ in drawn]), None, {"stops": stops})
-    )
+    notes = {"stops": [stop for _, stopped, _ in drawn for stop in stopped], "precision": drawn[0][2]}
+    return write_images(shard.path, image_table(np.concatenate([images for images, _, _ in drawn]), None, notes))
 
 
 def _load(shard: Shard, weights: str | None) -> "Model":
@@ -122,8 +120,8 @@ def _load(shard: Shard, weights: str | None) -> "Model":
     return load_model(read_json(shard.inputs[0]), settings["sampler"], images, weights, *how)
 
 
-def _sample(shard: Shard, model: "Model") -> tuple["np.ndarray", list[tuple[int, float]]]:
-    """Return the samples, and for gradient ascent where each one stopped."""
+def _sample(shard: Shard, model: "Model") -> tuple["np.ndarray", list[tuple[int, float]], str]:
+    """Return the samples, for gradient ascent where each one stopped, and the type of a network's products."""
     import numpy as np
     from tqdm import tqdm
 
@@ -138,7 +136,7 @@ def _sample(shard: Shard, model: "Model") -> tuple["np.ndarray", list[tuple[int,
             if ascends:
                 stops += list(zip(steps.tolist(), model.actual_level(ends).tolist()))[:keep]
             bar.update(keep)
-    return np.concatenate(images), stops
+    return np.concatenate(images), stops, "bfloat16" if model.bfloat16 else "float32"
 
 
 def _align(shard: Shard, model: "Model") -> Path:
@@ -169,7 +167,10 @@ def gather(params: Params, parts: Parts) -> None:
     if params.spec.score == "network":
         write_images(run_samples_of(params.variant), _run_table(params, joined, parts.get("runs", [])))
     summary = {"count": len(joined), "nfe": sampler.evaluations, "seed": params.seed, "sampler": metadata["sampler"]}
-    stops = [stop for part in parts["samples"] for stop in read_images(part).metadata["stops"]]
+    notes = [read_images(part).metadata for part in parts["samples"]]
+    if params.spec.score == "network":  # what `precision: auto` came to
+        summary["precision"] = " and ".join(sorted({note["precision"] for note in notes}))
+    stops = [stop for note in notes for stop in note["stops"]]
     write_json(out / "sample.json", {**summary, **_stopped(stops, sampler.stop_below)})
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from stages.reporting.changes import Change, basis, direction, points
 from stages.reporting.contrasts import TARGET, Contrast
 from stages.reporting.frontier import BEFORE, NEVER, AtEqualDistance
+from stages.reporting.runs import BLEND, mean_at_the_end
 from stages.reporting.words import interval, listing, percent
 
 if TYPE_CHECKING:
@@ -111,21 +112,28 @@ def rates(variants: Sequence["Variant"], contrasts: Sequence[Contrast]) -> list[
     """Return each variant's rates, and which comparisons say nothing, as sentences; they compare no two variants."""
     shown = [variant for variant in variants if variant.network] or list(variants)
     names = {variant.name for variant in shown}
-    copied = [
-        f"{v.name} {percent(v.copies.rate)} {interval(v.copies.low, v.copies.high)}{BROKEN if v.broken else ''}"
-        for v in shown
-    ]
-    blends = [f"{v.name} {percent(v.blends.rate)}" for v in shown]
+    copied = [f"{v.name} {_share(v, v.metric)}{BROKEN if v.broken else ''}" for v in shown]
+    blends = [f"{v.name} {_share(v, BLEND)}" for v in shown]
     sentences = [
         f"Copied samples [95 % interval]: {listing(copied)}; held-out images by the same rule: "
         f"{percent(shown[0].control.rate)}.",
-        f"Samples that are blends of training images: {listing(blends)}.",
+        f"Blends of training images: {listing(blends)}.",
     ]
     confounded = [c for c in contrasts if c.confounded and {c.of, c.against} <= names]
     if confounded:
         pairs = "; ".join(f"{c.of} against {c.against} (by {listing(c.factors)})" for c in confounded)
         sentences.append(f"Confounded, so that their difference is no result: {pairs}.")
     return sentences
+
+
+def _share(variant: "Variant", measure: str) -> str:
+    """Return a share with its interval: over the training seeds where there are several, else of the samples."""
+    if variant.runs is not None and measure in variant.runs:
+        mean = mean_at_the_end(variant.runs, measure)
+        if mean.low is not None and mean.high is not None:
+            return f"{percent(mean.mean)} {interval(mean.low, mean.high)}"
+    rate = variant.filter["metrics"][measure]
+    return f"{percent(rate['rate'])} {interval(rate['ci_low'], rate['ci_high'])}"
 
 
 def equal_words(found: AtEqualDistance) -> str:

@@ -82,6 +82,7 @@ def render(
             meaning=MEANING,
             failed_claims=sum(not claim["passed"] for claim in inputs.claims),
             provenance=provenance(),
+            precisions=sorted({variant.sample["precision"] for variant in variants if variant.network}),
             params=compact(params, indent=2),
             packages={name: version(name) for name in PACKAGES},
             digests={str(path): sha256_file(path)[:16] for path in inputs.files},

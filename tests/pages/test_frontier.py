@@ -130,6 +130,19 @@ def test_outside_the_plain_networks_range_nothing_is_extrapolated(whole):
     assert rows["beyond"]["points"] is None
 
 
+def test_table_and_opening_show_the_means_over_the_seeds(whole):
+    row = next(row for row in whole[0]["rows"] if row["variant"] == "worse")
+    assert (row["seeds"], row["seeds_count"]) == (3, 200)
+    assert row["fd_test_mean"] == pytest.approx(FD[-1] + 40 + 2)
+    mean, low, high = (row[f"calibrated_distance_mean{end}"] for end in ("", "_low", "_high"))
+    assert mean == pytest.approx(0.6)
+    assert low < mean < high
+    text = text_of(whole[1])
+    assert f"60.0 % [{100 * low:.1f}, {100 * high:.1f}]" in text
+    assert "3 seeds × 200 samples" in text
+    assert "networks drew their samples in bfloat16" in text
+
+
 def test_the_figure_opens_the_report_with_every_seed(whole):
     page = whole[1]
     assert page.index('id="frontier"') < page.index('id="copies"')

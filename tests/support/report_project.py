@@ -113,7 +113,8 @@ def write_variant(
     }  # fmt: skip
     write_json(data / "filter" / name / "filter.json", content)
     write_images(data / "sample" / name / "samples.arrow", image_table(np.ascontiguousarray(samples)))
-    write_json(data / "sample" / name / "sample.json", {"count": count, "nfe": 100, "sampler": sampler, "seed": 1})
+    drawn = {"count": count, "nfe": 100, "sampler": sampler, "seed": 1, "precision": "bfloat16"}
+    write_json(data / "sample" / name / "sample.json", drawn)
     fid = {"name": "FD-efficientnet-lite0", "encoder": "efficientnet-lite0", "samples": count}
     ends = {"train": distance * 0.8, "test": distance, "floor": 0.021}
     fid |= {end: {"distance": v, "low": 0.9 * v, "high": 1.1 * v, "count": 400} for end, v in ends.items()}
