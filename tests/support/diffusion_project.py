@@ -24,6 +24,7 @@ def small_params():
     optimization = {"steps": 20, "batch": 4, "checkpoint_every": 5, "log_every": 5, "warmup": 2}
     tree["train"]["network"] |= network
     tree["train"]["optimization"] |= optimization
+    tree["train"] |= {"seeds": [42], "snapshots": []}
     tree["sample"] |= {"count": 23, "batch": 4, "shards": 3}
     for variant in tree["variants"].values():
         variant["sampler"]["levels"] = 6
