@@ -117,6 +117,7 @@ def _write_outs(folder: Path) -> None:
 
 REDUCED: dict[str, Any] = {
     "ingest": {"train": 60, "test": 200, "holdout": 200},
+    "train": {"seeds": [42], "snapshots": [100]},
     "train.optimization": {"steps": 150, "checkpoint_every": 100},
     "sample": {"count": 60, "batch": 20, "shards": 3},
 }
