@@ -12,7 +12,8 @@ import numpy as np
 import pyarrow as pa
 
 from scoresmooth.images import Images, Layout, as_source, write_groups
-from stages.audit import answer, audit_params, perform, prepare_folder
+from stages.audit import answer, perform, prepare_folder
+from stages.memorization.audit_settings import audit_params
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -62,7 +63,8 @@ class Audit:
 
     @property
     def _calibrated(self) -> dict[str, Any]:
-        return self.result["metrics"]["calibrated"]
+        found: dict[str, Any] = self.result["metrics"]["calibrated"]
+        return found
 
     def report(self, path: Path | str) -> Path:
         """Write the page with the suspected pairs, one HTML file that opens without a network, to `path`."""

@@ -1,8 +1,10 @@
 """Images in memory as sources of an audit: they are written to files, losslessly, and read like any other source."""
 
+import contextlib
 import csv
 import io
 import json
+import operator
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -75,7 +77,7 @@ def _array(images: Any) -> np.ndarray | None:
     """A NumPy array or a tensor as an array; None for anything else."""
     torch = _library("torch")
     if torch is not None and isinstance(images, torch.Tensor):
-        return images.detach().cpu().numpy()
+        return np.asarray(images.detach().cpu())
     return images if isinstance(images, np.ndarray) else None
 
 
@@ -145,17 +147,15 @@ def _dataset(role: str, images: Any) -> tuple[Cells, list[str] | None] | None:
 
 
 def _stored(cell: dict[str, Any] | None) -> bytes | None:
-    if cell is None or cell["bytes"] is not None or cell["path"] is None:
-        return cell and cell["bytes"]
-    return Path(cell["path"]).read_bytes()
+    data: bytes | None = cell["bytes"] if cell else None
+    return Path(cell["path"]).read_bytes() if cell and data is None and cell["path"] else data
 
 
 def _items(role: str, images: Iterable[Any], layout: Layout | None) -> Cells:
     """The items of a sequence or of a data set of PyTorch: pictures, (picture, label, …) or mappings with both."""
-    try:  # PyTorch's data sets have a length, and not all of them end an iteration
+    items: Iterable[Any] = images
+    with contextlib.suppress(TypeError):  # PyTorch's data sets have a length, and not all of them end an iteration
         items = (images[row] for row in range(len(images)))  # type: ignore[arg-type, index]
-    except TypeError:
-        items = iter(images)
     for row, item in enumerate(items):
         name, label = f"{role}[{row}]", None
         if isinstance(item, Mapping):
@@ -169,8 +169,8 @@ def _items(role: str, images: Iterable[Any], layout: Layout | None) -> Cells:
 def _label(label: Any) -> int:
     """A class number; −1 for anything else."""
     try:
-        return label.__index__()
-    except (AttributeError, TypeError):
+        return operator.index(label)
+    except TypeError:
         return -1
 
 

@@ -253,9 +253,12 @@ def test_the_dispatch_goes_through_the_stages(graph):
 def test_the_package_for_users_is_thin(graph):
     """`import scoresmooth` takes the audit, the sources of images and files; everything else lies behind the audit."""
     below = {imported for _, imported in imports(graph, "scoresmooth") if imported.startswith("stages.")}
-    assert below == {"stages.audit", "stages.errors", "stages.files.artifacts"} | {
-        f"stages.images.sources.{name}" for name in ("open", "saved_dataset")
-    }
+    assert below == {
+        "stages.audit",
+        "stages.errors",
+        "stages.files.artifacts",
+        "stages.memorization.audit_settings",
+    } | {f"stages.images.sources.{name}" for name in ("open", "saved_dataset")}
 
 
 def test_only_the_flows_and_the_server_import_prefect(graph):
