@@ -6,6 +6,7 @@ from stages.files.shard_cache import (
     State,
     check,
     input_digest,
+    input_digests,
     manifest_path,
     obtain,
     place,
@@ -13,4 +14,16 @@ from stages.files.shard_cache import (
     size,
 )
 
-__all__ = ["SHARDS", "Check", "State", "check", "input_digest", "manifest_path", "obtain", "place", "prune", "size"]
+__all__ = [
+    "SHARDS",
+    "Check",
+    "State",
+    "check",
+    "input_digest",
+    "input_digests",
+    "manifest_path",
+    "obtain",
+    "place",
+    "prune",
+    "size",
+]

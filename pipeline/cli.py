@@ -9,7 +9,7 @@ import sys
 import traceback
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -116,6 +116,9 @@ def params(params: Params = "params.yaml", quiet: bool = False) -> None:
 def preset(
     name: Annotated[str | None, typer.Argument(help="the preset to show; without it, list all presets")] = None,
     write: Annotated[bool, typer.Option("--write", help="change the parameter file")] = False,
+    scale: Annotated[
+        Literal["full", "toy"], typer.Option("--scale", help="toy: all variants and tables, on a CPU in minutes")
+    ] = "full",
     params: Params = "params.yaml",
 ) -> None:
     """Show what a published set-up changes in params.yaml; with --write, change it (never over uncommitted edits)."""
@@ -123,11 +126,11 @@ def preset(
 
     if name is None:
         for each in presets.names():
-            print(f"{each:12} {presets.about(each)}")
+            print(f"{each:20} {presets.about(each)}")
         return
-    changed = presets.changes(name, params)
+    changed = presets.changes(name, params, scale == "toy")
     if write:
-        presets.apply(name, params)
+        presets.apply(name, params, scale == "toy")
     for line in changed:
         print(line)
     print(f"{params} changed: {len(changed)} keys" if write else "nothing was written: add --write")

@@ -55,7 +55,8 @@ def run_stage(name: str, variant: str | None = None, path: Path | str = "params.
 
 def _dispatch(name: str, variant: str | None, params: StageParams, execution: Execution, shards: list[Shard]) -> int:
     code = closure.code_digest(name)
-    placed = tuple(cache.place(shard, code) for shard in shards)
+    known: dict[Path, str] = {}  # all shards together read each input once
+    placed = tuple(cache.place(shard, code, known=known) for shard in shards)
     missing = sum(not cache.manifest_path(shard).exists() for shard in placed)
     with ExitStack() as stack:
         if execution.runner != "local":
@@ -112,7 +113,7 @@ def _cluster_runner(name: str, params: StageParams, execution: Execution, shards
     if execution.runner == "slurm":
         return module.SlurmRunner(execution, wanted, shards)
     resources = module.RayResources(execution.cpus_per_job, wanted)
-    return module.RayRunner(execution.address, resources, execution.shared, shards)
+    return module.RayRunner(execution.address, resources, execution.shared, shards, execution.node_cache)
 
 
 PACKAGES = {"ray": "ray", "slurm": "submitit"}

@@ -21,6 +21,11 @@ from stages.protocol import Shard
 SETTLE = 60.0
 """Seconds that a network file system may take to show on one machine what another has written."""
 
+USED = ".scoresmooth-used"
+"""The file whose time says when a node's copy of a project was last used; folders without it are not touched."""
+
+UNUSED_DAYS = 30
+
 
 @dataclasses.dataclass(frozen=True)
 class Task:
@@ -32,6 +37,7 @@ class Task:
         url: the shared place, or None where all nodes see `root`.
         trees: for every input its path -> its tree in the shared place, or None.
         share: the share of its usual working memory that the shard may use.
+        cache: the folder of the nodes' copies of inputs, or None for ~/.cache/scoresmooth.
         variables: the environment variables that torchrun would set for this process of a training.
     """
 
@@ -40,6 +46,7 @@ class Task:
     url: str | None
     trees: dict[str, dict[str, str]] | None
     share: float = 1.0
+    cache: str | None = None
     variables: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
@@ -54,7 +61,9 @@ def work(task: Task) -> str:
             _work(module, found)
             return sha256_file(found.path) if leads else ""
         place = SharedPlace(task.url)
-        stack.enter_context(_folder(node_folder(task.root)))
+        own = node_folder(task.root, task.cache)
+        stack.enter_context(_folder(own))
+        prune(own)
         for path, tree in task.trees.items():
             place.get_tree(tree, Path(path))
         with SharedScratch(task.url, found).mirrored(writes=leads):
@@ -107,9 +116,18 @@ def appear(path: Path, digest: str) -> None:
         time.sleep(0.5)
 
 
-def node_folder(root: str) -> Path:
+def node_folder(root: str, cache: str | None = None) -> Path:
     """The folder of a node's copy of a project's inputs, one per project and user."""
-    return Path.home() / ".cache" / "scoresmooth" / root.strip("/").replace("/", "-")
+    base = Path(cache).expanduser().absolute() if cache else Path.home() / ".cache" / "scoresmooth"
+    return base / root.strip("/").replace("/", "-")
+
+
+def prune(own: Path) -> None:
+    """Note that the copy `own` is used, and remove the copies beside it that were not used for UNUSED_DAYS days."""
+    (own / USED).touch()
+    for mark in own.parent.glob(f"*/{USED}"):
+        if mark.stat().st_mtime < time.time() - UNUSED_DAYS * 86400:
+            shutil.rmtree(mark.parent, ignore_errors=True)
 
 
 @contextmanager

@@ -65,6 +65,8 @@ class Execution(Section):
     executors `local` and `debug` rehearse on this machine."""
     shared: str | None
     """fsspec URL that all nodes see, for inputs and results; null: all nodes see the project's folder itself."""
+    node_cache: str | None
+    """Folder on the nodes for copies of inputs, with `shared`; null: ~/.cache/scoresmooth."""
     slurm: Slurm
 
 

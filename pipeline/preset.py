@@ -1,6 +1,7 @@
 """Presets: the keys that turn params.yaml into the published set-up of a data set, a file each in pipeline/presets.
 
-A preset holds only the keys that differ, so it stays in step with params.yaml: applying it gives a valid file.
+A preset holds only the keys that differ, so it stays in step with params.yaml: applying it gives a valid file. Its key
+`extends` names a preset that it changes in turn.
 """
 
 import copy
@@ -12,13 +13,16 @@ from typing import Any
 from ruamel.yaml import YAML
 
 from pipeline.params import load_params
+from pipeline.toy import shrink
 from stages.errors import InputError
 from stages.files.artifacts import atomic_path
 from stages.protocol import load_tree
 
 FOLDER = Path(__file__).parent / "presets"
-WHOLE = ("variants",)
-"""Sections that a preset replaces instead of merging: it lists all its variants."""
+WHOLE = ("variants", "report.published")
+"""What a preset replaces instead of merging: it lists all its variants."""
+
+EXTENDS = "extends"
 
 
 def names() -> list[str]:
@@ -31,21 +35,21 @@ def about(name: str) -> str:
     return _file(name).read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
 
 
-def changes(name: str, path: Path | str = "params.yaml") -> list[str]:
+def changes(name: str, path: Path | str = "params.yaml", toy: bool = False) -> list[str]:
     """Return what the preset would change in a parameter file: "KEY: OLD -> NEW", a line each."""
-    before, after = load_tree(path), _plain(_applied(name, path))
+    before, after = load_tree(path), _plain(_applied(name, path, toy))
     return list(_differences(before, after, ""))
 
 
-def apply(name: str, path: Path | str = "params.yaml") -> None:
+def apply(name: str, path: Path | str = "params.yaml", toy: bool = False) -> None:
     """Write the preset into a parameter file, with its comments. The result is validated before it replaces the file.
 
-    Raises InputError if the file has uncommitted changes: they would be lost.
+    toy: at the size of pipeline.toy. Raises InputError if the file has uncommitted changes: they would be lost.
     """
     _require_committed(Path(path))
     with atomic_path(path) as temporary:
         with temporary.open("w", encoding="utf-8") as file:
-            _yaml().dump(_applied(name, path), file)
+            _yaml().dump(_applied(name, path, toy), file)
         load_params(temporary)
 
 
@@ -67,13 +71,22 @@ def _plain(document: Any) -> Any:
     return [_plain(value) for value in document] if isinstance(document, list) else document
 
 
-def _applied(name: str, path: Path | str) -> Any:
+def _applied(name: str, path: Path | str, toy: bool) -> Any:
     """Return the parameter file with the preset's keys, as a round-trip document. Unknown keys raise InputError."""
     load_tree(path)  # one clear line where it is missing or malformed
     document = _yaml().load(Path(path).read_text(encoding="utf-8"))
-    preset = _yaml().load(_file(name).read_text(encoding="utf-8"))
-    _merge(document, preset, name, "")
+    for part, keys in _chain(name):
+        _merge(document, keys, part, "")
+    if toy:
+        shrink(document)
     return document
+
+
+def _chain(name: str) -> list[tuple[str, Any]]:
+    """Return the preset's keys after those of the presets that it extends, each with its name."""
+    keys = _yaml().load(_file(name).read_text(encoding="utf-8"))
+    base = keys.pop(EXTENDS, None)
+    return [*(_chain(base) if base else []), (name, keys)]
 
 
 def _merge(document: Any, preset: Any, name: str, prefix: str) -> None:

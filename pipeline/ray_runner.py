@@ -74,10 +74,13 @@ class RayRunner:
         address: the cluster: HOST:PORT, ray://HOST:PORT, "auto", or None for a cluster on this machine alone.
         resources: what each shard needs.
         shared: fsspec URL for inputs and results, or None if all nodes see the project's folder.
+        cache: where nodes keep copies of inputs; None: see pipeline.node.
         shards: the number of shards, which limits the number of threads that wait for results.
     """
 
-    def __init__(self, address: str | None, resources: RayResources, shared: str | None, shards: int) -> None:
+    def __init__(
+        self, address: str | None, resources: RayResources, shared: str | None, shards: int, cache: str | None = None
+    ) -> None:
         connect(address)
         slots = _slots(resources)
         if not slots:
@@ -87,8 +90,10 @@ class RayRunner:
             raise InputError(f"execution: no node of the Ray cluster at {address} has {wanted}: {remedy}")
         self.jobs = min(slots, max(1, shards))
         self.tell: Callable[[str], None] = say
-        self._resources = resources
+        self._resources, self._cache = resources, cache
         self._place = SharedPlace(shared) if shared else None
+        self._trees: dict[str, dict[str, str]] = {}
+        self._storing = threading.Lock()
         self._references: set[Any] = set()
         self._guard = threading.Lock()
         self._stopped = False
@@ -97,16 +102,23 @@ class RayRunner:
         """See Runner.run. The lock stays with this process: Ray ends a job's tasks when its driver dies."""
         trees = None
         if self._place is not None:
-            trees = {path: self._place.put_tree(Path(path)) for path in shard.inputs}
+            trees = {path: self._stored(path) for path in shard.inputs}
         url = self._place.url if self._place else None
         hidden = {} if self._resources.gpus else {"CUDA_VISIBLE_DEVICES": ""}  # Ray leaves all to who asks for none
-        task = Task(shard.to_json(), str(Path.cwd()), url, trees, variables=hidden)
+        task = Task(shard.to_json(), str(Path.cwd()), url, trees, cache=self._cache, variables=hidden)
         digest = self._attempts(shard, task)
         if self._place is None:
             appear(shard.path, digest)
         else:
             self._place.get(digest, shard.path)
             SharedScratch(self._place.url, shard).forget()
+
+    def _stored(self, path: str) -> dict[str, str]:
+        """Store an input, once for all shards of the stage; return its tree."""
+        with self._storing:
+            if path not in self._trees:
+                self._trees[path] = self._place.put_tree(Path(path))
+            return self._trees[path]
 
     def _attempts(self, shard: Shard, task: Task) -> str:
         """Return the result's digest; after an attempt that ran out of memory, try once more with half of it."""

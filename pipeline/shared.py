@@ -12,10 +12,22 @@ from pathlib import Path
 
 import fsspec
 
+from pipeline.cache import SHARDS, input_digests
+from pipeline.locks import locked
 from stages.errors import InputError
-from stages.files.artifacts import atomic_path, sha256_file
+from stages.files.artifacts import atomic_path, sha256_file, sha256_json
+from stages.files.paths import LOCAL
 
 CHUNK = 1 << 22
+FETCHING = LOCAL / "fetching"
+"""Holds the locks of files that are being fetched."""
+
+
+def _differing(wanted: dict[Path, str]) -> list[Path]:
+    """Return the files that are missing or have another content."""
+    there = [path for path in wanted if path.is_file()]
+    found = dict(zip(there, input_digests([str(path) for path in there], SHARDS, {})))
+    return [path for path, digest in wanted.items() if found.get(path) != digest]
 
 
 class SharedPlace:
@@ -57,11 +69,16 @@ class SharedPlace:
         return {"": self.put(path)}
 
     def get_tree(self, tree: dict[str, str], path: Path) -> None:
-        """Fetch a tree of `put_tree` to `path`; files that have the right content already stay."""
-        for relative, digest in tree.items():
-            target = path / relative if relative else path
-            if not (target.is_file() and sha256_file(target) == digest):
-                self.get(digest, target)
+        """Fetch a tree of `put_tree` to `path`; files that have the right content already stay.
+
+        What was fetched is read once for its digest, which this folder remembers (stages.files.shard_cache); of several
+        processes that want a file one fetches it.
+        """
+        wanted = {path / relative if relative else path: digest for relative, digest in tree.items()}
+        for target in _differing(wanted):
+            with locked(FETCHING / f"{sha256_json(str(target.absolute()))}.lock"):
+                if _differing({target: wanted[target]}):
+                    self.get(wanted[target], target)
 
     def write_record(self, tree: dict[str, str]) -> None:
         """Record the tree of the place's newest state. A reader finds the previous record or this one, complete."""

@@ -152,7 +152,8 @@ def carry_out(params: AuditParams, folder: Path, progress: Any) -> Any:
     audit, code = Audit(params), code_digest()
     progress.expect(audit.expected_seconds())
     for step in audit.steps():
-        shards = [place(shard, code, folder / "shards") for shard in step.plan()]
+        known: dict[Path, str] = {}
+        shards = [place(shard, code, folder / "shards", known) for shard in step.plan()]
         for shard in shards:
             progress.step(shard.name)
             obtain(shard, lambda shard, _: work(shard, params.budget), progress.say)

@@ -11,6 +11,7 @@ Beside it stand, with the same held-out images as control:
 """
 
 import dataclasses
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -42,8 +43,10 @@ class Params(StageParams):
     variant: str
     encoder: EncoderParams
     device: Literal["auto", "cpu", "cuda"]
-    reference_count: int | None = Field(ge=2, description="images drawn from train and from test; null: all of each")
+    reference: Literal["test", "test+holdout"] = Field(description="real images beside train; the floor's are test's")
+    reference_count: int | None = Field(ge=2, description="images drawn of train and of the reference; null: all")
     per_class: bool = Field(description="draw the same number of reference images from every class")
+    samples: int | None = Field(ge=2, description="the first samples, which are measured; null: all")
     seed: int = Field(ge=0, lt=2**63, description="seed of the draw of reference and floor images")
     neighbors: int = Field(
         ge=1, description="k: recall's and coverage's balls reach to the k-th nearest of their own set"
@@ -54,7 +57,7 @@ class Params(StageParams):
 def plan(params: Params) -> list[Shard]:
     """Spans of the samples, then of the runs' samples. Too few images on either side raise InputError here."""
     source, runs = samples_of(params.variant), run_samples_of(params.variant)
-    count = len(read_images(source))
+    count = min(len(read_images(source)), params.samples or sys.maxsize)
     counts = {source: (count, "sample.count")}
     counts |= {features_of(split): (len(t), f"ingest.{split}") for split, t in _references(params, count).items()}
     for path, (number, key) in counts.items():
@@ -99,10 +102,12 @@ def gather(params: Params, parts: Parts) -> None:
     references = _references(params, len(samples))
     for split, table in references.items():
         require_same_encoder(samples.features, table, f"{samples_of(params.variant)} and {features_of(split)}")
-    train, test, _ = references.values()
+    train, beside, _ = references.values()
+    test = beside if params.reference == "test" else _drawn(params, params.reference, params.reference_count)
     held_out = _held_out()
     floor = held_out.take(_rows(params, "holdout", len(samples), at_most=True))
-    measured = {name: _measure(params, own, test, held_out) for name, own in (("samples", samples), ("holdout", floor))}
+    sides = {"samples": (samples, test), "holdout": (floor, beside)}  # the floor's sides never share an image
+    measured = {name: _measure(params, *side, held_out) for name, side in sides.items()}
     result = {
         "name": "FID" if params.encoder.name == "inception_v3" else f"FD-{params.encoder.name}",
         "encoder": params.encoder.name,
@@ -110,6 +115,7 @@ def gather(params: Params, parts: Parts) -> None:
         "dimension": test.features.shape[1],
         "samples": len(samples),
         "per_class": params.per_class,
+        "reference": params.reference,
         "train": _entry(distance_with_interval(samples.features.features, train.features), len(train)),
         "test": _entry([measured["samples"][key] for key in FD], len(test)),
         "floor": _entry([measured["holdout"][key] for key in FD], len(floor)),
@@ -121,7 +127,7 @@ def gather(params: Params, parts: Parts) -> None:
         rows = _run_rows(params, parts["runs"], test, held_out)
         write_tsv(out / "runs.tsv", rows)
         control = held_out.take(_rows(params, "holdout", rows[0]["count"], at_most=True))
-        result["runs_holdout"] = {"count": len(control), **_measure(params, control, test, held_out)}
+        result["runs_holdout"] = {"count": len(control), **_measure(params, control, beside, held_out)}
     write_json(out / "fid.json", result)
 
 
@@ -138,7 +144,8 @@ def _run_rows(params: Params, parts: list[Path], test: FeatureTable, held_out: I
 
 def _computed(parts: list[Path], source: Path) -> ImageSet:
     """Return the images of `source` with the features in the shards' results."""
-    return ImageSet(concatenate(parts, str(source)), read_images(source).images)
+    features = concatenate(parts, str(source))
+    return ImageSet(features, read_images(source).images[: len(features)])
 
 
 def _measure(params: Params, own: ImageSet, test: FeatureTable, held_out: ImageSet) -> dict[str, float | None]:
@@ -160,24 +167,34 @@ def _held_out() -> ImageSet:
 
 
 def _references(params: Params, samples: int) -> dict[str, FeatureTable]:
-    """The features of the reference images of train and test, and of the floor: as many held-out images as samples."""
+    """The features of the reference images of train and test, and of the floor: as many held-out images as samples.
+
+    Of test there may be fewer than asked for where the samples' reference has the held-out images as well.
+    """
     counts = {"train": params.reference_count, "test": params.reference_count, "holdout": samples}
-    return {split: _drawn(params, split, count) for split, count in counts.items()}
+    both = params.reference != "test"
+    return {
+        split: _drawn(params, split, n, split == "holdout" or (both and split == "test")) for split, n in counts.items()
+    }
 
 
-def _drawn(params: Params, split: str, count: int | None) -> FeatureTable:
-    table, rows = read_features(features_of(split)), _rows(params, split, count, at_most=split == "holdout")
+def _drawn(params: Params, splits: str, count: int | None, at_most: bool = False) -> FeatureTable:
+    """Return the features of `count` drawn images of the splits ("test+holdout")."""
+    table = concatenate([features_of(split) for split in splits.split("+")], splits)
+    rows = _rows(params, splits, count, at_most)
     return table if len(rows) == len(table) else table.take(rows)
 
 
-def _rows(params: Params, split: str, count: int | None, at_most: bool) -> np.ndarray:
-    """Return the rows of the reference images of a split."""
-    ids = read_features(features_of(split)).ids
+def _rows(params: Params, splits: str, count: int | None, at_most: bool) -> np.ndarray:
+    """Return the rows of the reference images of the splits, which follow each other."""
+    ids = {split: read_features(features_of(split)).ids for split in splits.split("+")}
     if not params.per_class:
-        return drawn_rows(len(ids), count, params.seed, split, at_most)
-    images = read_images(images_of(split))
-    require_rows(ids, features_of(split), images, images_of(split), "embed")
-    return balanced_rows(images.labels, count, params.seed, split, at_most)
+        return drawn_rows(sum(map(len, ids.values())), count, params.seed, splits, at_most)
+    images = {split: read_images(images_of(split)) for split in ids}
+    for split, own in images.items():
+        require_rows(ids[split], features_of(split), own, images_of(split), "embed")
+    labels = np.concatenate([own.labels for own in images.values()])
+    return balanced_rows(labels, count, params.seed, splits, at_most)
 
 
 def drawn_rows(available: int, count: int | None, seed: int, split: str, at_most: bool = False) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 Outs in data/index: pixel_neighbors.arrow and feature_neighbors.arrow (neighbour tables over the rows of
 data/deduplicate/train.arrow), features.faiss and index.json. Both tables are exact for every kind of FAISS index:
-features.faiss is written for other tools' queries, and index.json holds its recall.
+features.faiss is written for other tools' queries, and index.json holds its recall. Feature neighbours are those of
+index.encoder, or of embed.encoder where that is null; column nn_distance, which the filter reads, is embed.encoder's.
 """
 
 import shutil
@@ -16,11 +17,12 @@ from pydantic import Field
 from stages.device import pick_device
 from stages.errors import InputError
 from stages.features.index_params import HnswParams, IvfParams, Kind
+from stages.features.weights import EncoderParams
 from stages.files.artifacts import atomic_path, write_json
 from stages.files.features import FeatureTable, read_features
 from stages.files.images import ImageTable, read_images
 from stages.files.neighbors import NeighborTable, join_neighbors, read_neighbors, write_neighbors
-from stages.files.paths import DATA, features_of, images_of, neighbors_of
+from stages.files.paths import DATA, NEIGHBOR_FEATURES, features_of, images_of, neighbors_of
 from stages.protocol import Parts, Shard, StageParams, main, spans
 from stages.search.nearest import nearest
 
@@ -34,6 +36,7 @@ class Params(StageParams):
     SECTION: ClassVar[str] = "index"
 
     neighbors: int = Field(ge=1, description="K: neighbours listed per training image, itself not counted")
+    encoder: EncoderParams | None = Field(description="encoder of the feature neighbours; null: embed's")
     within_class: bool = Field(description="list only neighbours of the image's own class")
     kind: Kind = Field(description="of features.faiss: flat (exact) | ivf | hnsw")
     ivf: IvfParams = Field(description="read when kind is ivf")
@@ -45,18 +48,19 @@ class Params(StageParams):
 def plan(params: Params) -> list[Shard]:
     """Spans of query rows in pixel space, the same in feature space, and the FAISS index."""
     images, features = str(images_of("train")), str(features_of("train"))
+    searched = features if params.encoder is None else str(NEIGHBOR_FEATURES)
     table = read_images(images)
     _check_available(table, params.neighbors, params.within_class)
     common = {"neighbors": params.neighbors, "within_class": params.within_class}
     cuts, shards = spans(len(table), params.shards), []
-    for space, inputs in (("pixel", (images,)), ("feature", (images, features))):
+    for space, inputs in (("pixel", (images,)), ("feature", tuple(dict.fromkeys((images, features, searched))))):
         for number, (start, stop) in enumerate(cuts, 1):
             settings = {**common, "start": start, "stop": stop}
             shards.append(Shard("index", space, f"{space} {number}/{len(cuts)}", settings, inputs))
     settings = {"kind": params.kind}  # what does not determine the index must not rebuild it
     if params.kind != "flat":
         settings[params.kind] = getattr(params, params.kind).model_dump()
-    return [*shards, Shard("index", "faiss", f"faiss {params.kind}", settings, (features,), ".faiss")]
+    return [*shards, Shard("index", "faiss", f"faiss {params.kind}", settings, (searched,), ".faiss")]
 
 
 def _check_available(table: ImageTable, k: int, within_class: bool) -> None:
@@ -105,14 +109,15 @@ def _feature_neighbors(shard: Shard) -> Path:
 
     images = read_images(shard.inputs[0])
     table, device = _features_of_images(shard.inputs[1], images), pick_device("auto")
-    unit = normalized(table.features, table.ids)
+    searched = _features_of_images(shard.inputs[-1], images)
+    unit = normalized(searched.features, searched.ids)
 
     def find(queries, candidates, k, exclude):
         return nearest_features(unit[queries], _rows(unit, candidates), k, exclude=exclude, device=device)
 
     rows = np.arange(shard.settings["start"], shard.settings["stop"])
     _, own = nearest_features(table.features[rows], table.features, 1, exclude=rows, device=device)
-    metadata = {**table.metadata, "distance": "L2 of normalized features"}
+    metadata = {**searched.metadata, "distance": "L2 of normalized features"}
     return _write_span(shard, images, find, metadata, own[:, 0].astype(np.float32))
 
 
@@ -166,10 +171,11 @@ def gather(params: Params, parts: Parts) -> None:
         write_neighbors(neighbors_of(space), join_neighbors([read_neighbors(part) for part in parts[space]]))
     with atomic_path(OUT / "features.faiss") as temporary:
         shutil.copyfile(parts["faiss"][0], temporary)
-    table = read_features(features_of("train"))
+    table = read_features(features_of("train") if params.encoder is None else NEIGHBOR_FEATURES)
     index = read_index(OUT / "features.faiss")
     recall = recall_at_k(index, normalized(table.features, table.ids), params.neighbors, params.recall_queries)
     summary = {"kind": params.kind, "count": len(table), "dimension": table.features.shape[1], "recall_at_k": recall}
+    summary["encoder"] = table.metadata.get("encoder")
     write_json(OUT / "index.json", {**summary, "neighbors": params.neighbors, "within_class": params.within_class})
 
 

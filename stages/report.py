@@ -18,6 +18,7 @@ from stages.reporting.answer import Opening, answer, rates
 from stages.reporting.checks import checks
 from stages.reporting.contrasts import ContrastParams, contrast_row, measured, read_contrasts, require_variants
 from stages.reporting.frontier import frontier
+from stages.reporting.published import Published, published_tables
 
 if TYPE_CHECKING:
     from stages.reporting.inputs import Inputs
@@ -44,11 +45,14 @@ class Params(StageParams):
     pictures: int = Field(ge=1, le=512, description="samples shown per variant: the first ones, not selected")
     duplicate_groups: int = Field(ge=0, description="groups of duplicates shown as pictures, the largest first")
     rejected_images: int = Field(ge=0, description="rejected input files listed")
+    published: Published | None = Field(description="a paper's numbers to compare with; null: none")
     contrasts: list[ContrastParams] = Field(description="pairs of variants that the report compares")
 
     @model_validator(mode="after")
     def _existing(self) -> Self:
         require_variants(self.contrasts, self.variants)
+        if self.published is not None:
+            self.published.require_variants(self.variants)
         return self
 
 
@@ -94,10 +98,11 @@ def gather(params: Params, parts: Parts) -> None:
     compared = frontier(inputs.variants)
     rows = [contrast_row(*pair) for pair in changes]
     opening = Opening(answer(inputs.variants, changes, compared), rates(inputs.variants, contrasts), compared)
+    beside = published_tables(params.published, inputs)
     shown = {"report": params.model_dump(mode="json", exclude={"variants"}), "variants": variants}
-    write_text(OUT / "report.html", render(inputs, opening, found, rows, shown))
+    write_text(OUT / "report.html", render(inputs, opening, found, rows, beside, shown))
     write_json(OUT / "metrics.json", metrics(inputs, found))
-    write_json(OUT / "results.json", results(inputs, opening, found, rows))
+    write_json(OUT / "results.json", {**results(inputs, opening, found, rows), "published": beside})
     plots = {
         "copy_rate": copy_rows(inputs.variants),
         "loss": loss_rows(inputs.variants),

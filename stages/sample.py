@@ -36,7 +36,7 @@ class Params(StageParams):
 
     variant: str
     spec: Variant
-    count: int = Field(gt=0, description="samples per variant")
+    count: int = Field(gt=0, description="samples of each variant whose own `count` is not set")
     seed: int = Field(ge=0, lt=2**63, description="sample i is drawn from (seed, i)")
     batch: int = Field(
         gt=0, description="samples computed together; the last batch is filled up, so that its rounding is the same"
@@ -49,6 +49,11 @@ class Params(StageParams):
     compile: bool = Field(description="use torch.compile for a network, worth it on a GPU")
     curve_count: int = Field(ge=2, description="samples of each run of a network, at most `count`")
     alignment: AlignmentParams
+
+    @property
+    def drawn(self) -> int:
+        """The samples of this variant."""
+        return self.spec.count or self.count
 
 
 def plan(params: Params) -> list[Shard]:
@@ -67,7 +72,7 @@ def plan(params: Params) -> list[Shard]:
 
 
 def _run_count(params: Params) -> int:
-    return min(params.curve_count, params.count)
+    return min(params.curve_count, params.drawn)
 
 
 def _drawn_runs(runs: list[Run]) -> dict[int, list[Run]]:
@@ -78,7 +83,7 @@ def _drawn_runs(runs: list[Run]) -> dict[int, list[Run]]:
 
 def _draws(params: Params, name: str, *inputs: Path) -> list[Shard]:
     """Return shards of whole batches for samples 0..count-1."""
-    common, batch, count = _settings(params, "batch", "precision", "compile"), params.batch, params.count
+    common, batch, count = _settings(params, "batch", "precision", "compile"), params.batch, params.drawn
     cuts = spans(-(-count // batch), params.shards)
     return [
         _shard(

@@ -76,7 +76,7 @@ def _specification(params: Params) -> dict[str, Any]:
     """Return the content of score.json: what determines the score, and nothing about how it is sampled."""
     score = {
         "variant": params.variant,
-        "spec": params.spec.model_dump(mode="json", exclude={"sampler"}),
+        "spec": params.spec.model_dump(mode="json", exclude={"sampler", "count"}),
         "noise": params.noise.model_dump(mode="json"),
     }
     if params.spec.score == "network":

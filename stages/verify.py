@@ -75,6 +75,7 @@ class Params(StageParams):
     mode: Literal["quick", "full"] = Field(description="which value is read where a block gives {quick:, full:}")
     seed: int = Field(ge=0, lt=2**32, description="seed of all random draws")
     dataset: str | None = Field(min_length=1, description="a source of images; null: what the pipeline ingested")
+    cifar10: bool = Field(description="the images are CIFAR-10: full mode compares with the published numbers")
     resolution: int | None = Field(ge=1, le=4096, description="side to resize `dataset` to; null: as it is")
     blocks: Blocks = Field(description="what the YAML file named here holds")
 
@@ -86,7 +87,17 @@ class Params(StageParams):
             return super().from_tree(tree, variant)
         both = _read_blocks(section["blocks"])
         mode = section.get("mode") if section.get("mode") in MODES else MODES[0]  # the field `mode` reports a wrong one
-        return super().from_tree({**tree, cls.SECTION: {**section, "blocks": both[mode]}}, variant)
+        blocks = both[mode] if section.get("cifar10") else _unpublished(both[mode])
+        return super().from_tree({**tree, cls.SECTION: {**section, "blocks": blocks}}, variant)
+
+
+def _unpublished(blocks: Blocks) -> Blocks:
+    """Return the blocks without the comparisons with numbers that were published for CIFAR-10."""
+    own = {name: getattr(blocks, name) for name in Blocks.kinds()}
+    plain = {
+        name: block.model_copy(update={"cifar10": False}) for name, block in own.items() if hasattr(block, "cifar10")
+    }
+    return blocks.model_copy(update=plain)
 
 
 def _read_blocks(given: Any) -> dict[str, Blocks]:

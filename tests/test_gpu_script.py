@@ -13,6 +13,7 @@ import torch
 from torch.autograd import DeviceType
 
 from benchmarks import step_profile
+from benchmarks.gpu import aims
 
 ROOT = Path(__file__).parent.parent
 WITHOUT = ("prefect", "dvc", "faiss", "diffusers", "torchvision", "matplotlib")
@@ -50,7 +51,7 @@ def folder(tmp_path_factory):
 def test_small_form_measures_every_part_and_merges_them(folder):
     first = run(folder, "--only", "copies", "--minutes", "0.02")
     assert first.returncode == 0, first.stderr[-2000:]
-    second = run(folder, "--only", "cost", "samplers", "rate", "closed")
+    second = run(folder, "--only", "cost", "samplers", "rate", "closed", "search")
     assert second.returncode == 0, second.stderr[-2000:]
     found = json.loads(second.stdout.splitlines()[-1])
     assert found == json.loads((folder / "out" / "gpu.json").read_text())
@@ -66,17 +67,52 @@ def test_small_form_measures_every_part_and_merges_them(folder):
     assert all(row["seconds_per_step"] > 0 for row in found["cost"]["rows"].values())
     assert len(found["samplers"]["rows"]) == 7
     assert 0 < found["rate"]["rows"]["eager"]["share_of_matrix_rate"] < 1
+    assert set(found["search"]["rows"]) == {"ours"}  # there is no faiss
     assert len(found["closed"]["rows"]) == 8
     assert all(row["cdist_is_off_by"] < 1e-3 for row in found["closed"]["rows"].values())
 
 
-def test_the_peer_is_asked_for_before_anything_runs(folder):
-    missing = run(folder)
-    assert missing.returncode == 1
-    assert missing.stderr == (
-        "error: the part peer needs diffusers: install it, or name the others: "
-        "--only cost copies samplers rate closed\n"
-    )
+def test_the_same_command_again_measures_only_what_is_missing_and_shows_the_aims(folder):
+    again = run(folder, "--minutes", "1")
+    assert again.returncode == 0, again.stderr[-2000:]
+    lines = again.stdout.splitlines()
+    for part in ("cost", "closed", "search", "copies"):
+        assert any(line.startswith(f"{part}: measured before") for line in lines)
+    assert "peer: not measured: install diffusers" in lines
+    aimed = [line for line in lines if line.endswith(("met", "MISSED", "not measured"))]
+    assert sum(line.startswith("cost") for line in aimed) == 6
+    assert any(line.startswith("closed") and not line.endswith("not measured") for line in aimed)
+    assert any(line.startswith("search") and line.endswith("not measured") for line in aimed)
+
+
+def test_a_part_that_does_not_fit_waits_for_the_next_run(tmp_path, folder):
+    out = tmp_path / "other"
+    late = run(folder, "--minutes", "0", "--out", str(out))
+    assert late.returncode == 0, late.stderr[-2000:]
+    assert "cost: no time left: run the same command again" in late.stdout
+
+
+def test_results_of_another_device_are_not_mixed(folder):
+    text = (folder / "out" / "gpu.json").read_text()
+    (folder / "out" / "gpu.json").write_text(text.replace('"device": "cpu"', '"device": "a GPU"'))
+    mixed = run(folder, "--only", "closed")
+    (folder / "out" / "gpu.json").write_text(text)
+    assert "is of another device, scale or torch" in mixed.stderr
+
+
+def test_aims_are_met_missed_or_not_measured():
+    rows = {
+        "conditioning": {"over_conditioning": 1.0, "peak_gb": 16.0},
+        "unconditioning": {"over_conditioning": 0.95, "peak_gb": 15.9},
+        "pixel neighbours": {"over_conditioning": 1.3, "peak_gb": 17.5},
+    }
+    mem = {"conditioning": 128, "unconditioning": 9, "temperature 1/sigma": 11, "temperature 7/sigma": 4}
+    results = {"cost": {"rows": rows}, "copies": {"rows": {name: {"mem": n} for name, n in mem.items()}}}
+    found = {(aim.part, aim.what.split(",")[-1].strip()): aim.met for aim in aims.aims(results)}
+    seconds = [aim.met for aim in aims.aims(results) if aim.what.startswith("seconds")]
+    assert seconds == [True, False, None]
+    assert [aim.met for aim in aims.aims(results) if aim.part == "copies"] == [True, False]
+    assert None in found.values()
 
 
 def test_time_on_a_gpu_is_counted_once():

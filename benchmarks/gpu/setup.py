@@ -41,6 +41,7 @@ class Scale:
         samples, levels, batch: per model; predictor and corrector at every level.
         probe: levels and batch of the part samplers.
         rate: network and batch of the part rate.
+        queries: of the part search.
         peer: channels, batch and rounds of the part peer.
     """
 
@@ -52,6 +53,7 @@ class Scale:
     batch: int
     probe: tuple[int, int]
     rate: tuple[str, int]
+    queries: int
     peer: tuple[int, int, int]
 
 
@@ -62,14 +64,15 @@ def scale(name: str, compiled: bool) -> Scale:
         optimization = OPTIMIZATION.model_copy(update={"learning_rate": 5e-4, "compile": compiled, "steps": 40_000})
         return Scale(
             cost=(published.network(), 50_000, 128, 30, 20, 3), small=(copier, optimization, (1000, 200), 1000),
-            side=32, samples=1000, levels=250, batch=500, probe=(20, 256), rate=("cifar10", 128), peer=(128, 128, 10),
+            side=32, samples=1000, levels=250, batch=500, probe=(20, 256), rate=("cifar10", 128), queries=10_000,
+            peer=(128, 128, 10),
         )  # fmt: skip
     tiny = published.network(channels=16, multipliers=[1, 2], blocks=1, attention=[])
     copier = tiny.model_copy(update={"dropout": 0.0})
     changes = {"batch": 16, "learning_rate": 2e-3, "warmup": 20, "ema": 0.99, "steps": 400, "precision": "float32"}
     return Scale(
         cost=(tiny, 500, 8, 5, 2, 2), small=(copier, OPTIMIZATION.model_copy(update=changes), (25, 5), 30), side=16,
-        samples=30, levels=15, batch=30, probe=(3, 8), rate=("default", 2), peer=(32, 2, 1),
+        samples=30, levels=15, batch=30, probe=(3, 8), rate=("default", 2), queries=40, peer=(32, 2, 1),
     )  # fmt: skip
 
 

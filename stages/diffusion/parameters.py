@@ -261,6 +261,7 @@ class Variant(ScoreSpec):
     """One diffusion model of the comparison: a score, and the sampler that draws from it."""
 
     sampler: SamplerParams
+    count: int | None = Field(default=None, gt=0, description="samples of this variant; null: sample.count")
 
     @model_validator(mode="after")
     def _sampler_fits(self) -> Self:

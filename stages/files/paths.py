@@ -60,6 +60,10 @@ def features_of(split: str) -> Path:
     return DATA / "embed" / f"{split}.arrow"
 
 
+NEIGHBOR_FEATURES = DATA / "embed" / "neighbors.arrow"
+"""The training images' features of index.encoder; the file exists only where that is set."""
+
+
 def neighbors_of(space: str) -> Path:
     """The neighbour table of the training images in a space, "pixel" or "feature"."""
     return DATA / "index" / f"{space}_neighbors.arrow"

@@ -17,8 +17,9 @@ import shutil
 import sqlite3
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from stages.errors import InputError
 from stages.files.artifacts import read_json, sha256_file, sha256_json, write_json
@@ -29,6 +30,9 @@ from stages.files.shard import Shard
 SHARDS = CACHE / "shards"
 FRESH = 2 * 10**9
 """Nanoseconds: a file younger than this may change again without a new time stamp, so its digest is not kept."""
+
+TOGETHER = 10_000
+"""Files whose digests are remembered in one transaction; an interruption loses the digests of no more."""
 
 DAMAGED = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR, sqlite3.SQLITE_MISMATCH)
 """SQLite's codes for a file that is no database, a damaged one, or one with another table."""
@@ -60,12 +64,14 @@ class Check:
         return self.state is State.READY
 
 
-def place(shard: Shard, code: str, root: Path = SHARDS) -> Shard:
+def place(shard: Shard, code: str, root: Path = SHARDS, known: dict[Path, str] | None = None) -> Shard:
     """Return the shard with its result's path in the cache at `root`.
 
     code: a digest of everything besides the shard that determines the result, such as the stage's code.
+    known: digests of files that stay as they are while a stage's shards are placed, so that none is read twice; see
+    `input_digests`.
     """
-    inputs = [input_digest(path, root) for path in shard.inputs]
+    inputs = input_digests(shard.inputs, root, {} if known is None else known)
     key = sha256_json(
         {"code": code, "task": shard.task, "settings": shard.settings, "inputs": inputs, "suffix": shard.suffix}
     )
@@ -128,33 +134,64 @@ def _forget(shard: Shard) -> None:
 
 def input_digest(path: str, root: Path = SHARDS) -> str:
     """Hex sha256 of a file, or of a folder's files with their relative paths. A missing one raises InputError."""
-    place = Path(path)
-    if place.is_dir():
-        files = sorted(file for file in place.rglob("*") if file.is_file())
-        return sha256_json([[file.relative_to(place).as_posix(), _file_digest(file, root)] for file in files])
-    return _file_digest(place, root)
+    return input_digests([path], root, {})[0]
 
 
-def _file_digest(path: Path, root: Path) -> str:
-    """sha256 of a file, remembered by path, size, times and inode."""
-    try:
-        stat = path.stat()
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing: run the stage that writes it (dvc repro)") from error
-    except OSError as error:
-        return _unreadable(error)
-    identity = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
-    name = os.fsencode(path.absolute()).decode("utf-8", "backslashreplace")  # a name on disk can be any bytes
-    row = _ask_digests(root, "SELECT identity, sha256 FROM digests WHERE path = ?", (name,))
-    if row and row[0] == identity:
-        return row[1]
-    try:
-        digest = sha256_file(path)
-    except OSError as error:
-        return _unreadable(error)
-    if time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > FRESH:
-        _ask_digests(root, "INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", (name, identity, digest))
-    return digest
+def input_digests(paths: Sequence[str], root: Path, known: dict[Path, str]) -> list[str]:
+    """Return `input_digest` of every path.
+
+    known: file -> digest; what it holds is taken from there, and the others are added.
+    """
+    inside = {path: _files(Path(path)) for path in paths}
+    wanted = list(dict.fromkeys(file for files in inside.values() for file in files if file not in known))
+    for start in range(0, len(wanted), TOGETHER):
+        known.update(_file_digests(wanted[start : start + TOGETHER], root))
+    return [_whole(Path(path), inside[path], known) for path in paths]
+
+
+def _files(place: Path) -> list[Path]:
+    return sorted(file for file in place.rglob("*") if file.is_file()) if place.is_dir() else [place]
+
+
+def _whole(place: Path, files: list[Path], known: dict[Path, str]) -> str:
+    if files == [place]:
+        return known[place]
+    return sha256_json([[file.relative_to(place).as_posix(), known[file]] for file in files])
+
+
+def _file_digests(files: list[Path], root: Path) -> dict[Path, str]:
+    """sha256 of files, remembered by path, size, times and inode: a question to the database, and an answer to it."""
+    names = {os.fsencode(file.absolute()).decode("utf-8", "backslashreplace"): file for file in files}  # any bytes
+    found, new = {}, []
+    remembered = _ask_digests(root, lambda database: _remembered(database, list(names)))
+    for name, file in names.items():
+        try:
+            stat = file.stat()
+            identity = f"{stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_ino}"
+            known, digest = remembered.get(name, ("", ""))
+            found[file] = digest if known == identity else sha256_file(file)
+        except FileNotFoundError as error:
+            raise InputError(f"{file} is missing: run the stage that writes it (dvc repro)") from error
+        except OSError as error:
+            found[file] = _unreadable(error)
+            continue
+        if known != identity and time.time_ns() - max(stat.st_mtime_ns, stat.st_ctime_ns) > FRESH:
+            new.append((name, identity, found[file]))
+    if new:
+        _ask_digests(
+            root, lambda database: database.executemany("INSERT OR REPLACE INTO digests VALUES (?, ?, ?)", new)
+        )
+    return found
+
+
+def _remembered(database: sqlite3.Connection, names: list[str]) -> dict[str, tuple[str, str]]:
+    """Return name -> (identity, digest) of the files that the database knows."""
+    found = {}
+    for name in names:
+        row = database.execute("SELECT identity, sha256 FROM digests WHERE path = ?", (name,)).fetchone()
+        if row:
+            found[name] = row
+    return found
 
 
 def _unreadable(error: OSError) -> str:
@@ -165,11 +202,11 @@ def _unreadable(error: OSError) -> str:
     return f"unreadable: {error.strerror}"
 
 
-def _ask_digests(root: Path, statement: str, values: tuple[str, ...]) -> tuple[str, ...] | None:
-    """The first row that a statement finds in the remembered digests. A damaged file of them is begun anew."""
+def _ask_digests(root: Path, question: Callable[[sqlite3.Connection], Any]) -> Any:
+    """The answer of the remembered digests, in one transaction. A damaged file of them is begun anew."""
     try:
         with _digests(root) as database:
-            return database.execute(statement, values).fetchone()
+            return question(database)
     except sqlite3.DatabaseError as error:
         if error.sqlite_errorcode & 0xFF not in DAMAGED:
             raise
@@ -178,7 +215,7 @@ def _ask_digests(root: Path, statement: str, values: tuple[str, ...]) -> tuple[s
         for suffix in ("", "-journal", "-wal", "-shm"):
             file.with_name(file.name + suffix).unlink(missing_ok=True)
     with _digests(root) as database:
-        return database.execute(statement, values).fetchone()
+        return question(database)
 
 
 def _digests_file(root: Path) -> Path:

@@ -47,11 +47,13 @@ def render(
     opening: Opening,
     found: Sequence[Check],
     contrasts: Sequence[dict[str, Any]],
+    published: Sequence[dict[str, Any]],
     params: dict[str, Any],
 ) -> str:
     """Write the whole page.
 
-    contrasts: of `contrast_row`; params: the sections `report` and `variants` of params.yaml.
+    contrasts: of `contrast_row`; published: of `published_tables`; params: the sections `report` and `variants` of
+    params.yaml.
     """
     variants, shown = inputs.variants, params["report"]
     return (
@@ -64,6 +66,7 @@ def render(
             frontier=[frontier_row(compared) for compared in opening.compared],
             frontier_figure=frontier_figure(variants),
             contrasts=contrasts,
+            published=published,
             inputs=inputs,
             metrics=variants[0].filter["metrics"],
             third=THIRD,

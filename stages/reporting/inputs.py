@@ -83,7 +83,7 @@ class Variant:
         train = {key: self.score[key] for key in ("noise", "network", "optimization") if key in self.score}
         if self.runs is not None:
             train["seeds"] = sorted(seeds(self.runs))
-        return {"spec": spec, "train": train, "sample": {key: self.sample[key] for key in ("count", "seed")}}
+        return {"spec": spec, "train": train, "sample": {"seed": self.sample["seed"]}}
 
     @property
     def metric(self) -> str:

@@ -174,9 +174,8 @@ def _learned_score(tables: Tables) -> list[Figure]:
     figure, axes = panels.canvas(3, 3.5)
     table = tables["learned_levels"]
     panels.curves(axes[0], table, "variant", "sigma", "cosine")
-    panels.curves(
-        axes[1], [row for row in table if row["expansion"] is not None], "variant", "sigma", "expansion", named=False
-    )
+    pulled = [row for row in table if row["expansion"] is not None]
+    panels.curves(axes[1], pulled, "variant", "sigma", "expansion", named=False)
     axes[0].set(xscale="log", ylabel="cosine with the empirical score, and angle", title="Direction")
     panels.expected_line(axes[0], 1)
     _angles(axes[0])
@@ -187,7 +186,8 @@ def _learned_score(tables: Tables) -> list[Figure]:
         **panels.DASHED,
         label="empirical score",
     )
-    axes[1].set(xscale="log", yscale="log", ylabel="expansion factor γₑₓ", title="How far one step pulls points apart")
+    scale = "log" if pulled else "linear"  # a level may have no pairs, and with few levels none has
+    axes[1].set(xscale="log", yscale=scale, ylabel="expansion factor γₑₓ", title="How far one step pulls points apart")
     panels.legend(axes[1], loc="best", fontsize=8)
     panels.plain_ticks(axes[1].xaxis)
     for axis in axes[:2]:

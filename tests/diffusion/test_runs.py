@@ -41,7 +41,7 @@ def set_runs(seeds=SEEDS, snapshots=STEPS, **optimization):
     tree["train"] |= {"seeds": seeds, "snapshots": snapshots}
     tree["train"]["optimization"] |= {"decay": "constant", "precision": "float32", **optimization}
     tree["sample"] |= {"precision": "float32", "curve_count": COUNT}
-    tree["fid"] = {"reference_count": None, "per_class": False, "seed": 0, "neighbors": 5, "shards": 2}
+    tree["fid"] |= {"neighbors": 5, "shards": 2}
     tree["filter"] = {**tree["filter"], "shards": 3}
     write_params(tree)
 

@@ -121,6 +121,37 @@ def test_digest_of_a_file_written_just_now_is_not_remembered(folder, monkeypatch
     assert len(reads) == 2
 
 
+def test_shards_that_are_placed_together_read_each_file_once(folder, monkeypatch):
+    """Also files that were written just now, whose digests are not remembered on disk: all of a stage's inputs are."""
+    (folder / "images").mkdir()
+    for name in ("a", "b", "c"):
+        (folder / "images" / name).write_text(name)
+    reads, real, known = [], cache.sha256_file, {}
+    monkeypatch.setattr(cache, "sha256_file", lambda file: reads.append(str(file)) or real(file))
+    shards = [shard(settings={"n": n}, inputs=("input.txt", "images", "images/b")) for n in range(3)]
+    together = [cache.place(each, "code", known=known) for each in shards]
+    assert sorted(reads) == ["images/a", "images/b", "images/c", "input.txt"]
+    assert together == [cache.place(each, "code") for each in shards]
+
+
+def test_a_folders_digests_take_one_transaction_for_each_batch(folder, monkeypatch):
+    monkeypatch.setattr(cache, "FRESH", -(10**18))
+    monkeypatch.setattr(cache, "TOGETHER", 40)
+    (folder / "images").mkdir()
+    for n in range(100):
+        (folder / "images" / f"{n:03}.png").write_bytes(bytes([n]))
+    asked, real = [], cache._ask_digests
+    monkeypatch.setattr(cache, "_ask_digests", lambda *args: asked.append(args) or real(*args))
+    first = cache.input_digest("images")
+    assert len(asked) == 6  # three batches, each a question and an answer
+    (folder / "images" / "050.png").write_bytes(b"x")
+    second = cache.input_digest("images")
+    assert first != second
+    assert len(asked) == 6 + 4  # one batch has something new
+    files = [[f"{n:03}.png", hashlib.sha256(b"x" if n == 50 else bytes([n])).hexdigest()] for n in range(100)]
+    assert second == cache.sha256_json(files)
+
+
 def test_computed_once_then_found():
     placed, work = cache.place(shard(), "code"), Work()
     assert cache.check(placed).state is State.MISSING

@@ -20,11 +20,15 @@ from stages.protocol import load_tree
 ROOT = Path(__file__).parents[2]
 EXPECTED = {  # METHODS §4: sigma_max, steps, batch, resolution
     "cifar10": (50.0, 1_000_000, 128, 32),
+    "cifar10-deduplicated": (50.0, 1_000_000, 128, 32),
+    "cifar10-ablations": (50.0, 1_000_000, 128, 32),
     "celeba64": (90.0, 700_000, 64, 64),
     "celebahq256": (348.0, 500_000, 36, 256),
     "imagenet64": (90.0, 700_000, 64, 64),
     "two-class": (90.0, 40_000, 64, 64),
 }
+KERNELS = ("fashion-kernel", "mnist-kernel")  # closed forms, no network
+COSTS = [name for name in EXPECTED if not name.startswith("cifar10-")]  # the others have cifar10's network
 
 
 @pytest.fixture
@@ -42,7 +46,7 @@ def project(tmp_path, monkeypatch):
 
 
 def test_the_presets_are_those_of_the_plan():
-    assert preset.names() == sorted(EXPECTED)
+    assert preset.names() == sorted([*EXPECTED, *KERNELS])
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -69,7 +73,7 @@ def _specs(parameters):
     return [parameters.stages["train", variant].spec for variant in parameters.variants]
 
 
-@pytest.mark.parametrize("name", EXPECTED)
+@pytest.mark.parametrize("name", COSTS)
 def test_every_network_of_a_preset_can_be_built_and_its_cost_is_the_one_stated(project, name):
     """Shapes without memory (meta device); GFLOP per image and hours are those of the preset's comment."""
     from torch.utils.flop_counter import FlopCounterMode
@@ -94,6 +98,44 @@ def test_every_network_of_a_preset_can_be_built_and_its_cost_is_the_one_stated(p
     assert float(hours[1]) == pytest.approx(work / 250e12 / 3600, abs=0.06)
 
 
+def applied(name, toy=False):
+    return preset._plain(preset._applied(name, "params.yaml", toy))
+
+
+@pytest.mark.parametrize("name", [*EXPECTED, *KERNELS])
+def test_a_presets_toy_is_valid_and_has_the_same_variants_and_tables(project, name):
+    whole = applied(name)
+    preset.apply(name, toy=True)
+    parameters, tree = load_params("params.yaml"), load_tree("params.yaml")
+    assert list(tree["variants"]) == list(whole["variants"])
+    assert tree["report"]["published"] == whole["report"]["published"]
+    assert whole["verify"] | {"cifar10": name.startswith("cifar10"), "mode": "full"} == whole["verify"]
+    assert not tree["verify"]["cifar10"]
+    network = parameters.stages["train", parameters.variants[0]].network
+    assert (network.channels, network.blocks) == (4, 1)
+    assert tree["ingest"]["train"] <= 2000
+    assert tree["train"]["optimization"]["steps"] <= 100
+
+
+def test_the_published_numbers_are_those_of_the_methods(project):
+    """Every number that a preset states stands in docs/METHODS.md, and the tables have the paper's rows."""
+    text = (ROOT / "docs" / "METHODS.md").read_text()
+    counts = {}
+    for name in preset.names():
+        published = applied(name)["report"]["published"]
+        for table in published["tables"] if published else ():
+            counts[name, table["table"]] = len(table["numbers"])
+            for number in table["numbers"].values():
+                assert f"{number:g}".lstrip("0") in text, (name, table["table"], number)
+    assert counts["cifar10", "Table 1, SDE, FID against train"] == 14
+    assert counts["celeba64", "Table 1, SDE, FID"] == 10
+
+
+def test_a_preset_that_extends_another_changes_what_it_names_alone(project):
+    found = list(preset._differences(applied("cifar10"), applied("cifar10-deduplicated"), ""))
+    assert found == ["deduplicate.exact: False -> True", "deduplicate.near: None -> 0.02"]
+
+
 def test_uncommitted_edits_are_never_overwritten(project):
     text = Path("params.yaml").read_text().replace("count: 300", "count: 301")
     Path("params.yaml").write_text(text)
@@ -108,7 +150,7 @@ def test_uncommitted_edits_are_never_overwritten(project):
 def test_command_lists_shows_and_writes(project):
     before = Path("params.yaml").read_text()
     run = CliRunner().invoke
-    assert [line.split()[0] for line in run(app, ["preset"]).stdout.splitlines()] == sorted(EXPECTED)
+    assert [line.split()[0] for line in run(app, ["preset"]).stdout.splitlines()] == preset.names()
     shown = run(app, ["preset", "cifar10"]).stdout
     assert "train.noise.sigma_max: 5.0 -> 50.0" in shown
     assert "nothing was written" in shown

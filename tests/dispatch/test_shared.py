@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from pipeline import node
 from pipeline.checkpoints import SharedScratch
 from pipeline.locks import is_locked
 from pipeline.shared import SharedPlace
 from stages.errors import InputError
+from stages.files import shard_cache
 from stages.files.artifacts import sha256_file
 from stages.protocol import Shard
 
@@ -55,6 +57,43 @@ def test_what_is_there_is_not_stored_or_fetched_again(place, tmp_path):
     (tmp_path / "copy").write_bytes(b"changed")
     place.get_tree(tree, tmp_path / "copy")
     assert (tmp_path / "copy").read_bytes() == b"content"
+
+
+def test_of_several_processes_on_a_node_one_fetches_a_file_and_its_digest_is_read_once(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shard_cache, "FRESH", -(10**18))  # count what was written just now as old
+    file = tmp_path / "file"
+    file.write_bytes(b"content" * 1000)
+    tree, fetched, read = place.put_tree(file), [], []
+    get, sha = place.get, shard_cache.sha256_file
+    monkeypatch.setattr(place, "get", lambda digest, path: (fetched.append(path), time.sleep(0.2), get(digest, path)))
+    monkeypatch.setattr(shard_cache, "sha256_file", lambda path: read.append(path) or sha(path))
+    threads = [threading.Thread(target=place.get_tree, args=(tree, Path("copy"))) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert fetched == [Path("copy")]
+    assert (tmp_path / "copy").read_bytes() == b"content" * 1000
+    read.clear()
+    for _ in range(3):
+        place.get_tree(tree, Path("copy"))
+    assert read == []
+
+
+def test_a_nodes_copies_lie_where_asked_and_unused_ones_are_removed(tmp_path):
+    root = "/home/someone/project"
+    assert node.node_folder(root, str(tmp_path)) == tmp_path / "home-someone-project"
+    assert node.node_folder(root) == Path.home() / ".cache" / "scoresmooth" / "home-someone-project"
+    own, old, foreign = (tmp_path / name for name in ("own", "old", "foreign"))
+    for folder in (own, old, foreign):
+        folder.mkdir()
+    past = time.time() - (node.UNUSED_DAYS + 1) * 86400
+    for folder in (own, old):
+        (folder / node.USED).touch()
+        os.utime(folder / node.USED, (past, past))
+    node.prune(own)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["foreign", "own"]
 
 
 def test_damage_in_the_place_is_found_and_a_cut_copy_replaced(place, tmp_path):

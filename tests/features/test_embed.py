@@ -12,7 +12,7 @@ from stages.features import weights as weights_module
 from stages.features.encoders import load_encoder
 from stages.files.features import FeatureTable, concatenate, read_features, write_features
 from stages.files.images import image_table, read_images, write_images
-from stages.files.paths import SPLITS, features_of, images_of
+from stages.files.paths import NEIGHBOR_FEATURES, SPLITS, features_of, images_of
 from stages.protocol import run_stage
 
 
@@ -59,7 +59,7 @@ def project(tmp_path, monkeypatch):
 
 def run(folder, shards):
     encoder = parameters("efficientnet-lite0", resize=32)
-    params = embed.Params(encoder=encoder, device="cpu", shards=shards)
+    params = embed.Params(encoder=encoder, device="cpu", shards=shards, neighbor_encoder=None)
     run_stage(embed, params)
     return {path.name: path.read_bytes() for path in sorted((folder / "data/embed").iterdir())}
 
@@ -76,8 +76,18 @@ def test_stage_embeds_every_split_the_same_for_any_number_of_shards(project):
         np.testing.assert_array_equal(table.features, encoder(images.images))
 
 
+def test_a_second_encoder_embeds_the_training_images_alone(project):
+    encoder, second = parameters("efficientnet-lite0", resize=32), parameters("efficientnet-lite0", resize=48)
+    run_stage(embed, embed.Params(encoder=encoder, device="cpu", shards=2, neighbor_encoder=second))
+    images, table = read_images(images_of("train")), read_features(NEIGHBOR_FEATURES)
+    np.testing.assert_array_equal(table.features, load_encoder(second, "cpu")(images.images))
+    assert sorted(run(project, 1)) == ["holdout.arrow", "test.arrow", "train.arrow"]  # the second one is gone
+
+
 def test_plan_knows_the_weights_and_refuses_an_empty_split(project):
-    params = embed.Params(encoder=parameters("efficientnet-lite0", resize=32), device="cpu", shards=2)
+    params = embed.Params(
+        encoder=parameters("efficientnet-lite0", resize=32), device="cpu", shards=2, neighbor_encoder=None
+    )
     shards = embed.plan(params)
     assert {shard.settings["encoder"]["sha256"] for shard in shards} == {weights_module.PACKAGED_SHA256}
     assert [shard.name for shard in shards] == ["train 1/2", "train 2/2", "test 1/2", "test 2/2", "holdout 1/1"]

@@ -136,10 +136,14 @@ def project(tmp_path, monkeypatch):
     return tmp_path
 
 
+PARAMS = {
+    "variant": "v", "encoder": EncoderParams(**PIXELS), "device": "cpu", "reference": "test", "reference_count": None,
+    "per_class": False, "samples": None, "seed": 0, "neighbors": 5, "shards": 1,
+}  # fmt: skip
+
+
 def run(folder, **changes):
-    given = {"reference_count": None, "per_class": False, "seed": 0, "neighbors": 5, "shards": 1} | changes
-    params = fid.Params(variant="v", encoder=EncoderParams(**PIXELS), device="cpu", **given)
-    run_stage(fid, params)
+    run_stage(fid, fid.Params(**{**PARAMS, **changes}))
     return json.loads((folder / "data/fid/v/fid.json").read_text())
 
 
@@ -194,6 +198,22 @@ def test_per_class_takes_equal_numbers(project):
         fid.balanced_rows(np.array([0, -1]), None, 0, "test")
 
 
+def test_the_reference_may_be_test_and_holdout_together_and_the_floor_never_meets_itself(project):
+    result = run(project, reference="test+holdout", samples=20)
+    samples, train = pixels(samples_of("v"))[:20], pixels(images_of("train"))
+    test, holdout = pixels(images_of("test")), pixels(images_of("holdout"))
+    both = np.concatenate([test, holdout])
+    assert result["samples"] == 20
+    assert [result[key]["count"] for key in ("train", "test", "floor")] == [30, 52, 12]
+    for key, a, b in (("train", samples, train), ("test", samples, both), ("floor", holdout, test)):
+        exact = textbook(a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False))
+        assert result[key]["distance"] == pytest.approx(exact, rel=1e-5)
+    equal = run(project, reference="test+holdout", per_class=True, reference_count=30)
+    assert [equal[key]["count"] for key in ("train", "test")] == [30, 30]
+    with pytest.raises(InputError, match="53 test.holdout images were asked for, there are 52"):
+        fid._drawn(fid.Params(**{**PARAMS, "reference": "test+holdout"}), "test+holdout", 53)
+
+
 def test_features_of_another_encoder_are_refused(project):
     table = FeatureTable(np.ones((30, 6), np.float32), [str(i) for i in range(30)], {"encoder": "resnet18"})
     write_features(features_of("train"), table)
@@ -221,8 +241,7 @@ def test_one_real_image_is_refused_before_any_work(project, split):
 
 
 def test_spans_of_the_plan_cover_every_sample_once(project):
-    params = fid.Params(variant="v", encoder=EncoderParams(**PIXELS), device="cpu", reference_count=None,
-                        per_class=False, seed=0, neighbors=5, shards=4)  # fmt: skip
+    params = fid.Params(**{**PARAMS, "shards": 4})
     cut = [(shard.settings["start"], shard.settings["stop"]) for shard in fid.plan(params)]
     assert cut == spans(25, 4)
     assert not any("shards" in shard.settings for shard in fid.plan(params))

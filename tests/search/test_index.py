@@ -23,6 +23,7 @@ from stages.features.feature_search import nearest_features, normalized
 from stages.files.features import FeatureTable, write_features
 from stages.files.images import image_table, write_images
 from stages.files.neighbors import read_neighbors
+from stages.files.paths import NEIGHBOR_FEATURES
 from stages.protocol import by_task
 
 IVF = {"lists": 8, "probes": 2}
@@ -181,8 +182,8 @@ def project(tmp_path, monkeypatch):
 
 
 def parameters(**changes):
-    return index.Params(**{"neighbors": 5, "within_class": False, "kind": "flat", "ivf": IVF, "hnsw": HNSW,
-                           "recall_queries": 1000, "shards": 1} | changes)  # fmt: skip
+    return index.Params(**{"neighbors": 5, "encoder": None, "within_class": False, "kind": "flat", "ivf": IVF,
+                           "hnsw": HNSW, "recall_queries": 1000, "shards": 1} | changes)  # fmt: skip
 
 
 def run(folder, **changes):
@@ -192,6 +193,19 @@ def run(folder, **changes):
     index.gather(params, by_task(shards, results))
     out = folder / "data/index"
     return read_neighbors(out / "pixel_neighbors.arrow"), read_neighbors(out / "feature_neighbors.arrow")
+
+
+def test_the_neighbours_encoder_orders_them_and_the_filters_scale_stays_that_of_embed(project):
+    folder, *_ = project
+    _, before = run(folder)
+    other = np.random.default_rng(1).normal(size=(60, 7)).astype(np.float32)
+    write_features(NEIGHBOR_FEATURES, FeatureTable(other, before.ids, {"encoder": "other"}))
+    _, found = run(folder, encoder={"name": "resnet18", "weights": None, "sha256": None, "resize": None})
+    unit = other / np.linalg.norm(other.astype(np.longdouble), axis=1, keepdims=True)
+    np.testing.assert_array_equal(found.neighbors, brute_force(unit, unit, 5, np.arange(60))[0])
+    np.testing.assert_array_equal(found.nn_distance, before.nn_distance)
+    assert found.metadata["encoder"] == "other"
+    assert json.loads((folder / "data/index/index.json").read_text())["dimension"] == 7
 
 
 @pytest.mark.parametrize("within_class", [False, True])
@@ -220,8 +234,8 @@ def test_stage_sees_duplicates_and_equal_directions(project):
     assert feature.distances[20, 0] < 1e-7
     assert feature.nn_distance[20] > 0.1
     summary = json.loads((project[0] / "data/index/index.json").read_text())
-    assert summary == {"kind": "flat", "count": 60, "dimension": 10, "neighbors": 5, "within_class": False,
-                       "recall_at_k": {"k": 5, "queries": 60, "recall": 1.0}}  # fmt: skip
+    assert summary == {"kind": "flat", "count": 60, "dimension": 10, "encoder": "test", "neighbors": 5,
+                       "within_class": False, "recall_at_k": {"k": 5, "queries": 60, "recall": 1.0}}  # fmt: skip
 
 
 def test_stage_is_the_same_for_any_number_of_shards(project):

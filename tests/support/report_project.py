@@ -28,6 +28,7 @@ REPORT = {
     "pictures": 8,
     "duplicate_groups": 2,
     "rejected_images": 1,
+    "published": None,
     "contrasts": [
         {"name": "temperature", "of": "net-temperature", "against": "net-conditioning"},
         {"name": "closed temperature", "of": "closed-temperature", "against": "closed-conditioning"},

@@ -38,6 +38,7 @@ PARAMS: dict[str, Any] = {
         "runner": "local",
         "address": None,
         "shared": None,
+        "node_cache": None,
         "slurm": {"minutes": 60, "memory": None, "options": {}},
     },
     "variants": {"closed": {"network": False, "temperature": 1.0}, "net": {"network": True, "temperature": 1.0}},

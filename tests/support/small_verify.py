@@ -87,7 +87,7 @@ BLOCKS: dict[str, Any] = {
     "line": {"kappas": [1.0], "start": 0.16, "samples": 2000, "bins": 10, "dimension": 5},
 }
 
-SECTION: dict[str, Any] = {"mode": "quick", "seed": 3, "dataset": None, "resolution": None}
+SECTION: dict[str, Any] = {"mode": "quick", "seed": 3, "dataset": None, "resolution": None, "cifar10": True}
 
 
 def section(**changes: Any) -> dict[str, Any]:
