@@ -35,8 +35,8 @@ from watching import orphans, processes
 
 from stages.files.images import image_table, write_images
 
-LIMIT = 400.0
-"""Seconds after which a command hangs; Prefect asks a dead server for two minutes."""
+LIMIT, LONGEST = 400.0, 4000.0
+"""Seconds without any work after which a command hangs (Prefect asks a dead server for two minutes), and with work."""
 
 GONE = 60.0
 """Seconds within which the processes of a killed command must have ended."""
@@ -98,7 +98,7 @@ class Arena:
         for address in stages:
             stage, _, variant = address.partition("@")
             command = [sys.executable, "-m", f"stages.{stage}", *(["--variant", variant] if variant else [])]
-            subprocess.run(command, cwd=self.folder, env=self.project.environment(), check=True, timeout=LIMIT)
+            subprocess.run(command, cwd=self.folder, env=self.project.environment(), check=True, timeout=LONGEST)
         self.expected = self.outs()
         assert self.expected
 
@@ -266,13 +266,26 @@ def damage(kind: str, path: Path, rng: random.Random) -> None:
             path.unlink()
 
 
-def wait(process: subprocess.Popen[str], seconds: float) -> tuple[str, bool]:
-    """What a command printed, and whether it ended in time; otherwise it is killed."""
-    try:
-        return process.communicate(timeout=seconds)[0], True
-    except subprocess.TimeoutExpired:
-        process.kill()
-        return process.communicate()[0], False
+def wait(arena: Arena, process: subprocess.Popen[str]) -> tuple[str, bool]:
+    """What a command printed, and whether it ended; it is killed once it hangs, not when it gets little processor."""
+    end, before, now = time.monotonic() + LONGEST, None, processor_seconds(arena)
+    while now != before and time.monotonic() < end:
+        before = now
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return process.communicate(timeout=LIMIT)[0], True
+        now = processor_seconds(arena)
+    process.kill()
+    return process.communicate()[0], False
+
+
+def processor_seconds(arena: Arena) -> dict[int, int]:
+    """Whole seconds of processor time that each of the command's processes has used."""
+    found = {}
+    for pid in orphans(arena.project):
+        with contextlib.suppress(OSError):
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            found[pid] = (int(fields[11]) + int(fields[12])) // os.sysconf("SC_CLK_TCK")
+    return found
 
 
 def left_over(arena: Arena) -> list[int]:
@@ -297,7 +310,7 @@ def play(arena: Arena, number: int, rng: random.Random, usual: float, tally: Tal
         process = arena.start()
         time.sleep(rng.uniform(0, usual))
         undo = disturb(during, arena, process, rng)
-        _, ended = wait(process, LIMIT)
+        _, ended = wait(arena, process)
         if not ended:
             tally.hangs.append(label)
         if left := left_over(arena):
@@ -309,7 +322,7 @@ def play(arena: Arena, number: int, rng: random.Random, usual: float, tally: Tal
             damage(at_rest, path, rng)
     started = time.monotonic()
     process = arena.start()
-    output, ended = wait(process, LIMIT)
+    output, ended = wait(arena, process)
     seconds = time.monotonic() - started
     (arena.folder / "clock").unlink(missing_ok=True)
     if not ended:
