@@ -18,7 +18,7 @@ from stages.errors import InputError
 from stages.features.weights import EncoderParams, pinned
 from stages.files.artifacts import write_json, write_parquet
 from stages.files.images import JoinedTables, read_images, write_selection
-from stages.files.paths import DATA, SPLITS, images_of, ingested
+from stages.files.paths import DATA, SPLITS, SPREAD, images_of, ingested
 from stages.images.duplicates import (
     Groups,
     Pairs,
@@ -27,6 +27,7 @@ from stages.images.duplicates import (
     first_rows,
     near_pairs,
 )
+from stages.images.spread import spread
 from stages.protocol import Parts, Section, Shard, StageParams, main, span_shards, spans
 from stages.search.pixel_distance import pixel_distance, squared_radius
 
@@ -81,7 +82,7 @@ def work(shard: Shard) -> Path:
 
 
 def gather(params: Params, parts: Parts) -> None:
-    """Write the kept images, groups.parquet and deduplicate.json."""
+    """Write the kept images, groups.parquet, deduplicate.json and, of the kept training images, spread.json."""
     images = _images()
     pairs = {task: Pairs.union([_read_pairs(part) for part in parts.get(task, ())]) for task in ("near", "feature")}
     first = first_rows(images.ids)
@@ -102,6 +103,7 @@ def gather(params: Params, parts: Parts) -> None:
         "pairs_by_reason": _count_pairs(params, first, pairs),
     }
     write_json(OUT / "deduplicate.json", summary)
+    write_json(SPREAD, spread(read_images(images_of("train")).images))
 
 
 def _images() -> JoinedTables:

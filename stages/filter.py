@@ -10,6 +10,7 @@ Outs in data/filter/VARIANT:
     runs.tsv        for networks one row per run (seed, step): how many of its samples each measure flags
 """
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -74,7 +75,10 @@ class Params(StageParams):
     neighbors: int = Field(
         ge=2, description="k: nearest training images of every sample, exact; rho is l1 over their mean"
     )
-    percentile: float = Field(gt=0, le=100, description="q: the features of the lowest q percent of rho are compared")
+    percentile: float = Field(gt=0, lt=100, description="q: the features of the lowest q percent of rho are compared")
+    percentile_of: Literal["holdout", "samples"] = Field(
+        description="whose percentile: of held-out images, or of each set itself, which flags q percent of any set"
+    )
     margin: float = Field(
         gt=0,
         description="allowed feature distance, as a multiple of the match's own nearest-neighbour feature distance",
@@ -111,7 +115,7 @@ class Params(StageParams):
         """The metrics' parameters."""
         from stages.memorization.metrics import Rules
 
-        return Rules(self.percentile, self.margin, self.carlini.alpha, self.carlini.n)
+        return Rules(self.percentile, self.margin, self.carlini.alpha, self.carlini.n, self.percentile_of)
 
 
 def plan(params: Params) -> list[Shard]:
@@ -125,8 +129,9 @@ def plan(params: Params) -> list[Shard]:
     shards = []
     for task, table, pieces in (("samples", samples, params.shards), ("holdout", holdout, 1)):
         # which images are candidates is known only when all are searched: each piece takes the features of as
-        # many of its own lowest as there will be candidates, which is a superset
-        settings = {**common, "features": candidate_count(len(table), params.percentile)}
+        # many of its own lowest as there may be candidates: under a held-out threshold that is all
+        most = candidate_count(len(table), params.percentile)
+        settings = {**common, "features": len(table) if params.percentile_of == "holdout" else most}
         shards += _spans(params, task, _sources(params.variant)[task], pieces, settings)
     shards += _spans(params, "duplicates", images_of("train"), params.shards, {})
     runs, settings = run_samples_of(params.variant), {"neighbors": params.neighbors}
@@ -208,12 +213,12 @@ def gather(params: Params, parts: Parts) -> None:
 
     train, images, held = (read_images(path) for path in (images_of("train"), *_sources(params.variant).values()))
     reference = results.grouped_reference(parts["duplicates"], train)
-    samples, holdout = (
-        results.measure(parts[task], table, reference, train, params.percentile)
-        for task, table in (("samples", images), ("holdout", held))
-    )
-    found = results.Comparison(samples, holdout, params.rules)
+    kept, leaks = results.unseen(parts["holdout"], held, reference, train)
+    common = (reference, train, params.rules, results.first_stage(parts["holdout"], kept, params.rules))
+    samples = results.measure(parts["samples"], images, *common)
+    holdout = results.measure(parts["holdout"], held, *common).only(kept)
     ratios, pixels = (params.ratios.copy_below, params.ratios.near_copy_below), (images.images, train.images)
+    found = results.Comparison(samples, holdout, params.rules, ratios[1])
     pairs = found.pairs(ratios, images.ids, train.ids)
     out = DATA / "filter" / params.variant
     write_parquet(out / "pairs.parquet", pairs, {"variant": params.variant})
@@ -222,12 +227,13 @@ def gather(params: Params, parts: Parts) -> None:
     following, metadata = samples.searched.matches.index[:, 1:], {"variant": params.variant, "samples": len(images)}
     asked = offer(out / NAME, pairs, "rho", confirmed, following, *pixels, params.candidates, metadata)
     summary = {"variant": params.variant, "count": len(images), "headline": params.headline}
+    summary["leaks"] = [dataclasses.asdict(leak) for leak in leaks]
     summary |= found.summary(params.encoder.name, params.quality) | results.verdict_counts(pairs)
     write_json(out / "filter.json", {**summary, "verified": _verified(params, samples.searched, pairs, *asked)})
     (out / "runs.tsv").unlink(missing_ok=True)  # of an earlier run, when it was a network
     if "runs" in parts:
         source, near = run_samples_of(params.variant), found.nearness[1]
-        rows = run_rows(source, parts["runs"], reference, near, params.rules, results.COPIED_BELOW)
+        rows = run_rows(source, parts["runs"], reference, near, params.rules, found.copied_below)
         write_tsv(out / "runs.tsv", rows)
 
 

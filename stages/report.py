@@ -92,7 +92,7 @@ def gather(params: Params, parts: Parts) -> None:
 
     variants = {name: variant.model_dump(mode="json") for name, variant in params.variants.items()}
     inputs = _with_learned(read_inputs(DATA, variants, pq.read_table(parts["holdout"][0])["ratio"].to_numpy()))
-    found = checks(inputs.variants)
+    found = checks(inputs.variants, len(inputs.train))
     contrasts = read_contrasts(params.contrasts, {variant.name: variant.tree for variant in inputs.variants})
     changes = measured(contrasts, {variant.name: variant for variant in inputs.variants})
     compared = frontier(inputs.variants)

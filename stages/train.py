@@ -17,7 +17,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from stages.diffusion.parameters import NetworkParams, NoiseParams, OptimizationParams, Variant
+from stages.diffusion.parameters import NetworkParams, NoiseChoice, OptimizationParams, Variant
+from stages.diffusion.spread import read_spread, resolve
 from stages.files.artifacts import read_json, write_json, write_text
 from stages.files.paths import (
     images_of,
@@ -41,7 +42,7 @@ class Params(StageParams):
 
     variant: str
     spec: Variant
-    noise: NoiseParams
+    noise: NoiseChoice
     network: NetworkParams
     optimization: OptimizationParams
     seeds: list[Annotated[int, Field(ge=0, lt=2**32)]] = Field(
@@ -73,11 +74,22 @@ class Params(StageParams):
 
 
 def _specification(params: Params) -> dict[str, Any]:
-    """Return the content of score.json: what determines the score, and nothing about how it is sampled."""
+    """Return the content of score.json: what determines the score, and nothing about how it is sampled.
+
+    The levels are resolved here. `start` says how even the chances of the training images are at the largest one.
+    """
+    spread = read_spread()
+    noise = resolve(params.noise, spread)
     score = {
         "variant": params.variant,
         "spec": params.spec.model_dump(mode="json", exclude={"sampler", "count"}),
-        "noise": params.noise.model_dump(mode="json"),
+        "noise": noise.model_dump(mode="json"),
+        "start": {
+            "chosen": "auto" if params.noise.sigma_max == "auto" else "given",
+            "fitting_sigma_max": spread.sigma_max,
+            "lead": spread.lead(noise.sigma_max),
+            "largest_distance": spread.largest_distance,
+        },
     }
     if params.spec.score == "network":
         score["network"] = params.network.model_dump(mode="json")
@@ -97,7 +109,8 @@ def plan(params: Params) -> list[Shard]:
         settings["threads"] = params.threads
     if params.snapshots:
         settings["snapshots"] = params.snapshots
-    del settings["variant"]  # the name is left out so that identical variants share one cached training
+    for key in ("variant", "start"):  # left out, so that trainings which are the same share one cached result
+        del settings[key]
     name, paths = params.variant, tuple(inputs)
     return [
         Shard("train", "train", f"{name} seed {seed}", {**settings, "seed": seed}, paths, ".safetensors")

@@ -24,12 +24,12 @@ ROOT = Path(__file__).parent.parent
 
 REACH = {
     "ingest": (22, ["files", "images"]),
-    "deduplicate": (24, ["engine", "features", "files", "images", "search"]),
+    "deduplicate": (25, ["engine", "features", "files", "images", "search"]),
     "embed": (14, ["features", "files"]),
     "index": (25, ["engine", "features", "files", "search"]),
     "train": (24, ["diffusion", "files"]),
     "sample": (38, ["diffusion", "engine", "files", "search"]),
-    "filter": (59, ["engine", "features", "files", "images", "memorization", "search"]),
+    "filter": (60, ["engine", "features", "files", "images", "memorization", "search"]),
     "fid": (27, ["engine", "features", "files", "images"]),
     "verify": (56, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
     "report": (48, ["engine", "files", "memorization", "reporting", "search", "theory"]),

@@ -15,17 +15,26 @@ DECIMAL = r"[0-9]+(?:\.[0-9]*)?|\.[0-9]+"
 HOTTEST = 1e30  # temperature; the weights are equal to the last bit long before
 
 
-class NoiseParams(Section):
-    """The noise levels of the VE-SDE x_t = x_0 + sigma_t z (METHODS §0)."""
+class NoiseChoice(Section):
+    """The noise levels of the VE-SDE x_t = x_0 + sigma_t z (METHODS §0), as params.yaml gives them."""
 
     sigma_min: float = Field(gt=0, description="smallest level, in units of pixels in [0,1]")
-    sigma_max: float = Field(gt=0, description="largest level; about the largest distance between training images")
+    sigma_max: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        description="largest level; auto: the least that reaches the largest distance between training images and "
+        "leaves no image a lead of more than 1 nat at the start"
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
-        if self.sigma_min >= self.sigma_max:
+        if self.sigma_max != "auto" and self.sigma_min >= self.sigma_max:
             raise ValueError(f"sigma_min {self.sigma_min} must be below sigma_max {self.sigma_max}")
         return self
+
+
+class NoiseParams(NoiseChoice):
+    """The noise levels, with `auto` resolved from the training images (stages.diffusion.spread)."""
+
+    sigma_max: float = Field(gt=0, description="largest level")
 
 
 class NetworkParams(Section):

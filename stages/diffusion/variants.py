@@ -79,14 +79,19 @@ def _temperature(spec: ScoreSpec, centres: scores.Centres, power: int) -> Callab
 def _shells(spec: ScoreSpec, centres: scores.Centres, sigmas: Tensor, batch: Batch) -> Score:
     power = shell_power(centres.dimension, spec.power)
     rule, options = _temperature(spec, centres, power), {"power": power, "precision": spec.precision}
+    few = {}
     if spec.neighbors is not None:
         spec.neighbors.check_count(len(centres.pixels))
-        options |= {"nearest": spec.neighbors.k, "radius": spec.neighbors.radius}
+        few = {"nearest": spec.neighbors.k, "radius": spec.neighbors.radius}
 
     def score(x: Tensor, sigma: Tensor) -> Tensor:
         hot = rule(x, sigma)
-        temperature = torch.where(is_smoothed(sigma, hot, spec.smooth_below), hot, 1.0)
-        return scores.unconditioning(centres, x, temperature, sigma=sigma, **options)
+        smooth, out = is_smoothed(sigma, hot, spec.smooth_below), torch.empty_like(x)
+        for rows, temperature, only in ((smooth, hot, few), (~smooth, torch.ones_like(hot), {})):
+            if rows.any():  # levels that are not smoothed sum over all training images
+                some = {"sigma": sigma[rows], **options, **only}
+                out[rows] = scores.unconditioning(centres, x[rows], temperature[rows], **some)
+        return out
 
     return score
 

@@ -55,6 +55,10 @@ def images_of(split: str) -> Path:
     return DATA / "deduplicate" / f"{split}.arrow"
 
 
+SPREAD = DATA / "deduplicate" / "spread.json"
+"""How far the training images spread, from which stage train takes the largest noise level."""
+
+
 def features_of(split: str) -> Path:
     """The feature table of a split, with the rows of its image table."""
     return DATA / "embed" / f"{split}.arrow"

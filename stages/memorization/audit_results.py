@@ -65,7 +65,7 @@ def audit_result(audit: Audit) -> dict[str, Any]:
         "resolution": [audit.shape.resolution, audit.shape.resolution, audit.shape.channels],
         "near_duplicate_distance": audit.near,
         "thresholds": dataclasses.asdict(audit.thresholds),
-        "metrics": metrics_table(audit.judged.flags, audit.control_judged.flags, words),
+        "metrics": metrics_table(audit.judged.flags, audit.control_judged.flags, words, audit.thresholds.calibrated),
         "agreement": _agreement(audit.judged),
         "verdicts": _verdict_counts(audit.judged),
         "holdout_verdicts": _verdict_counts(audit.control_judged),

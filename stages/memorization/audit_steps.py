@@ -24,7 +24,7 @@ from stages.memorization.matching import BLOCK, Matches, Reference, join
 from stages.memorization.metrics import Rules, Searched
 from stages.memorization.planting import WORDS
 from stages.memorization.self_test import planted_count
-from stages.memorization.thresholds import calibrate, cross_fitted
+from stages.memorization.thresholds import calibrate
 from stages.protocol import Parts
 
 CARLINI_ALPHA, CARLINI_N = 0.5, 50
@@ -377,9 +377,6 @@ class Audit:
         rows = np.array([row for _, row, _ in self.drawn_keys["train"]])
         judged = (inquiry.judged(features, rows, self.rules) for inquiry in self.inquiries)
         self.judged, self.control_judged, self.tested = judged
-        honest = cross_fitted(self.control_judged.searched.scores.best, self.params.percentile)
-        flags = self.control_judged.flags
-        flags |= {"calibrated": honest, "copy_or_near_copy": honest | flags["copy_or_near_copy"]}
 
 
 def _shard(task: str, words: str, settings: dict[str, Any], inputs: tuple[str, ...], suffix: str = ".npz") -> Shard:

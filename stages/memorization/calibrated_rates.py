@@ -144,14 +144,14 @@ def _rates(
         raise ValueError(f"the rates of {len(samples)} samples need at least one, and no NaN")
     share, control_share = flagged / len(samples), of_control[0]
     own = wilson(flagged, len(samples))
-    excess = _difference((share, *own), of_control)
+    excess = difference((share, *own), of_control)
     low, high = _with_threshold(share, own, _shares_around(samples, control, q))
     return CalibratedRates(
         share, low, high, *of_control, share - control_share, *excess, limit(control, q), len(samples), len(control)
     )
 
 
-def _difference(one: tuple[float, float, float], other: tuple[float, float, float]) -> Interval:
+def difference(one: tuple[float, float, float], other: tuple[float, float, float]) -> Interval:
     """Return the interval of a difference from (value, low, high) of both terms (Newcombe 1998, method 10)."""
     (a, a_low, a_high), (b, b_low, b_high) = one, other
     return max(-1.0, a - b - math.hypot(a - a_low, b_high - b)), min(1.0, a - b + math.hypot(a_high - a, b - b_low))

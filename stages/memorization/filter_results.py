@@ -19,8 +19,10 @@ from stages.files.neighbors import read_neighbors
 from stages.files.paths import features_of, images_of, neighbors_of
 from stages.images.sharpness import roughness, total_variation
 from stages.memorization.calibrated_metrics import Nearness, blends, calibrated_table
+from stages.memorization.calibrated_rates import limit
 from stages.memorization.groups import find_duplicates
 from stages.memorization.judge import Suspects
+from stages.memorization.leaks import Leak, check_leaks, find_leaks
 from stages.memorization.matching import Matches, Reference, join, whole_reference, with_groups
 from stages.memorization.metrics import (
     FeatureDistances,
@@ -45,12 +47,21 @@ from stages.memorization.pairs import (
 from stages.memorization.pictures import Pair, draw_pairs, spread_rows
 from stages.memorization.quality import Looks, broken
 from stages.memorization.quality_rule import QualityRule
-from stages.memorization.thresholds import Thresholds, calibrate, cross_fitted
+from stages.memorization.ratios import rho
+from stages.memorization.thresholds import COPY_CAP, Thresholds, calibrate
 from stages.memorization.verdicts import Evidence, decide, ratio_rules
 from stages.memorization.vocabulary import COPIED, VERDICTS
 from stages.search.pixel_distance import pixel_distance
 
-COPIED_BELOW = 0.7  # of r1/r2: a blend is no copy
+EXTRA = ("feature_row", "feature", "feature_made", "hull", "effective")  # arrays of a part beside its matches
+
+
+def _only(found: Any, kept: np.ndarray) -> Any:
+    """Return a dataclass of arrays (N, ...), or of such dataclasses, with the rows that are kept."""
+    values = {field.name: getattr(found, field.name) for field in dataclasses.fields(found)}
+    rows = {name: value[kept] for name, value in values.items() if isinstance(value, np.ndarray)}
+    parts = {name: _only(value, kept) for name, value in values.items() if dataclasses.is_dataclass(value)}
+    return dataclasses.replace(found, **rows, **parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +86,10 @@ class Measured:
         """Every metric's flags."""
         return published_flags(self.searched, self.features, rules) | grouped_flags(self.searched, thresholds)
 
+    def only(self, kept: np.ndarray) -> "Measured":
+        """The images that are kept, bool (N,)."""
+        return _only(self, kept)
+
     @property
     def looks(self) -> Looks:
         """What says whether the images are broken."""
@@ -94,16 +109,46 @@ def grouped_reference(parts: Sequence[Path], train: ImageTable) -> Reference:
     return whole_reference(train.images, group, (own["index"], own["squared"]))
 
 
-def measure(
-    parts: Sequence[Path], images: ImageTable, reference: Reference, train: ImageTable, percentile: float
-) -> Measured:
-    """Join the parts of a search: `matching.match`, hulls, and features of some rows with the JSON of their making."""
-    found = join([read_arrays(part) for part in parts])
-    rows, features, made, *hulls = (
-        found.pop(name) for name in ("feature_row", "feature", "feature_made", "hull", "effective")
-    )
+def unseen(
+    parts: Sequence[Path], images: ImageTable, reference: Reference, train: ImageTable
+) -> tuple[np.ndarray, list[Leak]]:
+    """Return which held-out images are no training images, bool (N,), and the others.
+
+    The audit's rule, and for changed copies r₁ below a third of the distance to the next group, too: deduplicate has
+    removed the images that lie within its distance, and what is left near by is mostly alike, such as two digits 1.
+    Raises InputError where most of the images are training images.
+    """
+    found = {name: array for name, array in join([read_arrays(part) for part in parts]).items() if name not in EXTRA}
     matches = Matches(**with_groups(found, images.images, reference), dimension=train.dimension)
-    searched = Searched.of(matches, percentile)
+    searched = Searched.of(matches, 100.0)
+    outstanding = searched.scores.ratio_grouped < COPY_CAP
+    leaked, leaks = find_leaks(searched, images.ids.__getitem__, train.ids.__getitem__, outstanding)
+    check_leaks(leaks, len(images), str(images_of("holdout")))
+    return ~leaked, leaks
+
+
+def first_stage(parts: Sequence[Path], kept: np.ndarray, rules: Rules) -> float | None:
+    """Return the ρ below which images are candidates, from the held-out images that are kept; None: each set's own."""
+    squared = np.concatenate([read_arrays(part)["squared"] for part in parts])[kept]
+    return limit(rho(squared), rules.percentile / 100) if rules.percentile_of == "holdout" else None
+
+
+def measure(
+    parts: Sequence[Path],
+    images: ImageTable,
+    reference: Reference,
+    train: ImageTable,
+    rules: Rules,
+    threshold: float | None,
+) -> Measured:
+    """Join the parts of a search: `matching.match`, hulls, and features of some rows with the JSON of their making.
+
+    threshold: what `first_stage` returns.
+    """
+    found = join([read_arrays(part) for part in parts])
+    rows, features, made, *hulls = (found.pop(name) for name in EXTRA)
+    matches = Matches(**with_groups(found, images.images, reference), dimension=train.dimension)
+    searched = Searched.of(matches, rules.percentile, threshold)
     known, spacing = _train_features([json.loads(text) for text in made], train)
     wanted = searched.candidate[rows]
     rows, features = rows[wanted], features[wanted]
@@ -138,11 +183,15 @@ def _train_features(made: list[dict[str, Any]], train: ImageTable) -> tuple[np.n
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The samples beside the held-out images, under the same rules; these set the thresholds of ρ*."""
+    """The samples beside the held-out images, under the same rules; these set the thresholds of ρ*.
+
+    copied_below: the r₁/r₂ below which an image is a copy and no blend.
+    """
 
     samples: Measured
     holdout: Measured
     rules: Rules
+    copied_below: float
 
     @functools.cached_property
     def thresholds(self) -> Thresholds:
@@ -155,17 +204,22 @@ class Comparison:
         return self.samples.flags(self.thresholds, self.rules)
 
     @property
+    def _calibrated(self) -> frozenset[str]:
+        """The metrics whose threshold the held-out images set."""
+        own = {"two_stage"} if self.rules.percentile_of == "holdout" else set()
+        return self.thresholds.calibrated | own
+
+    @property
     def nearness(self) -> tuple[Nearness, Nearness]:
         """How near the samples and the held-out images lie to the training set."""
-        return self.samples.nearness(COPIED_BELOW), self.holdout.nearness(COPIED_BELOW)
+        return self.samples.nearness(self.copied_below), self.holdout.nearness(self.copied_below)
 
     def summary(self, encoder: str, rule: QualityRule) -> dict[str, Any]:
         """Return the metrics, thresholds, distances, ratios and faults of filter.json. encoder: its name."""
         control = self.holdout.flags(self.thresholds, self.rules)
-        control["calibrated"] = cross_fitted(self.holdout.searched.scores.best, self.rules.percentile)
         words = definitions(self.rules, encoder, self.thresholds)
         return {
-            "metrics": metrics_table(self.flags, control, words) | calibrated_table(*self.nearness),
+            "metrics": metrics_table(self.flags, control, words, self._calibrated) | calibrated_table(*self.nearness),
             "thresholds": dataclasses.asdict(self.thresholds),
             "distance": distance_summary(self.samples.searched, self.holdout.searched),
             "ratio": ratio_summary(self.samples.searched, self.holdout.searched),

@@ -45,15 +45,20 @@ class Leak:
 
 
 def find_leaks(
-    control: Searched, where: Callable[[int], str], train_where: Callable[[int], str]
+    control: Searched,
+    where: Callable[[int], str],
+    train_where: Callable[[int], str],
+    changed: np.ndarray | None = None,
 ) -> tuple[np.ndarray, list[Leak]]:
     """Return which images of the control are training images, bool (N,), and these.
 
-    where: the name of the control's image at a place; train_where: the name of a reference row.
+    where: the name of the control's image at a place; train_where: the name of a reference row; changed: bool (N,),
+    the images that may be changed copies; None: all.
     """
     m, found = control.matches, control.scores
     same = (m.squared[:, 0] == 0) | (m.mirrored_squared[:, 0] == 0)
-    leaked = same | (found.best < min(COPY_CAP, _apart(found.best)))
+    near = found.best < min(COPY_CAP, _apart(found.best))
+    leaked = same | (near if changed is None else near & changed)
     row = shown_matches(m, found.transform).row
     leaks = [
         Leak(where(place), train_where(row[place]), bool(same[place]), float(found.best[place]))

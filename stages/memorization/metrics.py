@@ -1,12 +1,14 @@
 """The copy metrics of METHODS §6 on one set of images: who is flagged, and how the rates compare with a control."""
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
+from stages.memorization.calibrated_rates import below, control_interval, difference
 from stages.memorization.matching import Matches
-from stages.memorization.ratios import PUBLISHED, candidates, carlini, inauthentic, nn_ratio, two_stage
+from stages.memorization.ratios import PUBLISHED, candidates, carlini, inauthentic, nn_ratio, rho, two_stage
 from stages.memorization.scores import Scores, scores
 from stages.memorization.statistics import newcombe, rate_with_interval
 from stages.memorization.thresholds import Thresholds, copies
@@ -14,18 +16,28 @@ from stages.search.pixel_distance import pixel_distance
 
 GROUPED = ("nn_ratio_1_3_grouped", "nn_ratio_0_7_grouped", "authenticity_grouped", "calibrated")
 
+FIRST_STAGE = {
+    "holdout": "rho = l1/mean(l1..lk) is below the {q:g} % quantile of held-out images",
+    "samples": "among the {q:g} % of its own set with the lowest rho = l1/mean(l1..lk) (the published reading: at most "
+    "{q:g} % of any set, rounded up to an image)",
+}
+
 Flags = dict[str, np.ndarray]
 """Metric -> bool (N,), True where it calls the image a copy."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Rules:
-    """The metrics' parameters: percentile and margin of the two-stage filter, alpha and n of Carlini's rule."""
+    """The metrics' parameters: percentile and margin of the two-stage filter, alpha and n of Carlini's rule.
+
+    percentile_of: whose ρ the percentile is taken of, "samples" (each set's own, as published) or "holdout".
+    """
 
     percentile: float
     margin: float
     alpha: float
     n: int
+    percentile_of: str = "samples"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,7 +46,8 @@ class Searched:
 
     Attributes:
         matches, scores: of every image.
-        candidate: bool (N,), the first stage: among the lowest percentile of ρ within this set.
+        candidate: bool (N,), the first stage: among the lowest percentile of ρ within this set, or below that
+            percentile of held-out images.
     """
 
     matches: Matches
@@ -45,9 +58,14 @@ class Searched:
         return len(self.matches)
 
     @classmethod
-    def of(cls, matches: Matches, percentile: float) -> "Searched":
-        """With the scores and candidates that follow from the matches."""
-        return cls(matches, scores(matches), candidates(matches.squared, percentile))
+    def of(cls, matches: Matches, percentile: float, held_out: float | None = None) -> "Searched":
+        """With the scores and candidates that follow from the matches.
+
+        held_out: the ρ below which images are candidates; None: the lowest `percentile` of this set are.
+        """
+        if held_out is None:
+            return cls(matches, scores(matches), candidates(matches.squared, percentile))
+        return cls(matches, scores(matches), below(rho(matches.squared), held_out))
 
     @property
     def distance(self) -> np.ndarray:
@@ -105,6 +123,7 @@ def grouped_flags(searched: Searched, thresholds: Thresholds) -> Flags:
 def definitions(rules: Rules, encoder: str, thresholds: Thresholds) -> dict[str, tuple[str, float]]:
     """Return (definition in words, threshold) of every metric of PUBLISHED and GROUPED."""
     q, a, n, margin = rules.percentile, rules.alpha, rules.n, rules.margin
+    second = f"and its {encoder} feature is within {margin:g} x the nearest training image's own distance to the next"
     ratio, grouped = "nearest over second nearest training image, native resolution", "duplicate group"
     return {
         "byte_identical": ("equals a training image byte for byte: squared pixel distance 0", 0.0),
@@ -115,12 +134,7 @@ def definitions(rules: Rules, encoder: str, thresholds: Thresholds) -> dict[str,
             f"l1 < {a:g} x mean distance of the nearest training image to the {n} training images nearest to it",
             a,
         ),
-        "two_stage": (
-            f"among the {q:g} % of its own set with the lowest rho = l1/mean(l1..lk), and its {encoder} feature is "
-            f"within {margin:g} x the nearest training image's own feature distance to the next; "
-            f"at most {q:g} % (rounded up to an image) by construction",
-            margin,
-        ),
+        "two_stage": (f"{FIRST_STAGE[rules.percentile_of].format(q=q)}, {second}", margin),
         "authenticity": ("not authentic: l1 <= the nearest training image's distance to its own nearest", 1.0),
         **{
             f"nn_ratio_{name}_grouped": (
@@ -136,8 +150,8 @@ def definitions(rules: Rules, encoder: str, thresholds: Thresholds) -> dict[str,
         "calibrated": (
             "verdict copy: rho* below the threshold that the control sets, or equal to a training image; rho* is the "
             f"distance over the mean of the 10 nearest outside the {grouped}, least over the image, its mirror image, "
-            "shifts of up to 2 pixels and crops; control images are judged under the threshold of the half they are "
-            "not in",
+            "shifts of up to 2 pixels and crops; of n control images k lie below it by construction, and the rate of "
+            "further ones is Beta(k+1, n-k)",
             thresholds.copy,
         ),
     }
@@ -157,10 +171,35 @@ def compare(flags: np.ndarray, control: np.ndarray) -> dict[str, Any]:
     }
 
 
-def metrics_table(flags: Flags, control: Flags, words: dict[str, tuple[str, float]]) -> dict[str, dict[str, Any]]:
-    """Return `compare` of every metric of `flags`, with its definition and threshold."""
+def compare_calibrated(flags: np.ndarray, control: np.ndarray) -> dict[str, Any]:
+    """Return what `compare` does for a rule whose threshold was taken from the control itself.
+
+    The k of n control images below it are no sample of a rate: the share of further ones below follows Beta(k+1, n−k),
+    which gives the control's rate, (k+1)/(n+1), and its exact interval (METHODS §6, calibrated control).
+    """
+    found = compare(flags, control)
+    k, n = found["holdout_flagged"], found["holdout_count"]
+    if k == n:
+        return found
+    of_control = ((k + 1) / (n + 1), *control_interval(k, n))
+    low, high = difference((found["rate"], found["ci_low"], found["ci_high"]), of_control)
+    found |= dict(zip(("holdout_rate", "holdout_ci_low", "holdout_ci_high"), of_control))
+    return found | {"excess": found["rate"] - of_control[0], "excess_low": low, "excess_high": high}
+
+
+def metrics_table(
+    flags: Flags, control: Flags, words: dict[str, tuple[str, float]], calibrated: Collection[str]
+) -> dict[str, dict[str, Any]]:
+    """Return `compare` of every metric of `flags`, with its definition and threshold.
+
+    calibrated: the metrics whose threshold the control set (`Thresholds.calibrated`).
+    """
     return {
-        name: {"definition": words[name][0], "threshold": words[name][1], **compare(flags[name], control[name])}
+        name: {
+            "definition": words[name][0],
+            "threshold": words[name][1],
+            **(compare_calibrated if name in calibrated else compare)(flags[name], control[name]),
+        }
         for name in flags
     }
 

@@ -24,7 +24,6 @@ FAULTS = {
     "sharp": "too sharp: adjacent pixels differ more than in {real} of held-out images",
     "noisy": "noisy: adjacent pixels differ more, per standard deviation, than in {real} of held-out images",
     "far": "farther from every training image than {real} of held-out images",
-    "strange": "strange: their features lie farther from those of every training image than {real} of held-out images",
     "blend": "blends: nearer to the hull of the nearest training images than {real} of held-out images, yet no copies",
 }
 
@@ -39,7 +38,6 @@ class Looks:
         hull: float64 (N,), d_hull.
         sharpness: float64 (N,), total variation.
         roughness: float64 (N,), total variation over the standard deviation.
-        feature_distance: float64 (N,), distance of the features to the nearest of a training image; None: not measured.
     """
 
     nearest: np.ndarray
@@ -47,25 +45,21 @@ class Looks:
     hull: np.ndarray
     sharpness: np.ndarray
     roughness: np.ndarray
-    feature_distance: np.ndarray | None = None
 
 
 def faults(samples: Looks, copied: np.ndarray, held_out: Looks, quantile: float) -> dict[str, np.ndarray]:
     """Return which samples lie beyond each limit, fault -> bool (N,), in the order of FAULTS.
 
-    copied: bool (N,), what the copy rule says: a copy lies in the hull and is no blend. "strange" is absent where the
-    features were not measured.
+    copied: bool (N,), what the copy rule says: a copy lies in the hull and is no blend.
     """
-    found = {
+    return {
         "blank": samples.sharpness < limit(held_out.sharpness, quantile),
         "smooth": samples.roughness < limit(held_out.roughness, quantile),
         "sharp": _above(samples.sharpness, held_out.sharpness, quantile),
         "noisy": _above(samples.roughness, held_out.roughness, quantile),
         "far": _above(samples.distance, held_out.distance, quantile),
+        "blend": is_blend(samples.hull, limit(held_out.hull, quantile), copied),
     }
-    if samples.feature_distance is not None and held_out.feature_distance is not None:
-        found["strange"] = _above(samples.feature_distance, held_out.feature_distance, quantile)
-    return found | {"blend": is_blend(samples.hull, limit(held_out.hull, quantile), copied)}
 
 
 def broken(samples: Looks, copied: np.ndarray, held_out: Looks, rule: QualityRule) -> dict[str, str]:

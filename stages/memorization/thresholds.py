@@ -20,6 +20,12 @@ class Thresholds:
     copy: float
     candidate: float
 
+    @property
+    def calibrated(self) -> frozenset[str]:
+        """The metrics whose threshold the control set; the others' is a cap, which no image of the control moved."""
+        limits = {"calibrated": self.copy < COPY_CAP, "copy_or_near_copy": self.candidate < CANDIDATE_CAP}
+        return frozenset(name for name, is_set in limits.items() if is_set)
+
 
 def calibrate(control: np.ndarray, percentile: float) -> Thresholds:
     """Return thresholds below which `percentile` % of the control are candidates and COPY_SHARE of these copies.

@@ -1,15 +1,19 @@
 """What the numbers must show, as sentences with a verdict; nothing here changes a number."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from stages.reporting.words import Rate, number, times
+from stages.reporting.words import Rate, listing, number, times
 
 if TYPE_CHECKING:
     from stages.reporting.inputs import Variant
 
 CLOSED_FORM_SHARE = 0.95  # the closed-form conditioning score is that of the training set itself: nearly all are copies
+MOST_LEAD = 1.0  # nats by which one training image may lead another where sampling starts (METHODS §4)
+MOST_SPREAD = 1.5  # largest distance over sigma_max; digits are copied evenly even at 2.5, photographs at 12 are not
+UNEVEN = 3.0, 0.02  # standard deviations, and share, that distinct copies may fall below those of even draws
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +29,69 @@ class Check:
     sanity: bool = False
 
 
-def checks(variants: Sequence["Variant"]) -> list[Check]:
-    """All checks that the variants at hand allow, in the order of the variants."""
-    conditioned = [variant for variant in variants if variant.form == "conditioning"]
-    found = [_beats_control(variant) if variant.network else _copies_nearly_all(variant) for variant in conditioned]
+def checks(variants: Sequence["Variant"], training_images: int) -> list[Check]:
+    """All checks that the variants at hand allow, in the order of the variants.
+
+    training_images: how many there are.
+    """
+    found = [_level_fits(variants[0]), _unseen(variants[0])]
+    for variant in (variant for variant in variants if variant.form == "conditioning"):
+        if variant.network:
+            found.append(_beats_control(variant))
+        else:
+            found += [_copies_nearly_all(variant), _copies_evenly(variant, training_images)]
     return [*found, *(_sound(variant) for variant in variants)]
+
+
+def _level_fits(variant: "Variant") -> Check:
+    """The largest noise level, which all variants share, against the spread of the training images."""
+    start, sigma = variant.score["start"], variant.score["noise"]["sigma_max"]
+    lead, distance = start["lead"], start["largest_distance"]
+    passed = lead <= MOST_LEAD and distance <= MOST_SPREAD * sigma
+    remedy = f" Samples fall to the darkest images: set train.noise.sigma_max to auto ({start['fitting_sigma_max']:g})."
+    return Check(
+        title="The largest noise level fits the images",
+        passed=passed,
+        sentence=f"At sigma_max {sigma:g} the darkest training image leads the brightest by {number(lead)} nats "
+        f"(at most {MOST_LEAD:g}); the largest distance between training images is {number(distance)}, "
+        f"{times(distance / sigma)} sigma_max (at most {times(MOST_SPREAD)}).{'' if passed else remedy}",
+    )
+
+
+def _unseen(variant: "Variant") -> Check:
+    """The held-out images, which all variants share, hold no training images."""
+    leaks = variant.filter["leaks"]
+    named = listing([f"{leak['where'][:12]}… ({leak['train_where'][:12]}…)" for leak in leaks[:3]])
+    return Check(
+        title="The held-out images are no training images",
+        passed=not leaks,
+        sentence=f"{len(leaks):,} held-out images are training images, equal or re-encoded, and were left out of every "
+        f"control: {named}."
+        if leaks
+        else "None equals a training image or is a re-encoded copy of one.",
+    )
+
+
+def _copies_evenly(variant: "Variant", count: int) -> Check:
+    """The exact score of the training set makes each image equally likely; its copies must show as many of them."""
+    copies = sum(variant.filter["verdicts"].get(verdict, 0) for verdict in ("copy", "near_copy"))
+    found = variant.filter["unique_training_images"]
+    expected, deviation = even_draws(copies, count)
+    passed = found >= expected * (1 - UNEVEN[1]) - UNEVEN[0] * deviation
+    remedy = "" if passed else " Some images are favoured: see train.noise.sigma_max."
+    return Check(
+        title=f"{variant.name} copies all training images alike",
+        passed=passed,
+        sentence=f"Its {copies:,} copies show {found:,} different training images; as many even draws from {count:,} "
+        f"show {expected:.1f} ± {deviation:.1f}.{remedy}",
+    )
+
+
+def even_draws(draws: int, count: int) -> tuple[float, float]:
+    """Return mean and standard deviation of the number of different images among even draws from `count` images."""
+    missed, both = (1 - 1 / count) ** draws, (1 - 2 / count) ** draws if count > 2 else float(draws == 0)
+    variance = count * missed + count * (count - 1) * both - (count * missed) ** 2
+    return count * (1 - missed), math.sqrt(max(0.0, variance))
 
 
 def _copies_nearly_all(variant: "Variant") -> Check:

@@ -19,7 +19,7 @@ from stages.reporting.runs import FILTER as RUNS
 from stages.reporting.words import Rate
 
 LOSS = ("step", "loss", "loss_low_sigma", "loss_middle_sigma", "loss_high_sigma")
-FILTER = ("headline", "metrics", "distance", "ratio", "verdicts", "verified", "faults")
+FILTER = ("headline", "metrics", "distance", "ratio", "verdicts", "leaks", "verified", "faults")
 SAMPLE = ("count", "nfe", "sampler", "seed")
 DISTANCES = ("name", "encoder", "samples", "train", "test", "floor", "recall", "coverage", "vendi", "sharpness")
 CALIBRATED = ("calibrated_distance", "blend")  # metrics that the report names, whatever the headline
@@ -284,7 +284,7 @@ def _variant(reader: Reader, name: str, spec: dict[str, Any]) -> Variant:
         name=name,
         spec=spec,
         filter=reader.json("filter", "filter.json", name, *FILTER),
-        score=reader.json("train", "score.json", name),
+        score=reader.json("train", "score.json", name, "noise", "start"),
         sample=reader.json("sample", "sample.json", name, *SAMPLE, *(["precision"] if network else [])),
         fid=reader.json("fid", "fid.json", name, *DISTANCES, *(["runs_holdout"] if network else [])),
         loss=_reference_loss(reader, name) if network else None,

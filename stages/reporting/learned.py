@@ -24,8 +24,10 @@ def learned_tables(variants: Sequence[Variant]) -> Tables:
     tables: Tables = {"learned_levels": [], "learned_paths": []}
     for variant in variants:
         if variant.learned is not None:
-            smooth_below = variant.spec.get("smooth_below")
-            about = {"variant": variant.name, "form": variant.form, "smooth_below": smooth_below}
+            spec, given = variant.spec, variant.spec.get("noise_conditioning")
+            conditioned = variant.form == "conditioning" if given is None else given
+            about = {"variant": variant.name, "form": variant.form, "conditioned": conditioned}
+            about["smooth_below"] = spec.get("smooth_below")
             tables["learned_levels"] += [{**about, **row} for row in variant.learned.measured["levels"]]
             tables["learned_paths"] += [{**about, **row} for row in variant.learned.measured["paths"]]
     return tables

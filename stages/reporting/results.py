@@ -115,16 +115,20 @@ def results(
         "theory": {
             "claims": len(inputs.claims),
             "passed": sum(claim["passed"] for claim in inputs.claims),
-            "failed": [_in_words(claim) for claim in inputs.claims if not claim["passed"]],
+            "failed": [in_words(claim) for claim in inputs.claims if not claim["passed"]],
             "beside_verify": [{"name": b.name, "title": b.title, "claims": b.claims} for b in trained],
         },
     }
 
 
-def _in_words(claim: dict[str, Any]) -> str:
+def in_words(claim: dict[str, Any]) -> str:
+    """Name what failed: one number, or the case that deviates most where a row summarizes many by their mean."""
+    measured, expected, tolerance = number(claim["measured"], 5), number(claim["expected"], 5), claim["tolerance"]
+    if claim["deviation"] is None:
+        return f"{claim['claim']}: {measured} instead of {expected} ± {number(tolerance)}"
     return (
-        f"{claim['claim']}: {number(claim['measured'], 5)} instead of {number(claim['expected'], 5)} "
-        f"± {number(claim['tolerance'])}"
+        f"{claim['claim']}: one case deviates by {number(claim['deviation'])}, the tolerance is {number(tolerance)} "
+        f"(mean {measured}, expected {expected})"
     )
 
 

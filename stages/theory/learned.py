@@ -12,19 +12,26 @@ DTYPE = "float32 network, float64 measure"
 
 def learned_claims(learned_levels: Table, learned_paths: Table) -> list[Claim]:
     """Return one claim per network about its highest level; and for every network trained on temperature-smoothed
-    targets two that compare it with the first noise-conditioned network.
+    targets up to two: one compares it with the first noise-conditioned network at single steps, the other its paths
+    with those of the first plain network whose sampler is the same, which follows from `conditioned`.
 
-    The tables: rows of alignment.json with `variant`, `form` and `smooth_below` (None: all levels) of each network.
+    The tables: rows of alignment.json with `variant`, `form`, `conditioned` and `smooth_below` (None: all levels) of
+    each network.
     """
     names = list(dict.fromkeys(row["variant"] for row in learned_levels))
     own = {name: [row for row in learned_levels if row["variant"] == name] for name in names}
     routes = {name: [row for row in learned_paths if row["variant"] == name] for name in names}
     found = [_highest_claim(name, own[name]) for name in names]
     base = next((name for name in names if own[name][0]["form"] == "conditioning"), None)
+    plain = {own[name][0]["conditioned"]: name for name in reversed(names) if own[name][0]["form"] != "temperature"}
     for name in names:
-        if own[name][0]["form"] == "temperature" and base is not None:
-            claim = _expansion_claim(f"{name} against {base}", own[name], own[base])
-            found += [*([claim] if claim else []), _path_claim(f"{name} against {base}", routes[name], routes[base])]
+        first = own[name][0]
+        if first["form"] != "temperature":
+            continue
+        if base is not None and (claim := _expansion_claim(f"{name} against {base}", own[name], own[base])):
+            found.append(claim)
+        if other := plain.get(first["conditioned"]):
+            found.append(_path_claim(f"{name} against {other}", routes[name], routes[other]))
     return found
 
 

@@ -137,10 +137,10 @@ def test_one_training_image_has_no_second_nearest():
     assert alignment.nearest_ratios(alone, images()[:2].float() / 255).tolist() == [1, 1]
 
 
-def level(variant, form, sigma, factor, error=0.01, cosine=0.995, smooth_below=1.0):
+def level(variant, form, sigma, factor, error=0.01, cosine=0.995, smooth_below=1.0, conditioned=True):
     return {
-        "variant": variant, "form": form, "smooth_below": smooth_below, "sigma": sigma, "cosine": cosine, "angle": 5.0,
-        "expansion": factor, "expansion_error": error,
+        "variant": variant, "form": form, "conditioned": conditioned, "smooth_below": smooth_below, "sigma": sigma,
+        "cosine": cosine, "angle": 5.0, "expansion": factor, "expansion_error": error,
     }  # fmt: skip
 
 
@@ -170,6 +170,17 @@ def test_claims_of_the_highest_level_and_of_the_paths():
     claims = learned.learned_claims(rows, [path("net", 0.5), path("t", 0.4), path("t", 0.7)])
     assert [claim.passed for claim in claims] == [True, False, False]  # cosines 0.995 and 0.98; 0.55 against 0.5
     assert "0.550 against 0.500" in claims[2].computed
+
+
+def test_paths_are_compared_under_one_sampler():
+    """A blind network takes actual-noise steps, a conditioned one Euler steps."""
+    blind = level("t", "temperature", 3.0, 0.2, conditioned=False)
+    routes = [path("net", 0.5), path("t", 0.4), path("plain", 0.6)]
+    assert not [c for c in learned.learned_claims([*BASE, blind], routes) if "moves more evenly" in c.claim]
+    plain = level("plain", "unconditioning", 3.0, 0.2, conditioned=False)
+    (claim,) = (c for c in learned.learned_claims([*BASE, plain, blind], routes) if "moves more evenly" in c.claim)
+    assert "(t against plain)" in claim.claim
+    assert "0.400 against 0.600" in claim.computed
 
 
 def test_without_a_conditioned_network_nothing_is_compared():

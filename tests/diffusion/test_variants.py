@@ -127,8 +127,12 @@ def test_levels_at_or_above_smooth_below_are_not_smoothed():
     sigma = torch.tensor([0.3, 0.5, 0.8], dtype=torch.float64)
     got = score_of({"smooth_below": 0.5}, images, x, sigma)
     smooth, plain = (score_of(more, images, x, sigma) for more in ({}, {"form": "unconditioning", "temperature": None}))
-    assert torch.equal(got, torch.cat((smooth[:1], plain[1:])))
-    assert not torch.equal(smooth[1], plain[1])
+    torch.testing.assert_close(got, torch.cat((smooth[:1], plain[1:])), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(smooth[1], plain[1])
+    few = {"neighbors": {"space": "pixel", "k": 3}}
+    truncated, cut = (score_of(few | more, images, x, sigma) for more in ({"smooth_below": 0.5}, {}))
+    torch.testing.assert_close(truncated, torch.cat((cut[:1], plain[1:])), rtol=1e-12, atol=1e-12)
+    assert not torch.allclose(cut[1], plain[1])
 
 
 def test_values_are_rounded_to_the_nearest_grey_level_and_clipped():

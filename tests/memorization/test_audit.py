@@ -17,10 +17,10 @@ from stages.memorization import audit_work
 from stages.memorization.candidates import read_candidates
 from stages.memorization.judge import METRICS
 from stages.memorization.matching import Matches, match, whole_reference, with_groups
-from stages.memorization.metrics import compare
+from stages.memorization.metrics import compare, compare_calibrated
 from stages.memorization.scores import scores
 from stages.memorization.statistics import wilson
-from stages.memorization.thresholds import calibrate, copies, cross_fitted
+from stages.memorization.thresholds import calibrate, copies
 from stages.memorization.verdict_log import Act, VerdictLog, now
 from stages.reporting.progress import SecondsBar
 
@@ -252,12 +252,12 @@ def test_a_holdout_audited_as_samples_has_no_excess(digits):
     for _ in range(rounds):
         order = generator.permutation(len(pool))
         samples, control = (type(found)(*(v[rows] for v in vars(found).values())) for rows in np.split(order, 2))
-        rules = {
-            "calibrated": (copies(samples.best, calibrate(control.best, 10.0)), cross_fitted(control.best, 10.0)),
-            "nn_ratio_0_7": (samples.ratio < 0.7, control.ratio < 0.7),
+        thresholds = calibrate(control.best, 10.0)
+        found_excess = {
+            "calibrated": compare_calibrated(copies(samples.best, thresholds), copies(control.best, thresholds)),
+            "nn_ratio_0_7": compare(samples.ratio < 0.7, control.ratio < 0.7),
         }
-        for name, flags in rules.items():
-            excess = compare(*flags)
+        for name, excess in found_excess.items():
             held[name] += excess["excess_low"] <= 0 <= excess["excess_high"]
     assert min(held.values()) >= 0.93 * rounds, held
 

@@ -15,7 +15,9 @@ from stages.memorization.calibrated_rates import (
     cross_fitted,
     limit,
 )
+from stages.memorization.metrics import compare_calibrated
 from stages.memorization.statistics import newcombe
+from stages.memorization.thresholds import calibrate, copies
 
 METHODS = {"cross_fitted": cross_fitted, "beta_law": beta_law}
 SIZES = [(300, 1000), (300, 5000), (1000, 5000), (5000, 5000)]
@@ -138,6 +140,37 @@ def test_intervals_cover(method, control_count, count, planted):
     assert 0.93 <= found["control"] <= 0.97
     cautious = {300: 1.0, 1000: 0.985, 5000: 0.975}[control_count]
     assert 0.93 <= found["share"] <= cautious
+
+
+@pytest.mark.parametrize("planted", [0.0, 0.05])
+@pytest.mark.parametrize(("control_count", "count"), SIZES)
+def test_the_excess_of_the_calibrated_rule_covers(control_count, count, planted):
+    """ρ* of 1,000 audits; features agree for four images in ten. Copies have ρ* 0."""
+    rng, names = np.random.default_rng(8), ("calibrated", "copy_or_near_copy")
+    hits = {(name, of): 0 for name in names for of in ("excess", "control", "above")}
+    for _ in range(REPETITIONS):
+        control, samples = rng.random(control_count) / 4, rng.random(count) / 4
+        samples[rng.random(count) < planted] = 0
+        found, agree = calibrate(control, 1.0), 0.4
+        assert found.calibrated == set(names)
+        own, held = (copies(rho, found) for rho in (samples, control))
+        near, held_near = ((rho < found.candidate) & (rng.random(len(rho)) < agree) for rho in (samples, control))
+        sides = (own, held, found.copy), (own | near, held | held_near, found.copy * 0.6 + found.candidate * agree)
+        for name, (flags, control_flags, threshold) in zip(names, sides):
+            rates, truth = compare_calibrated(flags, control_flags), planted * (1 - 4 * threshold)
+            hits[name, "excess"] += rates["excess_low"] <= truth <= rates["excess_high"]
+            hits[name, "above"] += truth <= rates["excess_high"]
+            hits[name, "control"] += rates["holdout_ci_low"] <= 4 * threshold <= rates["holdout_ci_high"]
+    for key, hit in hits.items():
+        assert hit >= 0.925 * REPETITIONS, key
+        assert key[1] == "above" or hit <= 0.98 * REPETITIONS, key
+
+
+def test_a_capped_threshold_is_not_the_controls():
+    far = calibrate(np.linspace(0.7, 0.9, 50), 1.0)
+    assert far.calibrated == set()
+    assert calibrate(np.linspace(0.4, 0.9, 50), 1.0).calibrated == {"copy_or_near_copy"}
+    assert compare_calibrated(np.ones(4, bool), np.ones(3, bool))["holdout_rate"] == 1
 
 
 @pytest.mark.parametrize("count", [1000, 5000])

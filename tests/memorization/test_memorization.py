@@ -161,7 +161,7 @@ def flags(rng: np.random.Generator, count: int, near: float) -> dict[str, np.nda
 def test_metrics_table():
     rng = np.random.default_rng(0)
     ours, theirs = flags(rng, 200, 0.25), flags(rng, 100, 0.0)
-    table = metrics_table(ours, theirs, {name: ("words", 0.5) for name in ours})
+    table = metrics_table(ours, theirs, {name: ("words", 0.5) for name in ours}, ())
     ratio = table["nn_ratio_1_3"]
     assert (ratio["flagged"], ratio["count"], ratio["rate"], ratio["holdout_flagged"]) == (50, 200, 0.25, 0)
     assert (ratio["excess_low"], ratio["excess_high"]) == newcombe(50, 200, 0, 100)

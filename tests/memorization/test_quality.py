@@ -29,23 +29,14 @@ def split(make: Callable[[], np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.nd
 
 
 def look(images: np.ndarray, train: np.ndarray) -> tuple[Looks, np.ndarray]:
-    """The measures, and which images r₁/r₂ < 0.7 calls copies; the features are the means of a 4 × 4 or 7 × 7 grid."""
+    """The measures, and which images r₁/r₂ < 0.7 calls copies."""
     rows, reference = images.reshape(len(images), -1), train.reshape(len(train), -1)
     index, squared = nearest(rows, reference, 8)
     first, second = np.sqrt(squared[:, :2].T)
-    apart = np.linalg.norm(coarse(images)[:, None] - coarse(train)[None], axis=2).min(axis=1)
     hull = hull_distance(rows, reference, index).distance
-    looks = Looks(
-        index[:, 0], first / np.sqrt(rows.shape[1]) / 255, hull, total_variation(images), roughness(images), apart
-    )
+    distance = first / np.sqrt(rows.shape[1]) / 255
+    looks = Looks(index[:, 0], distance, hull, total_variation(images), roughness(images))
     return looks, first < 0.7 * second
-
-
-def coarse(images: np.ndarray) -> np.ndarray:
-    count, side, _, channels = images.shape
-    cells = 4 if side % 4 == 0 else 7
-    blocks = images.reshape(count, cells, side // cells, cells, side // cells, channels)
-    return blocks.mean(axis=(2, 4, 5)).reshape(count, -1)
 
 
 def verdict(images: np.ndarray, make: Callable[[], np.ndarray]) -> dict[str, str]:
@@ -146,19 +137,14 @@ def anything(count: int, measures: int, seed: int) -> Looks:
 
 
 def test_each_limit_cuts_q_of_the_held_out_images():
-    held_out, none = anything(1000, 5, 0), np.zeros(1000, bool)
+    held_out, none = anything(1000, 4, 0), np.zeros(1000, bool)
     shares = {name: beyond.mean() for name, beyond in faults(held_out, none, held_out, 0.01).items()}
     assert shares == dict.fromkeys(FAULTS, 0.01)
 
 
-def test_strange_features_and_far_images_are_broken():
-    held_out, none = anything(500, 5, 1), np.zeros(500, bool)
-    strange = dataclasses.replace(held_out, feature_distance=2 + held_out.feature_distance)
-    far = dataclasses.replace(held_out, distance=2 + held_out.distance)
-    assert list(broken(strange, none, held_out, RULE)) == ["strange"]
-    assert "their features lie farther" in broken(strange, none, held_out, RULE)["strange"]
-    assert list(broken(far, none, held_out, RULE)) == ["far"]
-    assert broken(dataclasses.replace(strange, feature_distance=None), none, held_out, RULE) == {}
+def test_far_images_are_broken():
+    held_out, none = anything(500, 4, 1), np.zeros(500, bool)
+    assert list(broken(dataclasses.replace(held_out, distance=2 + held_out.distance), none, held_out, RULE)) == ["far"]
 
 
 def test_copies_are_no_blends():

@@ -5,6 +5,7 @@ import csv
 import html
 import io
 import json
+import math
 import re
 from html.parser import HTMLParser
 from pathlib import Path
@@ -23,7 +24,7 @@ from stages.protocol import run_plain
 from stages.report import Params
 from stages.reporting import figures, words
 from stages.reporting.answer import answer, rates
-from stages.reporting.checks import Check, checks
+from stages.reporting.checks import Check, checks, even_draws
 from stages.reporting.contrasts import ContrastParams, measured, read_contrasts
 from stages.reporting.inputs import read_inputs
 from stages.reporting.terminal import print_results
@@ -40,7 +41,7 @@ def judge(project: Path, **changes) -> tuple[dict[str, Check], str]:
     write_project(project, IMAGES, **changes)
     inputs = read_inputs(project / "data", changes.get("variants", VARIANTS), np.zeros(1))
     contrasts = read_contrasts(CONTRASTS, {variant.name: variant.tree for variant in inputs.variants})
-    found = {check.title: check for check in checks(inputs.variants)}
+    found = {check.title: check for check in checks(inputs.variants, len(inputs.train))}
     changes = measured(contrasts, {variant.name: variant for variant in inputs.variants})
     return found, " ".join([answer(inputs.variants, changes, []), *rates(inputs.variants, contrasts)])
 
@@ -103,8 +104,8 @@ def test_the_answer_has_the_numbers_of_the_trained_models(page):
 def test_all_checks_pass_when_the_numbers_say_so(page):
     rows = json.loads((FOLDER / "results.json").read_text())["checks"]
     assert [row["title"] for row in rows if not row["passed"]] == []
-    assert len(rows) == 2 + len(VARIANTS)
-    assert "All 6 checks of the samples pass" in page
+    assert len(rows) == 5 + len(VARIANTS)
+    assert "All 9 checks of the samples pass" in page
 
 
 @pytest.mark.parametrize(
@@ -188,6 +189,61 @@ def test_few_copies_of_broken_samples_are_no_success(project, faults, sound):
     assert not [said for said in re.split(r"(?<=[.!?]) ", text) if "blends" in said and EFFECT.search(said)]
 
 
+@pytest.mark.parametrize(("sigma", "lead", "distance"), [(3.0, 2.7, 3.0), (5.0, 0.9, 7.6)])
+def test_a_level_that_does_not_fit_the_images_is_shown(project, sigma, lead, distance):
+    """Too great a lead of dark images, or images farther apart than the level reaches."""
+    write_project(project, IMAGES)
+    for path in Path("data/train").glob("*/score.json"):
+        start = {"chosen": "given", "fitting_sigma_max": 7.4, "lead": lead, "largest_distance": distance}
+        changed = {"noise": {"sigma_min": 0.05, "sigma_max": sigma}, "start": start}
+        path.write_text(json.dumps(json.loads(path.read_text()) | changed))
+    run_plain("report")
+    check = json.loads((FOLDER / "results.json").read_text())["checks"][0]
+    assert not check["passed"]
+    assert f"At sigma_max {sigma:g}" in check["sentence"]
+    assert "set train.noise.sigma_max to auto (7.4)" in check["sentence"]
+    page = text_of((FOLDER / "report.html").read_text(encoding="utf-8"))
+    assert "set train.noise.sigma_max to auto (7.4)" in page
+
+
+def test_held_out_images_that_are_training_images_are_shown(project):
+    write_project(project, IMAGES)
+    path = Path("data/filter/closed-conditioning/filter.json")
+    leak = {"where": "0123456789abcdef", "train_where": "fedcba9876543210", "equal": False, "rho_star": 0.1}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"leaks": [leak]}))
+    run_plain("report")
+    check = json.loads((FOLDER / "results.json").read_text())["checks"][1]
+    assert not check["passed"]
+    assert "1 held-out images are training images" in check["sentence"]
+    assert "0123456789ab… (fedcba987654…)" in text_of((FOLDER / "report.html").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(("found", "passed"), [(20, True), (17, False), (3, False)])
+def test_a_closed_form_that_favours_some_images_is_shown(project, found, passed):
+    """200 even draws from 20 images show all of them."""
+    write_project(project, IMAGES, count=200)
+    path = Path("data/filter/closed-conditioning/filter.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"unique_training_images": found}))
+    run_plain("report")
+    rows = json.loads((FOLDER / "results.json").read_text())["checks"]
+    check = next(row for row in rows if row["title"] == "closed-conditioning copies all training images alike")
+    assert check["passed"] is passed
+    assert ("Some images are favoured" in check["sentence"]) is not passed
+
+
+def test_different_images_among_even_draws():
+    """By simulation, and by hand where the draws are one or the images two."""
+    generator = np.random.default_rng(3)
+    for draws, count in ((90, 100), (300, 100), (5, 7)):
+        drawn = np.sort(generator.integers(count, size=(20_000, draws)), axis=1)
+        found = 1 + (np.diff(drawn, axis=1) > 0).sum(axis=1)
+        mean, deviation = even_draws(draws, count)
+        assert abs(np.mean(found) - mean) < 4 * deviation / math.sqrt(len(found))
+        assert np.std(found) == pytest.approx(deviation, rel=0.03)
+    for (draws, count), values in {(1, 1): (1, 0), (1, 9): (1, 0), (0, 9): (0, 0), (2, 2): (1.5, 0.5)}.items():
+        assert even_draws(draws, count) == pytest.approx(values, abs=1e-6)
+
+
 def test_metrics_and_plots_hold_the_artifacts_numbers(page):
     metrics = json.loads((FOLDER / "metrics.json").read_text())
     rows = {row["variant"]: row for row in json.loads((FOLDER / "results.json").read_text())["rows"]}
@@ -243,12 +299,12 @@ def test_failed_claims_and_checks_are_shown(project):
     write_project(project, IMAGES, copied={**COPIED, "closed-conditioning": 0.9})
     run_plain("report")
     page = (FOLDER / "report.html").read_text()
-    assert "5 of 6 claims hold" in page
+    assert "4 of 5 claims hold" in page
     assert "a claim that fails" in page
     assert "quick mode, images: digits" in page.lower()
     assert page.count('id="shell-mass-axes_1"') == 1, "the block's figure"
     assert "<figcaption>x<sub>i</sub></figcaption>" in page, "and its picture"
-    assert "1 of 6 checks fails" in page
+    assert "1 of 9 checks fails" in page
     assert page.count('<span class="mark fail">FAILS</span>') == 2
 
 

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import yaml
 
-from stages.files.artifacts import sha256_file
+from stages.files.artifacts import sha256_file, write_json
 from stages.files.images import image_table, write_images
 from stages.files.neighbors import NeighborTable, write_neighbors
+from stages.files.paths import SPREAD
+from stages.images.spread import spread
 from stages.protocol import load_tree
 from stages.search.nearest import nearest
 
@@ -61,6 +63,7 @@ def project(tmp_path, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (COUNT, 8, 8, 1), dtype=np.uint8)
     table = image_table(pixels)
     write_images("data/deduplicate/train.arrow", table)
+    write_json(SPREAD, spread(pixels))
     flat = pixels.reshape(COUNT, -1)
     rows, squared = nearest(flat, flat, K, exclude=np.arange(COUNT))
     lists = NeighborTable(rows.astype(np.int32), np.sqrt(squared / 64).astype(np.float32) / 255, table.ids, None, {})

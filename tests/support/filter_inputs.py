@@ -14,6 +14,7 @@ TREE = {
     "filter": {
         "neighbors": 12,
         "percentile": 10.0,
+        "percentile_of": "holdout",
         "margin": 1.0,
         "ratios": {"copy_below": 1 / 3, "near_copy_below": 0.7},
         "carlini": {"alpha": 0.5, "n": 8},

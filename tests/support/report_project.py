@@ -23,6 +23,10 @@ VARIANTS = {
         "neighbors": {"space": "pixel", "k": 10},
     },
 }
+LEVELS = {
+    "noise": {"sigma_min": 0.05, "sigma_max": 5.0},
+    "start": {"chosen": "auto", "fitting_sigma_max": 5.0, "lead": 0.5, "largest_distance": 4.99},
+}
 COPIED = {"closed-conditioning": 1.0, "closed-temperature": 0.5, "net-conditioning": 0.75, "net-temperature": 0.125}
 REPORT = {
     "pictures": 8,
@@ -110,7 +114,7 @@ def write_variant(
         "variant": name, "count": count, "metrics": metrics, "headline": "nn_ratio_1_3", "distance": multiple,
         "ratio": {**summary, "holdout_mean": 0.91, "holdout_median": 0.93, "holdout_min": 0.31},
         "verdicts": {kind: int((verdict == kind).sum()) for kind in ("copy", "near_copy", "novel")},
-        "unique_training_images": len(set(nearest[flags].tolist())), "verified": None, "faults": {},
+        "unique_training_images": len(set(nearest[flags].tolist())), "verified": None, "faults": {}, "leaks": [],
     }  # fmt: skip
     write_json(data / "filter" / name / "filter.json", content)
     write_images(data / "sample" / name / "samples.arrow", image_table(np.ascontiguousarray(samples)))
@@ -123,7 +127,7 @@ def write_variant(
     fid |= {key: dict(zip(("samples", "holdout"), values)) for key, values in described.items()}
     held_out = {key: values[1] for key, values in described.items()}
     write_json(data / "fid" / name / "fid.json", fid | {"runs_holdout": {"count": 200, "fd": 0.03, **held_out}})
-    write_json(data / "train" / name / "score.json", {"variant": name, "spec": spec})
+    write_json(data / "train" / name / "score.json", {"variant": name, "spec": spec, **LEVELS})
     if spec["score"] == "network":
         write_learned(data / "sample" / name, train[:4], seed)
         steps = np.arange(100, 4001, 100)
