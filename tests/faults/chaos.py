@@ -33,7 +33,10 @@ from full_disks import fill
 from small_project import ROOT, SmallProject
 from watching import orphans, processes
 
+from stages.files.artifacts import write_json
 from stages.files.images import image_table, write_images
+from stages.files.paths import SPREAD
+from stages.images.spread import spread
 
 LIMIT, LONGEST = 400.0, 4000.0
 """Seconds without any work after which a command hangs (Prefect asks a dead server for two minutes), and with work."""
@@ -140,6 +143,7 @@ class Training(Shards):
         Arena.__init__(self, Training.Project(folder))
         pixels = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), dtype=np.uint8)
         write_images(folder / "data/deduplicate/train.arrow", image_table(pixels))
+        write_json(folder / SPREAD, spread(pixels))
         tree = small_params()
         tree["train"]["optimization"] |= {"steps": 60, "checkpoint_every": 6, "keep": 3}
         tree["train"]["snapshots"] = [20, 45]
