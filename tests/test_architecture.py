@@ -27,13 +27,13 @@ REACH = {
     "deduplicate": (25, ["engine", "features", "files", "images", "search"]),
     "embed": (14, ["features", "files"]),
     "index": (25, ["engine", "features", "files", "search"]),
-    "train": (24, ["diffusion", "files"]),
+    "train": (25, ["diffusion", "files"]),
     "sample": (38, ["diffusion", "engine", "files", "search"]),
     "filter": (60, ["engine", "features", "files", "images", "memorization", "search"]),
     "fid": (27, ["engine", "features", "files", "images"]),
     "verify": (56, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
     "report": (48, ["engine", "files", "memorization", "reporting", "search", "theory"]),
-    "audit": (94, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
+    "audit": (95, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
     "copybench": (56, ["engine", "features", "files", "images", "memorization", "search"]),
 }
 """Stage: how many files its results depend on, at most, and in which folders they may lie (besides stages/ itself).
