@@ -24,10 +24,9 @@ def shrink(document: dict[str, Any]) -> None:
     document["verify"] |= {"mode": "quick", "cifar10": False}
     train["network"] |= {"channels": 4, "blocks": 1}
     optimization = train["optimization"]
-    steps = 10
-    optimization |= {"steps": steps, "batch": 4, "microbatch": None, "warmup": 2, "compile": False}
-    optimization |= {"checkpoint_every": steps, "log_every": 2}
-    train["threads"] = 1
+    optimization |= {"steps": 10, "batch": 4, "microbatch": None, "warmup": 2, "compile": False}
+    optimization |= {"checkpoint_every": 10, "log_every": 2}
+    train |= {"threads": 1, "seeds": train["seeds"][:1], "snapshots": []}
     count = _count(sample["count"])
     sample |= {"count": count, "batch": 20, "shards": 1, "compile": False, "curve_count": 20}
     sample["alignment"] |= {"levels": 2, "images": 4, "pairs": 2, "paths": 1, "points": 3, "steps": 2}
