@@ -28,6 +28,7 @@ EXPECTED = {  # METHODS §4: sigma_max, steps, batch, resolution
     "two-class": (90.0, 40_000, 64, 64),
 }
 KERNELS = ("fashion-kernel", "mnist-kernel")  # closed forms, no network
+LEAGUE = "analytic-league"  # closed forms of others beside ours, on digits
 COSTS = [name for name in EXPECTED if not name.startswith("cifar10-")]  # the others have cifar10's network
 
 
@@ -46,7 +47,7 @@ def project(tmp_path, monkeypatch):
 
 
 def test_the_presets_are_those_of_the_plan():
-    assert preset.names() == sorted([*EXPECTED, *KERNELS])
+    assert preset.names() == sorted([*EXPECTED, *KERNELS, LEAGUE])
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -96,6 +97,16 @@ def test_every_network_of_a_preset_can_be_built_and_its_cost_is_the_one_stated(p
     assert float(stated[1]) == pytest.approx(forward / 1e9, rel=1e-3)
     work = 3 * forward * train.optimization.batch * train.optimization.steps
     assert float(hours[1]) == pytest.approx(work / 250e12 / 3600, abs=0.06)
+
+
+def test_the_leagues_contrasts_have_one_factor(project):
+    """Every peer is drawn by the sampler of the score that it is compared with; the default's filter and embed serve."""
+    preset.apply(LEAGUE)
+    parameters, tree = load_params("params.yaml"), load_tree("params.yaml")
+    assert {spec.score for spec in _specs(parameters)} == {"closed-form"}
+    for pair in tree["report"]["contrasts"]:
+        of, against = (tree["variants"][pair[key]] for key in ("of", "against"))
+        assert of["sampler"] == against["sampler"]
 
 
 def applied(name, toy=False):
@@ -160,7 +171,7 @@ def test_command_lists_shows_and_writes(project):
 
 
 def test_an_unknown_preset_and_a_key_that_is_gone_are_named(project):
-    with pytest.raises(InputError, match="unknown preset cifar: choose one of celeba64"):
+    with pytest.raises(InputError, match="unknown preset cifar: choose one of analytic-league"):
         preset.apply("cifar")
     tree = load_tree("params.yaml")
     del tree["train"]["noise"]["sigma_max"]
