@@ -100,7 +100,7 @@ def test_every_network_of_a_preset_can_be_built_and_its_cost_is_the_one_stated(p
 
 
 def test_the_leagues_contrasts_have_one_factor(project):
-    """Every peer is drawn by the sampler of the score that it is compared with; the default's filter and embed serve."""
+    """Every peer is drawn by the sampler of the score that it is compared with."""
     preset.apply(LEAGUE)
     parameters, tree = load_params("params.yaml"), load_tree("params.yaml")
     assert {spec.score for spec in _specs(parameters)} == {"closed-form"}
