@@ -10,7 +10,7 @@ from stages.reporting.checks import Check
 from stages.reporting.inputs import LOSS, Inputs, Variant
 from stages.reporting.learned import NAME as LEARNED
 from stages.reporting.runs import BLEND, DISTANCE, mean_at_the_end, seeds
-from stages.reporting.words import Rate, number
+from stages.reporting.words import RESULTS_VERSION, Rate, number
 
 THIRD = "nn_ratio_1_3"  # r_1/r_2 < 1/3, the literature's usual rule, shown beside the headline
 ENDS = ("count", "rate", "low", "high")
@@ -105,6 +105,7 @@ def results(
     metric |= {"blend": defined["blend"]["definition"]}
     trained = [block for block in inputs.theory if block.name == LEARNED]
     return {
+        "version": RESULTS_VERSION,
         "answer": opening.sentence,
         "rates": opening.rates,
         "frontier": [frontier_row(compared) for compared in opening.compared],

@@ -9,15 +9,16 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from stages.errors import InputError
 from stages.files.artifacts import read_json
-from stages.reporting.words import Rate, cell, interval, number
+from stages.reporting.words import RESULTS_VERSION, Rate, cell, interval, number
 
 HOLDS, FAILS = "[green]{}[/]", "[bold red]{}[/]"
 
 
 def print_results(path: Path | str = "data/report/results.json") -> None:
     """Print the results table and the checks. Raises InputError when there is no report yet."""
-    content = read_json(path)
+    content = _read_results(path)
     table = _results_table(content["rows"])
     console = _console(table)
     console.print(table)
@@ -37,6 +38,13 @@ def print_results(path: Path | str = "data/report/results.json") -> None:
     console.print()
     console.print("\n".join(content["rates"]), markup=False, soft_wrap=True)
     console.print(content["answer"], style="bold", markup=False, soft_wrap=True)
+
+
+def _read_results(path: Path | str) -> dict[str, Any]:
+    content = read_json(path)
+    if content.get("version") != RESULTS_VERSION:
+        raise InputError(f"{path} is of another version of scoresmooth: make it anew (scoresmooth repro report)")
+    return content
 
 
 def print_theory(data: Path | str = "data") -> None:
@@ -113,7 +121,7 @@ def print_markdown(path: Path | str = "data/report/results.json") -> None:
     """Print the results table in Markdown, as the README has it. Raises InputError when there is no report yet."""
     print("| variant | " + " | ".join(COLUMNS) + " |")
     print("|---" * (len(COLUMNS) + 1) + "|")
-    for row in read_json(path)["rows"]:
+    for row in _read_results(path)["rows"]:
         print("| " + " | ".join([row["variant"], *(show(row) for show in COLUMNS.values())]) + " |")
 
 

@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 THIN = "\u202f"  # narrow no-break space, as between a number and its unit
+RESULTS_VERSION = 2
+"""Of data/report/results.json: raised when its keys change, so that a report of an older version is named as such."""
+
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 

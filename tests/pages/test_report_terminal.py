@@ -123,3 +123,11 @@ def test_before_the_report_the_terminal_prints_what_verify_found(project, capsys
 def test_no_report_yet_says_what_to_run(project):
     with pytest.raises(InputError, match=r"results\.json is missing"):
         print_results()
+
+
+@pytest.mark.parametrize("show", [print_results, print_markdown])
+def test_a_report_of_another_version_is_named(show, tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"rows": [{"variant": "net", "copies": 3}]}))
+    with pytest.raises(InputError, match=r"results\.json is of another version .*scoresmooth repro report"):
+        show(path)
