@@ -128,11 +128,15 @@ def preset(
         for each in presets.names():
             print(f"{each:20} {presets.about(each)}")
         return
-    changed = presets.changes(name, params, scale == "toy")
+    changed, removed = presets.changes(name, params, scale == "toy"), presets.removed(name, params)
     if write:
         presets.apply(name, params, scale == "toy")
     for line in changed:
         print(line)
+    if removed:
+        print(f"variants {'removed' if write else 'that --write removes'}: {', '.join(removed)}")
+    if scale == "full" and (hours := presets.gpu_hours(name)):
+        print(hours)
     print(f"{params} changed: {len(changed)} keys" if write else "nothing was written: add --write")
 
 

@@ -5,6 +5,7 @@ A preset holds only the keys that differ, so it stays in step with params.yaml: 
 """
 
 import copy
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -39,6 +40,20 @@ def changes(name: str, path: Path | str = "params.yaml", toy: bool = False) -> l
     """Return what the preset would change in a parameter file: "KEY: OLD -> NEW", a line each."""
     before, after = load_tree(path), _plain(_applied(name, path, toy))
     return list(_differences(before, after, ""))
+
+
+def removed(name: str, path: Path | str = "params.yaml") -> list[str]:
+    """Return the variants of a parameter file that the preset does not have; the file is read before `apply`."""
+    kept = _applied(name, path, toy=False)["variants"]
+    return [variant for variant in load_tree(path)["variants"] if variant not in kept]
+
+
+def gpu_hours(name: str) -> str | None:
+    """Return what the preset, or the nearest one that it extends, says of GPU hours; None where they say nothing."""
+    for part, _ in reversed(_chain(name)):
+        if found := re.search(r"^# (GPU hours .*\n(?:# .+\n)*)", _file(part).read_text(encoding="utf-8"), re.M):
+            return found[1].replace("\n# ", " ").strip()
+    return None
 
 
 def apply(name: str, path: Path | str = "params.yaml", toy: bool = False) -> None:

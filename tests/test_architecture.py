@@ -32,7 +32,7 @@ REACH = {
     "filter": (60, ["engine", "features", "files", "images", "memorization", "search"]),
     "fid": (27, ["engine", "features", "files", "images"]),
     "verify": (56, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
-    "report": (48, ["engine", "files", "memorization", "reporting", "search", "theory"]),
+    "report": (49, ["engine", "files", "memorization", "reporting", "search", "theory"]),
     "audit": (95, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
     "copybench": (56, ["engine", "features", "files", "images", "memorization", "search"]),
 }

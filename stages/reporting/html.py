@@ -17,6 +17,7 @@ from stages.reporting import figures
 from stages.reporting.answer import Opening, frontier_row
 from stages.reporting.changes import signed
 from stages.reporting.checks import Check
+from stages.reporting.evaluations import evaluation_figure, evaluation_groups
 from stages.reporting.frontier_figure import frontier_figure
 from stages.reporting.inputs import Inputs, Variant
 from stages.reporting.pictures import file_uri, png_uri
@@ -39,6 +40,7 @@ FORMS = {
     "loader-batches": "The posterior mean with a softmax normalised inside each loader batch (METHODS §8b).",
 }
 SYMBOLS = {"r1/r2": "r₁/r₂", "l1..lk": "ℓ₁..ℓₖ", "l1": "ℓ₁", "<=": "≤", " x ": " × ", "rho": "ρ"}
+BESIDE = 12  # samples of every variant in the rows beside each other
 IN_A_GROUP = 12  # images shown of one group of duplicates
 
 
@@ -56,6 +58,7 @@ def render(
     params.yaml.
     """
     variants, shown = inputs.variants, params["report"]
+    evaluations = evaluation_groups(variants)
     return (
         _environment()
         .get_template("report.html")
@@ -77,6 +80,9 @@ def render(
             copy_figure=figures.copy_figure(variants),
             ratio_figure=figures.ratio_figure(variants, inputs.holdout_ratio),
             loss_figure=figures.loss_figure(variants),
+            evaluations=evaluations,
+            evaluation_figure=evaluation_figure(evaluations, variants[0].fid["name"]),
+            beside=BESIDE,
             curve_figure=figures.copy_curve_figure(variants),
             sections=[section(variant, inputs, shown["pictures"]) for variant in variants],
             groups=duplicate_groups(inputs, shown["duplicate_groups"]),

@@ -170,6 +170,31 @@ def test_command_lists_shows_and_writes(project):
     assert load_tree("params.yaml")["train"]["noise"]["sigma_max"] == 50.0
 
 
+def test_the_output_names_the_variants_that_go_and_the_gpu_hours(project):
+    before = list(load_tree("params.yaml")["variants"])
+    shown = CliRunner().invoke(app, ["preset", "cifar10"]).stdout
+    written = CliRunner().invoke(app, ["preset", "cifar10", "--write"]).stdout
+    gone = [name for name in before if name not in load_tree("params.yaml")["variants"]]
+    assert len(gone) > 5
+    assert f"variants that --write removes: {', '.join(gone)}\n" in shown
+    assert f"variants removed: {', '.join(gone)}\n" in written
+    for output in (shown, written):
+        hours = next(
+            line for line in output.splitlines() if line.startswith("GPU hours of one network, by arithmetic:")
+        )
+        assert " 9.3 h at 250 TFLOP/s, " in hours
+
+
+@pytest.mark.parametrize(("name", "hours"), [("cifar10-ablations", "9.3 h"), ("two-class", "0.7 h"), (LEAGUE, None)])
+def test_a_preset_states_its_own_gpu_hours_or_those_of_the_preset_that_it_extends(name, hours):
+    found = preset.gpu_hours(name)
+    assert found is None if hours is None else f" {hours} at " in found
+
+
+def test_a_toy_preset_states_no_gpu_hours(project):
+    assert "GPU hours" not in CliRunner().invoke(app, ["preset", "cifar10", "--scale", "toy"]).stdout
+
+
 def test_an_unknown_preset_and_a_key_that_is_gone_are_named(project):
     with pytest.raises(InputError, match="unknown preset cifar: choose one of analytic-league"):
         preset.apply("cifar")

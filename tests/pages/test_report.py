@@ -222,6 +222,21 @@ def test_the_pictures_are_the_first_samples_in_order(page):
         )
 
 
+def test_sample_i_of_every_variant_stands_in_one_column_with_its_ratio(page):
+    block = page[page.index('<div class="beside') : page.index("Variant by variant")]
+    rows = block.split('<div class="row">')[1:]
+    assert len(rows) == len(VARIANTS)
+    for name, row in zip(VARIANTS, rows):
+        found = re.findall(r'base64,([^"]+)" alt="(\S+), sample (\d+)"><small>([\d.]+)<', row)
+        assert [(own, int(index)) for _, own, index, _ in found] == [(name, i) for i in range(REPORT["pictures"])]
+        pairs = pq.read_table(f"data/filter/{name}/pairs.parquet").sort_by("sample_index")["ratio"].to_pylist()
+        assert [ratio for *_, ratio in found] == [f"{ratio:.2f}" for ratio in pairs[: len(found)]]
+        samples = read_images(f"data/sample/{name}/samples.arrow").images
+        for content, _, index, _ in found:
+            shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+            assert np.array_equal(shown, samples[int(index), :, :, 0])
+
+
 def test_colour_images_and_closed_forms_alone(project):
     closed = {name: spec for name, spec in VARIANTS.items() if spec["score"] == "closed-form"}
     write_project(project, np.repeat(IMAGES, 3, axis=3), variants=closed, report={**REPORT, "contrasts": []})
