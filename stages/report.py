@@ -123,7 +123,9 @@ def _with_learned(inputs: "Inputs") -> "Inputs":
     tables = learned_tables(inputs.variants)
     if not tables["learned_levels"]:
         return inputs
-    claims = [{"topic": NAME, **claim.row()} for claim in learned_claims(**tables)]
+    claims = [
+        {"topic": NAME, **claim.row()} for claim in learned_claims(tables["learned_levels"], tables["learned_paths"])
+    ]
     picture = OUT / "plots" / "interpolation.png"
     with atomic_path(picture) as temporary:
         temporary.write_bytes(png_bytes(draw_interpolations(inputs.variants)))

@@ -3,8 +3,8 @@
 Outs in data/sample/VARIANT:
 
 - samples.arrow, an image table, and sample.json; for gradient ascent it says where each sample stopped;
-- for a trained network, alignment.json compares its score with the empirical one, and interpolation.arrow holds the
-  images of its interpolations;
+- for a trained network, alignment.json compares its score with the empirical one and reads its temperature, and
+  interpolation.arrow holds the images of its interpolations;
 - for a trained network, runs.arrow holds samples 0..curve_count-1 of every run (each seed's network, at each snapshot
   and at the end), in the order of its metadata `runs`. All the rest is of the reference run.
 """
@@ -150,7 +150,8 @@ def _align(shard: Shard, model: "Model") -> Path:
     from stages.files.images import image_table, write_images
 
     found = align(model, AlignmentParams(**shard.settings["alignment"]), shard.settings["seed"])
-    measured = {"levels": found.levels, "paths": found.paths, "grid": list(found.images.shape[:3])}
+    measured = {name: getattr(found, name) for name in ("levels", "temperatures", "paths")}
+    measured["grid"] = list(found.images.shape[:3])
     table = image_table(found.images.reshape(-1, *found.images.shape[3:]), metadata={"measured": measured})
     return write_images(shard.path, table)
 

@@ -1,8 +1,8 @@
 """A trained score compared with the empirical one, by noise level (METHODS §2, §3).
 
-Cosine, angle and length on noised training images; the two-point expansion factor of one step; and where a
-deterministic sampler takes the mixtures of two noised images. Levels are in pixel units, images in [0, 1]. The network
-works in float32; empirical scores, cosines and distances are float64.
+Cosine, angle, length and effective temperature on noised training images; the two-point expansion factor of one step;
+and where a deterministic sampler takes the mixtures of two noised images. Levels are in pixel units, images in [0, 1].
+The network works in float32; empirical scores, cosines and distances are float64.
 """
 
 import collections
@@ -21,14 +21,18 @@ from stages.diffusion.noise import Stream, integers, normal
 from stages.diffusion.parameters import AlignmentParams
 from stages.diffusion.sampling import to_uint8
 from stages.diffusion.scores import conditioning
+from stages.diffusion.temperature import shell_power
+from stages.diffusion.thermometer import by_error, closed_scores
 from stages.diffusion.variants import as_images, network_score, pixel_rows
 
 
 @dataclasses.dataclass(frozen=True)
 class Aligned:
-    """The measurements: rows by level, rows by path, and images uint8 (kinds, paths, points, H, W, C)."""
+    """The measurements: rows by level, readings of the temperature, rows by path, and images uint8 (kinds, paths,
+    points, H, W, C)."""
 
     levels: list[dict[str, Any]]
+    temperatures: list[dict[str, Any]]
     paths: list[dict[str, Any]]
     images: np.ndarray
 
@@ -36,11 +40,15 @@ class Aligned:
 @torch.inference_mode()
 def align(model: Model, params: AlignmentParams, seed: int) -> Aligned:
     """Return all measurements of a model with a network; seed: that of all draws."""
-    levels = []
-    for number, sigma in enumerate(np.geomspace(float(model.sigmas[-1]), float(model.sigmas[0]), params.levels)):
-        cosines = cosine_row(model, float(sigma), number, params.images, seed)
-        levels.append({**cosines, **expansion_row(model, float(sigma), number, params.pairs, seed)})
-    return Aligned(levels, *interpolate(model, params, seed))
+    levels, temperatures = [], []
+    for number, sigma in enumerate(
+        np.geomspace(float(model.sigmas[-1]), float(model.sigmas[0]), params.levels).tolist()
+    ):
+        x, learned = at_noised_images(model, sigma, number, params.images, seed)
+        expansion = expansion_row(model, sigma, number, params.pairs, seed)
+        levels.append({**cosine_row(model, sigma, x, learned), **expansion})
+        temperatures += temperature_rows(model, sigma, x, learned, seed)
+    return Aligned(levels, temperatures, *interpolate(model, params, seed))
 
 
 def chosen(model: Model, count: int, stream: Stream, seed: int) -> Tensor:
@@ -49,17 +57,22 @@ def chosen(model: Model, count: int, stream: Stream, seed: int) -> Tensor:
     return model.training_images(rows).double() / 255
 
 
-def cosine_row(model: Model, sigma: float, number: int, count: int, seed: int) -> dict[str, float]:
-    """Compare the trained score with the empirical score of METHODS §1.1 at x_i + σz on `count` noised training images.
-
-    Returns mean and 10 and 90 % quantiles of the cosine, the mean angle in degrees, and the median ratio of lengths.
-    """
+def at_noised_images(model: Model, sigma: float, number: int, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Return x_i + σz of `count` training images and the trained score there, float64 (count, d) each."""
     numbers = torch.arange(count, device=model.device) + number * count
     noise = normal(seed, numbers, Stream.ALIGNED_NOISE.draw(), model.shape)
     x = chosen(model, count, Stream.ALIGNED_IMAGE, seed).float() + sigma * noise
     level = torch.full((count,), sigma, dtype=torch.float64, device=x.device)
-    learned = pixel_rows(_network_score(model)(x, level)).double()
-    empirical = conditioning(model.centres, pixel_rows(x).double(), level)
+    return pixel_rows(x).double(), pixel_rows(_network_score(model)(x, level)).double()
+
+
+def cosine_row(model: Model, sigma: float, x: Tensor, learned: Tensor) -> dict[str, float]:
+    """Compare the trained score at x with the empirical score of METHODS §1.1, (B, d) each.
+
+    Returns mean and 10 and 90 % quantiles of the cosine, the mean angle in degrees, and the median ratio of lengths.
+    """
+    level = torch.full((len(x),), sigma, dtype=torch.float64, device=x.device)
+    empirical = conditioning(model.centres, x, level)
     cosine, lengths = cosines(learned, empirical)
     low, high = np.quantile(cosine, [0.1, 0.9])
     return {
@@ -70,6 +83,23 @@ def cosine_row(model: Model, sigma: float, number: int, count: int, seed: int) -
         "angle": float(np.degrees(np.arccos(np.clip(cosine, -1, 1))).mean()),
         "length_ratio": float(np.median(lengths)),
     }
+
+
+def temperature_rows(model: Model, sigma: float, x: Tensor, learned: Tensor, seed: int) -> list[dict[str, Any]]:
+    """Return the thermometer's reading of the trained score at x, (B, d) each, over all training images.
+
+    A second row is read over as many neighbours as the network's own target has, where it has them: the nearest ones of
+    x itself, which is the source image's list except near the border between two images.
+    """
+    spec = model.variant
+    options = {"power": shell_power(x.shape[1], spec.power), "precision": spec.precision}
+    few = {} if spec.neighbors is None else {"nearest": spec.neighbors.k, "radius": spec.neighbors.radius}
+    rows = []
+    for own in ({}, few) if few else ({},):
+        closed = closed_scores(model.centres, x, sigma, **options, **own)
+        reading = by_error(learned, closed, np.random.default_rng([seed, len(model.images)]))
+        rows.append({"sigma": sigma, "neighbors": own.get("nearest"), **dataclasses.asdict(reading)})
+    return rows
 
 
 def cosines(learned: Tensor, empirical: Tensor) -> tuple[np.ndarray, np.ndarray]:

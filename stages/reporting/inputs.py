@@ -325,7 +325,7 @@ def _check(variant: Variant) -> None:
 
 def _learned(reader: Reader, name: str) -> Learned:
     return Learned(
-        reader.json("sample", "alignment.json", name, "levels", "paths", "grid", "settings"),
+        reader.json("sample", "alignment.json", name, "levels", "temperatures", "paths", "grid", "settings"),
         read_images(reader.path("sample", "interpolation.arrow", name)),
     )
 

@@ -20,16 +20,16 @@ PAPER, INK, MUTED = "#ffffff", "#1c2430", "#667080"
 
 
 def learned_tables(variants: Sequence[Variant]) -> Tables:
-    """Rows by level and rows by path of every trained network."""
-    tables: Tables = {"learned_levels": [], "learned_paths": []}
+    """Rows by level, rows by path and readings of the temperature of every trained network."""
+    tables: Tables = {"learned_levels": [], "learned_paths": [], "learned_temperatures": []}
     for variant in variants:
         if variant.learned is not None:
             spec, given = variant.spec, variant.spec.get("noise_conditioning")
             conditioned = variant.form == "conditioning" if given is None else given
             about = {"variant": variant.name, "form": variant.form, "conditioned": conditioned}
             about["smooth_below"] = spec.get("smooth_below")
-            tables["learned_levels"] += [{**about, **row} for row in variant.learned.measured["levels"]]
-            tables["learned_paths"] += [{**about, **row} for row in variant.learned.measured["paths"]]
+            for kind in ("levels", "paths", "temperatures"):
+                tables[f"learned_{kind}"] += [{**about, **row} for row in variant.learned.measured[kind]]
     return tables
 
 

@@ -57,7 +57,8 @@ def test_cosines_by_hand():
 
 @pytest.mark.parametrize(("turn", "cosine", "angle"), [(1.0, 1, 0), (-2.0, -1, 180)])
 def test_the_empirical_score_itself_is_aligned(turn, cosine, angle):
-    row = alignment.cosine_row(model(turn=turn), 0.5, 0, 8, seed=3)
+    turned = model(turn=turn)
+    row = alignment.cosine_row(turned, 0.5, *alignment.at_noised_images(turned, 0.5, 0, 8, seed=3))
     assert row["cosine"] == pytest.approx(cosine, abs=1e-6)
     assert row["cosine_low"] == pytest.approx(cosine, abs=1e-6)
     assert row["angle"] == pytest.approx(angle, abs=0.1)
@@ -126,6 +127,7 @@ def test_an_interpolation_through_training_images_jumps():
 def test_everything_is_a_function_of_the_seed():
     first, again = (alignment.align(model(), SETTINGS, seed=2) for _ in range(2))
     assert first.levels == again.levels
+    assert first.temperatures == again.temperatures
     assert first.paths == again.paths
     assert np.array_equal(first.images, again.images)
     assert alignment.align(model(), SETTINGS, seed=3).levels != first.levels

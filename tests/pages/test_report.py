@@ -84,7 +84,8 @@ def test_same_artifacts_same_bytes(rendered, project):
     )
     assert first == second
     plots = [
-        "copy_rate.tsv", "interpolation.png", "learned_levels.tsv", "learned_paths.tsv", "loss.tsv", "runs.tsv"
+        "copy_rate.tsv", "interpolation.png", "learned_levels.tsv", "learned_paths.tsv",
+        "learned_temperatures.tsv", "loss.tsv", "runs.tsv"
     ]  # fmt: skip
     assert sorted(first) == ["metrics.json", *(f"plots/{name}" for name in plots), "report.html", "results.json"]
 

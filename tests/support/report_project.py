@@ -176,7 +176,11 @@ def write_learned(folder: Path, images: np.ndarray, seed: int) -> None:
     higher = {**level, **some, "sigma": 1.0, "cosine": 0.999, "expansion_pairs": 4}
     path = {"path": 0, "length": 3.0, "longest_step": 0.9 - 0.1 * seed, "even_step": 1.0, "median_ratio": 0.2}
     paths = [{"mixture": mixture, **path} for mixture in ("linear", "spherical")]
-    content = {"levels": [level, higher], "paths": paths, "grid": [2, 1, 2], "settings": {"level": 1.0}}
+    reading = {"t_eff": 5.0 + seed, "low": 4.0, "high": 7.0, "identified": True, "error": 0.2, "error_at_1": 0.3}
+    unread = {**reading, "low": 1.0, "high": 20.0, "identified": False}
+    temperatures = [{"sigma": 0.1, "neighbors": None, **unread}, {"sigma": 1.0, "neighbors": None, **reading}]
+    rows = {"levels": [level, higher], "temperatures": temperatures, "paths": paths}
+    content = {**rows, "grid": [2, 1, 2], "settings": {"level": 1.0}}
     write_json(folder / "alignment.json", content)
     write_images(folder / "interpolation.arrow", image_table(np.ascontiguousarray(images)))
 
