@@ -5,6 +5,7 @@ Outs in data/filter/VARIANT:
                     match and its scores, sorted by verdict, then ratio; its distance to the hull of the nearest
                     training images, and whether it is a blend
     pairs.png       pairs of that list, evenly spaced, as pictures
+    neighbors.parquet    the ten nearest training images of the first four samples, in pixels and in features
     candidates.parquet   the pairs that `scoresmooth review data/filter/VARIANT` shows to a person, with their pictures
     filter.json     every metric with its rate, its interval and its control; verdicts; distances; faults of the samples
     runs.tsv        for networks one row per run (seed, step): how many of its samples each measure flags
@@ -222,6 +223,7 @@ def gather(params: Params, parts: Parts) -> None:
     pairs = found.pairs(ratios, images.ids, train.ids)
     out = DATA / "filter" / params.variant
     write_parquet(out / "pairs.parquet", pairs, {"variant": params.variant})
+    write_parquet(out / "neighbors.parquet", results.first_neighbors(parts["samples"], samples.searched.matches))
     results.draw(out / "pairs.png", pairs, *pixels, (params.grid.rows, params.grid.columns), params.variant)
     confirmed = found.flags["two_stage"][pairs["sample_index"].to_numpy()]
     following, metadata = samples.searched.matches.index[:, 1:], {"variant": params.variant, "samples": len(images)}

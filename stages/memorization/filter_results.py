@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from scipy.spatial.distance import cdist
 
 from stages.errors import InputError
 from stages.files.arrays import read_arrays
@@ -53,6 +54,8 @@ from stages.memorization.verdicts import Evidence, decide, ratio_rules
 from stages.memorization.vocabulary import COPIED, VERDICTS
 from stages.search.pixel_distance import pixel_distance
 
+FIRST, LISTED = 4, 10  # samples whose nearest training images are listed, and how many of these
+BLOCK = 4096  # training images whose features are in memory in float64 at once
 EXTRA = ("feature_row", "feature", "feature_made", "hull", "effective")  # arrays of a part beside its matches
 
 
@@ -179,6 +182,41 @@ def _train_features(made: list[dict[str, Any]], train: ImageTable) -> tuple[np.n
                 f"features with {metadata[key]!r}: rerun stages embed and filter on the same kind of device"
             )
     return features.features, neighbors.nn_distance
+
+
+def first_neighbors(parts: Sequence[Path], matches: Matches) -> pa.Table:
+    """Return the nearest training images of the first samples, in pixels and in features: LISTED of FIRST samples.
+
+    parts: as `measure` takes them. Columns: sample_index; space, "pixel", or "feature" where the sample's features are
+    known; rank from 1; train_index; distance, in pixels as `pixel_distance`, in features Euclidean.
+    """
+    pixels = zip(matches.index[:FIRST, :LISTED], pixel_distance(matches.squared[:FIRST, :LISTED], matches.dimension))
+    lists = [(sample, "pixel", *found) for sample, found in enumerate(pixels)]
+    if known := _first_features(parts):
+        train, samples = read_features(features_of("train")).features, np.array(list(known.values()))
+        blocks = [cdist(samples, train[start : start + BLOCK]) for start in range(0, len(train), BLOCK)]
+        for sample, distance in zip(known, np.concatenate(blocks, axis=1)):
+            nearest = np.argsort(distance, kind="stable")[:LISTED]
+            lists.append((sample, "feature", nearest, distance[nearest]))
+    names = ("sample_index", "space", "rank", "train_index", "distance")
+    rows = [
+        (sample, space, rank, int(row), float(distance))
+        for sample, space, *found in lists
+        for rank, (row, distance) in enumerate(zip(*found), 1)
+    ]
+    return pa.table(dict(zip(names, map(list, zip(*rows)))))
+
+
+def _first_features(parts: Sequence[Path]) -> dict[int, np.ndarray]:
+    """Return the features of those of the first samples that have any, by sample."""
+    found, seen = {}, 0
+    for part in parts:
+        arrays = read_arrays(part)
+        found |= {int(row): feature for row, feature in zip(arrays["feature_row"], arrays["feature"]) if row < FIRST}
+        seen += len(arrays["squared"])
+        if seen >= FIRST:
+            break
+    return dict(sorted(found.items()))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,6 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
@@ -83,6 +84,8 @@ def render(
             evaluations=evaluations,
             evaluation_figure=evaluation_figure(evaluations, variants[0].fid["name"]),
             beside=BESIDE,
+            neighbors=neighbor_rows(_most_copied(variants), inputs.train.images),
+            nearest_of=_most_copied(variants),
             curve_figure=figures.copy_curve_figure(variants),
             sections=[section(variant, inputs, shown["pictures"]) for variant in variants],
             groups=duplicate_groups(inputs, shown["duplicate_groups"]),
@@ -186,6 +189,26 @@ def tiles(variant: Variant, inputs: Inputs, count: int) -> list[dict[str, Any]]:
         }
         for index in range(min(count, len(variant.samples)))
     ]
+
+
+def _most_copied(variants: Sequence[Variant]) -> Variant:
+    """The network that copies most by the headline; without networks the closed form."""
+    return max([v for v in variants if v.network] or variants, key=lambda variant: variant.copies.rate)
+
+
+def neighbor_rows(variant: Variant, train: np.ndarray) -> list[dict[str, Any]]:
+    """The first samples, each with its nearest training images in pixels, then in features where these are known.
+
+    train: uint8 (M, H, W, C).
+    """
+    rows: dict[tuple[int, str], dict[str, Any]] = {}
+    for found in variant.neighbors.to_pylist():
+        sample, space = found["sample_index"], found["space"]
+        if (sample, space) not in rows:
+            image = png_uri(variant.samples.images[sample])
+            rows[sample, space] = {"sample_index": sample, "space": space, "image": image, "nearest": []}
+        rows[sample, space]["nearest"].append({**found, "image": png_uri(train[found["train_index"]])})
+    return [rows[key] for key in sorted(rows, key=lambda key: (key[0], key[1] != "pixel"))]
 
 
 def duplicate_groups(inputs: Inputs, count: int) -> list[dict[str, Any]]:

@@ -48,6 +48,7 @@ class Variant:
         loss: columns of the reference run's loss.tsv; None for a closed form.
         runs: the measures of every training seed and snapshot; None for a closed form.
         pairs: pairs.parquet, one row per sample.
+        neighbors: neighbors.parquet, the nearest training images of the first samples.
         samples: the samples, in order.
         pairs_picture: the picture grid that filter drew.
         learned: its score beside the empirical one; None for a closed form.
@@ -62,6 +63,7 @@ class Variant:
     loss: dict[str, np.ndarray] | None
     runs: Columns | None
     pairs: pa.Table
+    neighbors: pa.Table
     samples: ImageTable
     pairs_picture: Path
     learned: Learned | None = None
@@ -290,6 +292,7 @@ def _variant(reader: Reader, name: str, spec: dict[str, Any]) -> Variant:
         loss=_reference_loss(reader, name) if network else None,
         runs=_runs(reader, name) if network else None,
         pairs=pq.read_table(reader.path("filter", "pairs.parquet", name)),
+        neighbors=pq.read_table(reader.path("filter", "neighbors.parquet", name)),
         samples=read_images(reader.path("sample", "samples.arrow", name)),
         pairs_picture=reader.path("filter", "pairs.png", name),
         learned=_learned(reader, name) if network else None,

@@ -194,7 +194,7 @@ def test_any_number_of_shards_gives_the_same_bytes(project):
         run(shards=shards)
         outs.append({path.name: path.read_bytes() for path in Path("data/filter/v").iterdir()})
     assert outs[0] == outs[1]
-    assert set(outs[0]) == {"pairs.parquet", "pairs.png", "candidates.parquet", "filter.json"}
+    assert set(outs[0]) == {"pairs.parquet", "pairs.png", "neighbors.parquet", "candidates.parquet", "filter.json"}
 
 
 def test_what_only_judges_does_not_search_again(project):

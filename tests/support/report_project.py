@@ -74,6 +74,18 @@ def verified_counts(count: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def neighbor_table(seed: int, train: int) -> pa.Table:
+    """Three training images of each of four samples, in pixels, and in features, which sample 3 lacks."""
+    rows = [
+        {
+            "sample_index": sample, "space": space, "rank": rank, "train_index": (7 * sample + 3 * rank + seed) % train,
+            "distance": (0.01 if space == "pixel" else 1.0) * (10 * sample + rank + seed),
+        }
+        for space, count in (("pixel", 4), ("feature", 3)) for sample in range(count) for rank in (1, 2, 3)
+    ]  # fmt: skip
+    return pa.Table.from_pylist(rows)
+
+
 def write_variant(
     root: Path, name: str, spec: dict[str, Any], train: np.ndarray, rest: np.ndarray, count: int, copied: float,
     median: float, distance: float, seed: int, sampler: dict[str, Any],
@@ -95,6 +107,7 @@ def write_variant(
     }  # fmt: skip
     data = root / "data"
     write_parquet(data / "filter" / name / "pairs.parquet", pa.table(columns))
+    write_parquet(data / "filter" / name / "neighbors.parquet", neighbor_table(seed, len(train)))
     shape = train.shape[1:]
     strip = np.concatenate([samples[order[:12]], train[nearest[order[:12]]]], axis=1).transpose(1, 0, 2, 3)
     picture = strip.reshape(2 * shape[0], 12 * shape[1], shape[2])
