@@ -22,7 +22,7 @@ from stages.diffusion.parameters import AlignmentParams
 from stages.diffusion.sampling import to_uint8
 from stages.diffusion.scores import conditioning
 from stages.diffusion.temperature import shell_power
-from stages.diffusion.thermometer import by_error, closed_scores
+from stages.diffusion.thermometer import READINGS, closed_scores
 from stages.diffusion.variants import as_images, network_score, pixel_rows
 
 
@@ -86,10 +86,10 @@ def cosine_row(model: Model, sigma: float, x: Tensor, learned: Tensor) -> dict[s
 
 
 def temperature_rows(model: Model, sigma: float, x: Tensor, learned: Tensor, seed: int) -> list[dict[str, Any]]:
-    """Return the thermometer's reading of the trained score at x, (B, d) each, over all training images.
+    """Return the thermometer's readings of the trained score at x, (B, d) each, over all training images.
 
-    A second row is read over as many neighbours as the network's own target has, where it has them: the nearest ones of
-    x itself, which is the source image's list except near the border between two images.
+    Where the network's own target has neighbours, each is also read over as many: the nearest ones of x itself, which
+    are the source image's except near the border between two images.
     """
     spec = model.variant
     options = {"power": shell_power(x.shape[1], spec.power), "precision": spec.precision}
@@ -97,8 +97,10 @@ def temperature_rows(model: Model, sigma: float, x: Tensor, learned: Tensor, see
     rows = []
     for own in ({}, few) if few else ({},):
         closed = closed_scores(model.centres, x, sigma, **options, **own)
-        reading = by_error(learned, closed, np.random.default_rng([seed, len(model.images)]))
-        rows.append({"sigma": sigma, "neighbors": own.get("nearest"), **dataclasses.asdict(reading)})
+        for name, read in READINGS.items():
+            found = read(learned, closed, np.random.default_rng([seed, len(model.images)]))
+            about = {"sigma": sigma, "neighbors": own.get("nearest"), "reading": name}
+            rows.append({**about, **dataclasses.asdict(found)})
     return rows
 
 

@@ -19,7 +19,7 @@ EVALUATED = 48  # temperatures at which the closed form is evaluated; between th
 STEP = 0.01  # of ln T between the temperatures that a reading chooses from
 DRAWS = 400  # resamples of the points
 COVERED = (0.025, 0.975)
-FLAT = 1e-6  # relative squared errors that differ by less are not told apart: a thousandth of the score's length
+FLAT = 1e-6  # squares that differ by less are not told apart: a thousandth of the score's length
 WIDEST = 2.0  # quotient of the interval's ends up to which T counts as identified
 
 
@@ -28,7 +28,8 @@ class Reading:
     """T_eff with its 95 % interval.
 
     `identified`: whether the interval spans no more than a factor of WIDEST and ends below T = d; an interval from 1 is
-    a reading of T = 1. error, error_at_1: root mean square of |s_θ - s_T|/|s_θ| at T_eff and at T = 1.
+    a reading of T = 1. error, error_at_1: root mean square of what was made small, at T_eff and at T = 1:
+    |s_θ - s_T|/|s_θ|, or by direction the sine of the angle between them.
     """
 
     t_eff: float
@@ -58,6 +59,19 @@ def by_error(learned: Tensor, closed: Tensor, generator: np.random.Generator) ->
     """Return the T of least mean |s_θ - s_T|²/|s_θ|² over points, from scores (B, d) and `closed_scores` of them."""
     errors = (closed - learned).square().sum(2) / learned.square().sum(1)
     return _read(errors.cpu().numpy(), learned.shape[1], generator)
+
+
+def by_direction(learned: Tensor, closed: Tensor, generator: np.random.Generator) -> Reading:
+    """Return the T of least mean sin² of the angle between s_θ and s_T, from what `by_error` takes.
+
+    A score that is merely too short, as of a network that has learned too little, reads hot by its error: at low levels
+    a higher T shortens s_T and hardly turns it. Its direction does not read hot.
+    """
+    cosine = (closed * learned).sum(2) / (closed.norm(dim=2) * learned.norm(dim=1))
+    return _read((1 - cosine.square()).cpu().numpy(), learned.shape[1], generator)
+
+
+READINGS = {"error": by_error, "direction": by_direction}
 
 
 def _read(curves: np.ndarray, dimension: int, generator: np.random.Generator) -> Reading:

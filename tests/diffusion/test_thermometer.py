@@ -26,19 +26,20 @@ def noised(pictures, sigma, seed=1, count=POINTS):
     return chosen + sigma * torch.from_numpy(generator.standard_normal(chosen.shape))
 
 
-def read(score, x, sigma, pictures, seed=0, **options):
+def read(score, x, sigma, pictures, seed=0, by="error", **options):
     closed = thermometer.closed_scores(scores.make_centres(pictures), x, sigma, **options)
-    return thermometer.by_error(score, closed, np.random.default_rng(seed))
+    return thermometer.READINGS[by](score, closed, np.random.default_rng(seed))
 
 
+@pytest.mark.parametrize("by", thermometer.READINGS)
 @pytest.mark.parametrize("options", [{}, {"nearest": 8}, {"precision": "scheduled"}])
 @pytest.mark.parametrize(("temperature", "sigma"), [(1.0, 1.3), (5.0, 0.7), (30.0, 0.7), (200.0, 0.3)])
-def test_known_temperatures_are_read(temperature, sigma, options):
+def test_known_temperatures_are_read(temperature, sigma, options, by):
     pictures = centres()
     x = noised(pictures, sigma)
     level = torch.full((POINTS,), sigma, dtype=torch.float64)
     score = scores.unconditioning(scores.make_centres(pictures), x, temperature, sigma=level, **options)
-    found = read(score, x, sigma, pictures, **options)
+    found = read(score, x, sigma, pictures, by=by, **options)
     assert found.identified
     assert found.t_eff == pytest.approx(temperature, rel=0.05)
     assert found.low <= temperature <= found.high
@@ -56,6 +57,16 @@ def test_the_interval_covers_under_noise():
         assert found.error == pytest.approx(0.3 / np.sqrt(1.09), rel=0.1)
         covered += found.low <= 30 <= found.high
     assert covered >= 34
+
+
+def test_a_score_that_is_merely_too_short_reads_hot_by_its_error_alone():
+    pictures, sigma = centres(), 0.7
+    x = noised(pictures, sigma)
+    short = 0.8 * scores.unconditioning(scores.make_centres(pictures), x, 5.0)
+    assert read(short, x, sigma, pictures).low > 5
+    found = read(short, x, sigma, pictures, by="direction")
+    assert found.t_eff == pytest.approx(5, rel=0.05)
+    assert found.low <= 5 <= found.high
 
 
 def test_where_one_centre_has_all_weight_only_an_upper_bound_is_read():
@@ -95,6 +106,8 @@ def test_a_network_is_read_over_all_images_and_over_as_many_as_its_target():
     model = Model(Variant(**spec, sampler=sampler), levels, pictures, torch.device("cpu"), torch.nn.Identity())
     x = noised(centres(), 0.7)
     rows = temperature_rows(model, 0.7, x, scores.unconditioning(model.centres, x, 30.0, nearest=8), seed=0)
-    assert [row["neighbors"] for row in rows] == [None, 8]
-    assert rows[1]["t_eff"] == pytest.approx(30, rel=0.05)
-    assert rows[1]["error"] < rows[0]["error"]
+    named = {(row["neighbors"], row["reading"]): row for row in rows}
+    assert set(named) == {(None, "error"), (None, "direction"), (8, "error"), (8, "direction")}
+    for reading in thermometer.READINGS:
+        assert named[8, reading]["t_eff"] == pytest.approx(30, rel=0.05)
+        assert named[8, reading]["error"] < named[None, reading]["error"]

@@ -191,7 +191,11 @@ def write_learned(folder: Path, images: np.ndarray, seed: int) -> None:
     paths = [{"mixture": mixture, **path} for mixture in ("linear", "spherical")]
     reading = {"t_eff": 5.0 + seed, "low": 4.0, "high": 7.0, "identified": True, "error": 0.2, "error_at_1": 0.3}
     unread = {**reading, "low": 1.0, "high": 20.0, "identified": False}
-    temperatures = [{"sigma": 0.1, "neighbors": None, **unread}, {"sigma": 1.0, "neighbors": None, **reading}]
+    temperatures = [
+        {"sigma": sigma, "neighbors": None, "reading": name, **row}
+        for name in ("error", "direction")
+        for sigma, row in ((0.1, unread), (1.0, reading))
+    ]
     rows = {"levels": [level, higher], "temperatures": temperatures, "paths": paths}
     content = {**rows, "grid": [2, 1, 2], "settings": {"level": 1.0}}
     write_json(folder / "alignment.json", content)
