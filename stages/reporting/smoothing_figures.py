@@ -217,7 +217,7 @@ def _learned_temperatures(tables: Tables) -> list[Figure]:
     shares = [{**row, "share": 1 - (row["error"] / row["error_at_1"]) ** 2} for row in rows if row["error_at_1"] > 0]
     panels.curves(axes[2], [row for row in shares if row["reading"] == "error"], "variant", "sigma", "share")
     axes[2].set(
-        xscale="log", ylabel="1 - (error at T_eff / error at T = 1)²", title="Share of the error that T removes"
+        xscale="log", ylabel="share of error² at T = 1", title="What T removes of the error"
     )
     for axis in axes:
         axis.set_xlabel("noise level σ (pixels in [0, 1])")
