@@ -215,10 +215,8 @@ def _learned_temperatures(tables: Tables) -> list[Figure]:
             )
         axis.set(xscale="log", yscale="log", ylabel="T_eff", title=f"Temperature by {reading}")
     shares = [{**row, "share": 1 - (row["error"] / row["error_at_1"]) ** 2} for row in rows if row["error_at_1"] > 0]
-    panels.curves(axes[2], [row for row in shares if row["reading"] == "error"], "variant", "sigma", "share")
-    axes[2].set(
-        xscale="log", ylabel="share of error² at T = 1", title="What T removes of the error"
-    )
+    panels.curves(axes[2], [row for row in shares if row["reading"] == "direction"], "variant", "sigma", "share")
+    axes[2].set(xscale="log", ylabel="share of sin² at T = 1", title="What T removes of the angle")
     for axis in axes:
         axis.set_xlabel("noise level σ (pixels in [0, 1])")
     panels.shared_legend(figure, axes[2], min(4, len(panels.groups(rows, "variant"))))

@@ -189,7 +189,8 @@ def write_learned(folder: Path, images: np.ndarray, seed: int) -> None:
     higher = {**level, **some, "sigma": 1.0, "cosine": 0.999, "expansion_pairs": 4}
     path = {"path": 0, "length": 3.0, "longest_step": 0.9 - 0.1 * seed, "even_step": 1.0, "median_ratio": 0.2}
     paths = [{"mixture": mixture, **path} for mixture in ("linear", "spherical")]
-    reading = {"t_eff": 5.0 + seed, "low": 4.0 + seed, "high": 7.0 + seed, "identified": True, "error": 0.2, "error_at_1": 0.3}
+    ends = {"t_eff": 5.0 + seed, "low": 4.0 + seed, "high": 7.0 + seed}
+    reading = {**ends, "identified": True, "error": 0.2, "error_at_1": 0.3}
     unread = {**reading, "low": 1.0, "high": 20.0 + seed, "identified": False}
     temperatures = [
         {"sigma": sigma, "neighbors": None, "reading": name, **row}
