@@ -1,7 +1,7 @@
 """Copies and quality against score evaluations, of variants that differ in the number of the sampler's levels only."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import matplotlib
@@ -25,19 +25,27 @@ def evaluation_groups(variants: Sequence[Variant]) -> list[list[Row]]:
     A row has variant, sampler, evaluations, step, and of each of PANELS the value with the ends of its interval, as in
     the table of variants, and the value of held-out images.
     """
+    bounded = [variant for variant in variants if variant.sample["sampler"]["name"] != ENDLESS]
+    found = []
+    for group in _grouped(bounded, lambda v: _all_else(v, *ALONG)):
+        distinct = len({v.sample["nfe"] for v in group}) == len(group)
+        found += [group] if distinct else _grouped(group, lambda v: _all_else(v, "levels"))  # steps were compared
+    ordered = [sorted(own, key=lambda v: v.sample["nfe"]) for own in found]
+    return [[_row(v) for v in own] for own in ordered if own[0].sample["nfe"] != own[-1].sample["nfe"]]
+
+
+def _grouped(variants: Sequence[Variant], key: Callable[[Variant], str]) -> list[list[Variant]]:
     groups: dict[str, list[Variant]] = {}
     for variant in variants:
-        if variant.sample["sampler"]["name"] != ENDLESS:
-            groups.setdefault(_all_else(variant), []).append(variant)
-    found = [sorted(own, key=lambda v: v.sample["nfe"]) for own in groups.values()]
-    return [[_row(v) for v in own] for own in found if own[0].sample["nfe"] != own[-1].sample["nfe"]]
+        groups.setdefault(key(variant), []).append(variant)
+    return list(groups.values())
 
 
-def _all_else(variant: Variant) -> str:
-    """Return everything that must be equal, as text. The Fréchet distance depends on the number of samples, too."""
+def _all_else(variant: Variant, *along: str) -> str:
+    """Return everything but the sampler's keys `along`, as text. The samples under the Fréchet distance count, too."""
     tree = variant.tree
     spec = {key: value for key, value in tree["spec"].items() if key != "sampler"}
-    sampler = {key: value for key, value in tree["spec"]["sampler"].items() if key not in ALONG}
+    sampler = {key: value for key, value in tree["spec"]["sampler"].items() if key not in along}
     return json.dumps([spec, sampler, tree["train"], tree["sample"], variant.fid["samples"]], sort_keys=True)
 
 

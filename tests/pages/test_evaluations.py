@@ -20,6 +20,7 @@ CASES = {  # variant -> (spec, sampler, share of copies, Fréchet distance)
     "blind-100": (BLIND, HUNDRED, 0.6, 0.05),
     "blind-10": (BLIND, TEN, 0.1, 0.4),
     "blind-50": (BLIND, FIFTY, 0.4, 0.1),
+    "blind-50-large-steps": (BLIND, {**FIFTY, "step": 0.6}, 0.3, 0.15),
     "other-score": (SMOOTHED, TEN, 0.2, 0.2),
     "other-start": (BLIND, {**TEN, "exact_below": 1.0}, 0.2, 0.2),
     "other-sampler": (BLIND, {"name": "reverse-sde", "levels": 60}, 0.2, 0.2),
@@ -47,7 +48,7 @@ def groups(names: list[str]) -> list[list[dict]]:
 
 
 def test_variants_that_differ_in_levels_only_are_joined_in_the_order_of_evaluations(project):
-    (own,) = groups(list(CASES))
+    (own,) = groups([name for name in CASES if name != "blind-50-large-steps"])
     assert [(row["variant"], row["evaluations"], row["step"]) for row in own] == [
         ("blind-10", 10, 0.6),
         ("blind-50", 50, 0.16),
@@ -57,6 +58,11 @@ def test_variants_that_differ_in_levels_only_are_joined_in_the_order_of_evaluati
         assert row["copies"] == pytest.approx((copies / 200, *wilson(copies, 200)), abs=1e-4)
         assert row["fd_test"] == pytest.approx((distance, 0.9 * distance, 1.1 * distance))
         assert row["holdout"] == {"copies": 1 / 400, "blends": 2 / 400, "fd_test": 0.021}
+
+
+def test_where_steps_are_compared_a_line_has_one_step(project):
+    (own,) = groups(list(CASES))
+    assert [(row["variant"], row["step"]) for row in own] == [("blind-10", 0.6), ("blind-50-large-steps", 0.6)]
 
 
 @pytest.mark.parametrize("names", [["blind-10"], ["blind-10", "other-score"], ["blind-50", "other-start"]])
