@@ -22,7 +22,7 @@ from stages.diffusion.parameters import AlignmentParams
 from stages.diffusion.sampling import to_uint8
 from stages.diffusion.scores import conditioning
 from stages.diffusion.temperature import shell_power
-from stages.diffusion.thermometer import READINGS, closed_scores
+from stages.diffusion.thermometer import READINGS, by_expansion, closed_scores
 from stages.diffusion.variants import as_images, network_score, pixel_rows
 
 
@@ -92,16 +92,21 @@ def temperature_rows(model: Model, sigma: float, x: Tensor, learned: Tensor, see
     are the source image's except near the border between two images.
     """
     spec = model.variant
-    options = {"power": shell_power(x.shape[1], spec.power), "precision": spec.precision}
     few = {} if spec.neighbors is None else {"nearest": spec.neighbors.k, "radius": spec.neighbors.radius}
     rows = []
     for own in ({}, few) if few else ({},):
-        closed = closed_scores(model.centres, x, sigma, **options, **own)
+        closed = _closed(model, x, sigma, **own)
         for name, read in READINGS.items():
             found = read(learned, closed, np.random.default_rng([seed, len(model.images)]))
             about = {"sigma": sigma, "neighbors": own.get("nearest"), "reading": name}
             rows.append({**about, **dataclasses.asdict(found)})
     return rows
+
+
+def _closed(model: Model, x: Tensor, sigma: float, **few: Any) -> Tensor:
+    spec = model.variant
+    options = {"power": shell_power(x.shape[1], spec.power), "precision": spec.precision}
+    return closed_scores(model.centres, x, sigma, **options, **few)
 
 
 def cosines(learned: Tensor, empirical: Tensor) -> tuple[np.ndarray, np.ndarray]:
@@ -119,12 +124,14 @@ def expansion_row(model: Model, sigma: float, number: int, count: int, seed: int
 
     They are the network's, with its standard error (None for a single pair), that of the empirical score over all
     training images, and the closed form for the two centres alone. Where σ√d is below half the distance of two images
-    no such points exist; such pairs are left out, and a level without any pair has None.
+    no such points exist; such pairs are left out, and a level without any pair has None. The thermometer's reading is
+    the T at which the closed form of METHODS §1.4-1.5 has the network's mean factor.
     """
     pairs = _pairs(model, sigma, number, count, seed)
     names = ("expansion", "expansion_error", "expansion_empirical", "expansion_closed_form")
+    reading = {name: f"expansion_{name}" for name in ("t_eff", "low", "high", "identified")}
     if not pairs:
-        return {**dict.fromkeys(names), "expansion_pairs": 0}
+        return {**dict.fromkeys((*names, *reading.values())), "expansion_pairs": 0}
     flat = torch.tensor(np.stack([[pair.point, pair.mirror] for pair in pairs]), device=model.device).flatten(0, 1)
     level = torch.full((len(flat),), sigma, dtype=torch.float64, device=model.device)
     x = as_images(flat, torch.empty((len(flat), *model.shape), device=model.device))
@@ -136,7 +143,11 @@ def expansion_row(model: Model, sigma: float, number: int, count: int, seed: int
     error = factors.std(ddof=1) / math.sqrt(len(factors)) if len(factors) > 1 else math.inf
     values = factors.mean(), error, (spread(empirical) / before).mean(), np.mean(closed)
     rounded = [float(value) if math.isfinite(value) else None for value in values]
-    return {**dict(zip(names, rounded)), "expansion_pairs": len(pairs)}
+    hot = np.stack([spread(flat + sigma**2 * score) / before for score in _closed(model, flat, sigma)])
+    found = by_expansion(factors, hot, flat.shape[1], np.random.default_rng([seed, len(model.images)]))
+    temperature = {own: getattr(found, name) for name, own in reading.items()}
+    temperature["expansion_identified"] &= bool(found.error <= 2 * error)  # otherwise no T has the network's factor
+    return {**dict(zip(names, rounded)), **temperature, "expansion_pairs": len(pairs)}
 
 
 def spread(points: Tensor) -> np.ndarray:

@@ -6,6 +6,7 @@ small T, at high levels all centres weigh about the same. The interval then says
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -71,19 +72,33 @@ def by_direction(learned: Tensor, closed: Tensor, generator: np.random.Generator
     return _read((1 - cosine.square()).cpu().numpy(), learned.shape[1], generator)
 
 
+def by_expansion(factors: np.ndarray, closed: np.ndarray, dimension: int, generator: np.random.Generator) -> Reading:
+    """Return the T whose mean expansion factor over pairs is nearest to that of a score.
+
+    factors: float64 (P,), the score's; closed: float64 (EVALUATED, P), the closed form's at all `temperatures`. The
+    Reading's errors are differences of the mean factors.
+    """
+    return _read(closed - factors, dimension, generator, np.square)
+
+
 READINGS = {"error": by_error, "direction": by_direction}
 
 
-def _read(curves: np.ndarray, dimension: int, generator: np.random.Generator) -> Reading:
-    """Return where the curves' mean is least. curves: float64 (EVALUATED, points)."""
+def _read(
+    curves: np.ndarray,
+    dimension: int,
+    generator: np.random.Generator,
+    badness: Callable[[np.ndarray], np.ndarray] = lambda mean: mean,
+) -> Reading:
+    """Return where `badness` of the curves' mean is least. curves: float64 (EVALUATED, points)."""
     known = np.log(temperatures(dimension))
     fine = np.linspace(known[0], known[-1], 1 + int(np.ceil(known[-1] / STEP)))
     between = CubicSpline(known, curves)(fine)
     points = curves.shape[1]
     shares = generator.multinomial(points, np.full(points, 1 / points), DRAWS) / points
-    whole = between.mean(axis=1)
+    whole = badness(between.mean(axis=1))
     best = int(whole.argmin())
-    resampled = np.quantile((shares @ between.T).argmin(axis=1), COVERED)
+    resampled = np.quantile(badness(shares @ between.T).argmin(axis=1), COVERED)
     alike = np.flatnonzero(whole <= whole[best] + FLAT)
     first = max(0, int(min(resampled[0], alike[0])) - 1)  # one step more: T lies between two of them
     last = min(len(fine) - 1, int(np.ceil(max(resampled[1], alike[-1]))) + 1)

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from stages.diffusion import scores, thermometer
-from stages.diffusion.alignment import temperature_rows
+from stages.diffusion.alignment import expansion_row, temperature_rows
 from stages.diffusion.model import Model
 from stages.diffusion.parameters import Variant
 
@@ -111,3 +111,35 @@ def test_a_network_is_read_over_all_images_and_over_as_many_as_its_target():
     for reading in thermometer.READINGS:
         assert named[8, reading]["t_eff"] == pytest.approx(30, rel=0.05)
         assert named[8, reading]["error"] < named[None, reading]["error"]
+
+
+def expansion(temperature, sigma, times=1.0):
+    """The row of a network F = times σ s_T, whose factors are the closed form's at T, up to float32."""
+
+    class Shells(torch.nn.Module):
+        def forward(self, x, level):
+            found = scores.unconditioning(scores.make_centres(centres()), x.flatten(1).double(), temperature)
+            return (times * sigma * found).to(x.dtype).reshape(x.shape)
+
+    variant = Variant(
+        score="network", form="unconditioning",
+        sampler={"name": "actual-noise", "levels": 4, "step": 0.1, "exact_below": 1.0},
+    )  # fmt: skip
+    levels = torch.tensor([2.0, 0.5], dtype=torch.float64)
+    model = Model(variant, levels, centres()[..., None].numpy(), torch.device("cpu"), Shells())
+    return expansion_row(model, sigma, 0, 12, seed=0)
+
+
+@pytest.mark.parametrize(("temperature", "sigma"), [(1.0, 1.3), (5.0, 0.7), (30.0, 0.7)])
+def test_known_temperatures_are_read_from_the_expansion_of_pairs(temperature, sigma):
+    row = expansion(temperature, sigma)
+    assert row["expansion_pairs"] > 3
+    assert row["expansion_identified"]
+    assert row["expansion_t_eff"] == pytest.approx(temperature, rel=0.05)
+    assert row["expansion_low"] <= temperature <= row["expansion_high"]
+
+
+def test_where_no_temperature_has_the_expansion_none_is_read():
+    row = expansion(1.0, 0.7, times=3.0)
+    assert row["expansion_t_eff"] == 1
+    assert row["expansion_identified"] is False
