@@ -11,6 +11,7 @@ from typing import Any
 from stages.memorization.seeds import SeedMean, over_seeds, paired_rates
 from stages.memorization.statistics import newcombe
 from stages.reporting.runs import SHARES, Columns, final, seeds
+from stages.reporting.words import listing
 
 OUTCOMES = {
     "unknown": "without an interval no direction is claimed",
@@ -34,12 +35,14 @@ class Change:
         distance: samples nearer to the training set than all but 1 % of held-out images.
         blend: samples that are blends.
         basis: what the intervals rest on.
+        broken: the variants whose samples look broken, so that their shares say nothing of a working model.
     """
 
     ratio: SeedMean
     distance: SeedMean
     blend: SeedMean
     basis: str = ""
+    broken: tuple[str, ...] = ()
 
     @property
     def outcome(self) -> str:
@@ -68,9 +71,10 @@ class Change:
             f"blends {points(self.blend)}"
         )
         basis = f"; {self.basis}" if self.basis else ""
+        warning = f"; the samples of {listing(self.broken)} look broken" if self.broken else ""
         if self.outcome == "unknown":
-            return f"{numbers}; {OUTCOMES['unknown']}"
-        return f"{OUTCOMES[self.outcome]} ({numbers}{basis})"
+            return f"{numbers}; {OUTCOMES['unknown']}{warning}"
+        return f"{OUTCOMES[self.outcome]} ({numbers}{basis}){warning}"
 
 
 def direction(value: SeedMean) -> int:

@@ -215,9 +215,11 @@ def contrast_row(item: Contrast, change: Change) -> dict[str, Any]:
 def _change(of: "Variant", against: "Variant") -> Change:
     """Return the change between two variants, over the seeds where both are trained networks that share seeds."""
     if of.runs is not None and against.runs is not None and seeds(of.runs) & seeds(against.runs):
-        return at_the_end(of.runs, against.runs)
-    measures = of.filter["metrics"], against.filter["metrics"]
-    return one_run(*measures) if of.network or against.network else between_closed_forms(*measures)
+        found = at_the_end(of.runs, against.runs)
+    else:
+        measures = of.filter["metrics"], against.filter["metrics"]
+        found = one_run(*measures) if of.network or against.network else between_closed_forms(*measures)
+    return dataclasses.replace(found, broken=tuple(variant.name for variant in (of, against) if variant.broken))
 
 
 def _keys(found: Contrast) -> str:

@@ -13,7 +13,7 @@ both FDs times the slope of the plain network's curve (first order).
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -91,9 +91,16 @@ def _baseline(smoothed: "Variant", plain: Sequence["Variant"]) -> str | None:
 
 def frontier(variants: Sequence["Variant"]) -> list[AtEqualDistance]:
     """Return every smoothed network that has a baseline beside it, in the order of the variants."""
-    runs = {variant.name: variant.runs for variant in variants}
+    runs, broken = ({v.name: v.runs for v in variants}, {v.name for v in variants if v.broken})
     pairs = ((of, against) for of, against in baselines(variants).items() if against is not None)
-    return [at_equal_distance(of, against, runs) for of, against in pairs]
+    return [_warned(at_equal_distance(of, against, runs), broken) for of, against in pairs]
+
+
+def _warned(found: AtEqualDistance, broken: Collection[str]) -> AtEqualDistance:
+    """Return the comparison with a warning where the smoothed network's samples look broken."""
+    if found.change is None or found.of not in broken:
+        return found
+    return dataclasses.replace(found, change=dataclasses.replace(found.change, broken=(found.of,)))
 
 
 def at_equal_distance(of: str, against: str, runs: Mapping[str, Columns]) -> AtEqualDistance:
