@@ -1,6 +1,5 @@
 """Copies at equal quality: synthetic trainings whose answer is known, by formula, in the results and on the page."""
 
-import html
 import json
 import re
 from collections.abc import Callable
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from page_text import text_of
 from report_project import IMAGES, REPORT, write_project, write_runs
 
 from stages.errors import InputError
@@ -59,12 +59,6 @@ def write(root: Path, seeds: tuple[int, ...] = (1, 2, 3), names: tuple[str, ...]
 
 def results() -> dict:
     return json.loads(Path("data/report/results.json").read_text())
-
-
-def text_of(page: str) -> str:
-    for tag in ("style", "script", "svg", "pre"):
-        page = re.sub(rf"<{tag}\b.*?</{tag}>", "", page, flags=re.S)
-    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
 
 
 @pytest.fixture(scope="module")

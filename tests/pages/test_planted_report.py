@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import yaml
 from filter_inputs import TREE, write_index
+from page_text import strings, text_of
 from planted_images import blank, blended, digits, mean_image, noised
 from report_project import write_project
-from test_report import strings, text_of
 
 from stages.files.images import image_table, write_images
 from stages.protocol import run_plain

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from page_text import strings, text_of
 from PIL import Image
 from report_project import COPIED, IMAGES, REPORT, VARIANTS, write_project
 
@@ -118,20 +119,6 @@ def test_all_checks_pass_when_the_numbers_say_so(page):
 def test_a_check_fails_when_the_numbers_say_so(project, changes, title):
     found, _ = judge(project, copied={**COPIED, **changes})
     assert not found[title].passed
-
-
-def text_of(page: str) -> str:
-    """What a reader sees of the page's prose, without figures, style, scripts and parameters."""
-    for tag in ("style", "script", "svg", "pre"):
-        page = re.sub(rf"<{tag}\b.*?</{tag}>", "", page, flags=re.S)
-    return " ".join(html.unescape(re.sub(r"<[^>]+>", " ", page)).split())
-
-
-def strings(value: object) -> list[str]:
-    """Every string in a JSON value."""
-    if isinstance(value, dict | list):
-        return [text for item in (value.values() if isinstance(value, dict) else value) for text in strings(item)]
-    return [value] if isinstance(value, str) else []
 
 
 def test_a_contrast_of_sampler_and_form_is_confounded_and_never_an_effect(project, capsys):
