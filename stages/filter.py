@@ -184,7 +184,6 @@ def work(shard: Shard) -> Path:
     import numpy as np
 
     from stages.features.encoders import load_encoder
-    from stages.memorization.calibrated_metrics import hull_arrays
     from stages.memorization.matching import BUDGET, match, own_neighbors, whole_reference
     from stages.memorization.ratios import lowest, rho
     from stages.memorization.run_metrics import search
@@ -198,12 +197,11 @@ def work(shard: Shard) -> Path:
         return write_arrays(shard.path, own_neighbors(train.flat, span.start, span.stop, BUDGET))
     images = table.images[span]
     found = match(images, whole_reference(train.images), settings["neighbors"], settings["own_neighbors"])
-    hulls = hull_arrays(table.flat[span], train.flat, found["index"], BUDGET)
     rows = lowest(rho(found["squared"]), min(settings["features"], len(images)))
     encoder = load_encoder(EncoderParams(**settings["encoder"]), settings["device"])
     made = np.array([json.dumps(encoder.metadata, sort_keys=True)])
     features = {"feature": encoder(images[rows]), "feature_row": rows + span.start, "feature_made": made}
-    return write_arrays(shard.path, {**found, **hulls, **features})
+    return write_arrays(shard.path, {**found, **features})
 
 
 def gather(params: Params, parts: Parts) -> None:

@@ -29,12 +29,12 @@ REACH = {
     "index": (25, ["engine", "features", "files", "search"]),
     "train": (25, ["diffusion", "files"]),
     "sample": (39, ["diffusion", "engine", "files", "search"]),
-    "filter": (60, ["engine", "features", "files", "images", "memorization", "search"]),
+    "filter": (63, ["engine", "features", "files", "images", "memorization", "search"]),
     "fid": (27, ["engine", "features", "files", "images"]),
     "verify": (56, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
     "report": (49, ["engine", "files", "memorization", "reporting", "search", "theory"]),
-    "audit": (95, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
-    "copybench": (56, ["engine", "features", "files", "images", "memorization", "search"]),
+    "audit": (99, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
+    "copybench": (60, ["engine", "features", "files", "images", "memorization", "search"]),
 }
 """Stage: how many files its results depend on, at most, and in which folders they may lie (besides stages/ itself).
 Every file more is one whose edit computes the stage again. Raise a number only with a reason in the commit."""

@@ -19,7 +19,7 @@ from stages.errors import InputError
 # |sum of d products of int8| ≤ 128² d
 MAX_INT32_TERMS = 131_000  # the sum is below 2**31
 MAX_FLOAT32_TERMS = 1_024  # it is below 2**24, exact in float32
-SMALL_PRODUCT = 1 << 28  # multiplications up to which float32 takes no longer than the int8 product
+SMALL_PRODUCT = 1 << 22  # multiplications up to which float32 takes about as long as the int8 product
 NORMS_BLOCK = 1 << 19  # bytes of images whose norms NumPy takes at once
 MEMORY_SHARE = "SCORESMOOTH_MEMORY_SHARE"
 

@@ -21,10 +21,9 @@ from stages.memorization.groups import Duplicates, find_duplicates
 from stages.memorization.judge import Judged, Suspects
 from stages.memorization.leaks import check_leaks, find_leaks, leak_note
 from stages.memorization.matching import BLOCK, Matches, Reference, join
-from stages.memorization.metrics import Rules, Searched
+from stages.memorization.metrics import Rules, Searched, calibrated_by
 from stages.memorization.planting import WORDS
 from stages.memorization.self_test import planted_count
-from stages.memorization.thresholds import calibrate
 from stages.protocol import Parts
 
 CARLINI_ALPHA, CARLINI_N = 0.5, 50
@@ -316,7 +315,7 @@ class Audit:
         )
         control = self._without_leaks(control)
         samples, control, tested = (self._searched(found) for found in (samples, control, join([control, planted])))
-        self.thresholds = calibrate(control.scores.best, self.params.percentile)
+        self.thresholds = calibrated_by(control, self.params.percentile)
         self.inquiries = (
             self._inquiry(samples, self.reference(), self.queries),
             self._inquiry(control, self.control_reference, self.control),

@@ -23,7 +23,7 @@ from stages.images.subset import read_subset
 from stages.memorization import planting
 from stages.memorization.statistics import rate_with_interval
 
-VERSION = 1
+VERSION = 2
 FALSE_POSITIVES = 0.0025
 
 

@@ -2,28 +2,20 @@
 
 A part of a training image that was enlarged to the full size is far from that image, pixel for pixel. Reduced to the
 part's own size it equals a window of that image, up to interpolation. SIDES are the sizes that are tried, REACH is the
-largest offset of a window's centre from the image's centre. A shortlist by reduced images comes first, then the exact
-search of every window of it. The shortlist is made at fewer sizes, which reduced images hardly tell apart.
+largest offset of a window's centre from the image's centre. Every window of the candidates is searched.
 """
 
 import dataclasses
-from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
 
 from stages.files.png import as_picture
-from stages.memorization.reduced import COARSE, Window, reduce
+from stages.memorization.reduced import COARSE
 from stages.search.alignment import best_window
-from stages.search.nearest_short import nearest_short
 
 SIDES = (31 / 32, 30 / 32, 29 / 32, 28 / 32, 27 / 32, 26 / 32)  # of the image's side
-SHORTLIST_SIDES = (30 / 32, 27 / 32)
 REACH = 3  # pixels, along each axis
-NEIGHBORS = 4  # of every coarse window
-PIXEL_CANDIDATES = 4
-
-Reduced = Callable[[Window], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,21 +34,17 @@ class Cropped:
     distance: np.ndarray
 
 
-def best_crop(images: np.ndarray, reference: np.ndarray, index: np.ndarray, reduced: Reduced, budget: int) -> Cropped:
+def best_crop(images: np.ndarray, reference: np.ndarray, candidates: np.ndarray) -> Cropped:
     """Return the window that each image fits best when it is made smaller; ties to the larger side.
 
     Args:
         images: uint8 (N, H, W, C); reference: uint8 (M, H, W, C).
-        index: int64 (N, k), the nearest reference images.
-        reduced: a window → what `reduce(reference, window)` returns.
+        candidates: int64 (N, S), the reference rows that are tried.
     """
-    best = Cropped(index[:, 0].copy(), np.zeros((len(images), 3), np.int64), np.full(len(images), np.inf))
-    whole, candidates = images.shape[1], index[:, :PIXEL_CANDIDATES]
-    for side in window_sides(whole, SHORTLIST_SIDES):
-        near = _shortlist(shrunk(images, side), whole - side, reduced, budget)
-        candidates = np.concatenate([candidates, near], axis=1)
+    best = Cropped(candidates[:, 0].copy(), np.zeros((len(images), 3), np.int64), np.full(len(images), np.inf))
+    whole = images.shape[1]
     for side in window_sides(whole, SIDES):
-        found = best_window(shrunk(images, side), reference, candidates, np.array(_places(whole - side, 0)))
+        found = best_window(shrunk(images, side), reference, candidates, np.array(_places(whole - side)))
         nearer = found.distance < best.distance
         best.row[nearer], best.distance[nearer] = found.row[nearer], found.distance[nearer]
         best.window[nearer, :2], best.window[nearer, 2] = found.shift[nearer], side
@@ -78,21 +66,8 @@ def shrunk(images: np.ndarray, side: int) -> np.ndarray:
     return np.stack([small(image) for image in images])
 
 
-def _shortlist(small: np.ndarray, room: int, reduced: Reduced, budget: int) -> np.ndarray:
-    """Return the reference rows that have a near window among reduced images: int64 (N, S)."""
-    side, queries, found = small.shape[1], reduce(small), []
-    for y, x in _places(room, max(1, side // COARSE // 4)):
-        cells = reduced((y, x, side))
-        found.append(nearest_short(queries, cells, min(NEIGHBORS, len(cells)), budget))
-    return np.concatenate(found, axis=1)
-
-
-def _places(room: int, tolerance: int) -> list[tuple[int, int]]:
-    """Return places (y, x) of windows that leave `room` beside them, at most REACH from the middle: as many that every
-    such place is within `tolerance`, along each axis, of a listed one."""
+def _places(room: int) -> list[tuple[int, int]]:
+    """Return the places (y, x) of windows that leave `room` beside them, at most REACH from the middle."""
     middle = room // 2
-    first, last = max(0, middle - REACH), min(room, middle + REACH)
-    span = last - first + 1
-    count = -(-span // (2 * tolerance + 1))
-    steps = [first + round((i + 0.5) * span / count - 0.5) for i in range(count)]
+    steps = range(max(0, middle - REACH), min(room, middle + REACH) + 1)
     return [(y, x) for y in steps for x in steps]

@@ -30,6 +30,7 @@ from stages.memorization.metrics import (
     Flags,
     Rules,
     Searched,
+    calibrated_by,
     definitions,
     distance_summary,
     grouped_flags,
@@ -49,14 +50,14 @@ from stages.memorization.pictures import Pair, draw_pairs, spread_rows
 from stages.memorization.quality import Looks, broken
 from stages.memorization.quality_rule import QualityRule
 from stages.memorization.ratios import rho
-from stages.memorization.thresholds import COPY_CAP, Thresholds, calibrate
+from stages.memorization.thresholds import COPY_CAP, Thresholds
 from stages.memorization.verdicts import Evidence, decide, ratio_rules
 from stages.memorization.vocabulary import COPIED, VERDICTS
 from stages.search.pixel_distance import pixel_distance
 
 FIRST, LISTED = 4, 10  # samples whose nearest training images are listed, and how many of these
 BLOCK = 4096  # training images whose features are in memory in float64 at once
-EXTRA = ("feature_row", "feature", "feature_made", "hull", "effective")  # arrays of a part beside its matches
+EXTRA = ("feature_row", "feature", "feature_made")  # arrays of a part beside its matches
 
 
 def _only(found: Any, kept: np.ndarray) -> Any:
@@ -74,14 +75,11 @@ class Measured:
     Attributes:
         searched: its matches and scores.
         features: of its candidates and their nearest training images.
-        hull, effective: float64 (N,), d_hull of every image and the effective number of its weights.
         sharpness, roughness: float64 (N,), of every image (stages.images.sharpness).
     """
 
     searched: Searched
     features: FeatureDistances
-    hull: np.ndarray
-    effective: np.ndarray
     sharpness: np.ndarray
     roughness: np.ndarray
 
@@ -97,12 +95,14 @@ class Measured:
     def looks(self) -> Looks:
         """What says whether the images are broken."""
         nearest = self.searched.matches.index[:, 0]
-        return Looks(nearest, self.searched.distance, self.hull, self.sharpness, self.roughness)
+        return Looks(nearest, self.searched.distance, self.searched.matches.hull, self.sharpness, self.roughness)
 
     def nearness(self, below: float) -> Nearness:
         """How near the images lie to the training set; copies are those whose r₁/r₂ is `below`."""
         found = self.searched.scores
-        return Nearness(self.searched.distance, self.hull, (found.ratio < below) | (found.ratio_grouped < below))
+        return Nearness(
+            self.searched.distance, self.searched.matches.hull, (found.ratio < below) | (found.ratio_grouped < below)
+        )
 
 
 def grouped_reference(parts: Sequence[Path], train: ImageTable) -> Reference:
@@ -144,12 +144,12 @@ def measure(
     rules: Rules,
     threshold: float | None,
 ) -> Measured:
-    """Join the parts of a search: `matching.match`, hulls, and features of some rows with the JSON of their making.
+    """Join the parts of a search: `matching.match`, and features of some rows with the JSON of their making.
 
     threshold: what `first_stage` returns.
     """
     found = join([read_arrays(part) for part in parts])
-    rows, features, made, *hulls = (found.pop(name) for name in EXTRA)
+    rows, features, made = (found.pop(name) for name in EXTRA)
     matches = Matches(**with_groups(found, images.images, reference), dimension=train.dimension)
     searched = Searched.of(matches, rules.percentile, threshold)
     known, spacing = _train_features([json.loads(text) for text in made], train)
@@ -159,7 +159,7 @@ def measure(
     difference = features.astype(np.float64) - known[nearest].astype(np.float64)
     distances[0, rows], distances[1, rows] = np.linalg.norm(difference, axis=1), spacing[nearest]
     looks = total_variation(images.images), roughness(images.images)
-    return Measured(searched, FeatureDistances(*distances), *hulls, *looks)
+    return Measured(searched, FeatureDistances(*distances), *looks)
 
 
 def _train_features(made: list[dict[str, Any]], train: ImageTable) -> tuple[np.ndarray, np.ndarray]:
@@ -234,7 +234,7 @@ class Comparison:
     @functools.cached_property
     def thresholds(self) -> Thresholds:
         """Thresholds of ρ*."""
-        return calibrate(self.holdout.searched.scores.best, self.rules.percentile)
+        return calibrated_by(self.holdout.searched, self.rules.percentile)
 
     @functools.cached_property
     def flags(self) -> Flags:
@@ -288,8 +288,6 @@ class Comparison:
             **training_image("best", best.row, train_ids),
             "best_distance": best.distance,
             **match_columns(searched, train_ids),
-            "hull_distance": self.samples.hull,
-            "effective_number": self.samples.effective,
             "blend": blends(*self.nearness),
         }
         return sorted_pairs(columns, ratio)

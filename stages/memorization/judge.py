@@ -12,10 +12,12 @@ from stages.memorization.metrics import (
     Flags,
     Rules,
     Searched,
+    blended,
     definitions,
     grouped_flags,
     published_flags,
 )
+from stages.memorization.nuisances import KINDS, VIEWS
 from stages.memorization.ratios import PUBLISHED
 from stages.memorization.thresholds import Thresholds
 from stages.memorization.verdicts import Evidence, decide, rho_star_rules
@@ -31,13 +33,14 @@ METRICS = (
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """The match that is shown of N images: the nearest training image, or the mirrored, shifted or cropped match
-    where that one makes a candidate.
+    """The match that is shown of N images: the nearest training image, or the match under another transform where that
+    one makes a candidate.
 
     Attributes:
         transform: int64 (N,), place in scores.TRANSFORMS.
         row: int64 (N,), the reference row.
-        distance: float64 (N,), the pixel distance under the transform.
+        distance: float64 (N,), the pixel distance under the transform; under a change (scores.TRANSFORMS from the fifth
+            on) that of reduced images, up to colours.
         mirrored: bool (N,), whether the mirror image matches.
         words: N strings, the transform for a person.
     """
@@ -53,21 +56,28 @@ def shown_matches(m: Matches, transform: np.ndarray) -> Shown:
     """Return the matches under the transforms, int64 (N,)."""
     plain, mirrored = (pixel_distance(s[:, 0], m.dimension) for s in (m.squared, m.mirrored_squared))
     at = np.arange(len(m))
-    row = np.stack([m.index[:, 0], m.mirrored_index[:, 0], m.shift_row, m.crop_row])[transform, at]
-    distance = np.stack([plain, mirrored, m.shift_distance, m.crop_distance])[transform, at]
-    turned = np.stack([transform < 0, transform == 1, m.shift_mirrored, m.crop_mirrored])[transform, at]
+    first = m.changed_row[..., 0], np.sqrt(m.changed_residual[..., 0]) / 255, m.changed_mirrored[..., 0]
+    rows, distances, sides = (values.T for values in first)
+    row = np.stack([m.index[:, 0], m.mirrored_index[:, 0], m.shift_row, m.crop_row, *rows])[transform, at]
+    distance = np.stack([plain, mirrored, m.shift_distance, m.crop_distance, *distances])[transform, at]
+    turned = np.stack([transform < 0, transform == 1, m.shift_mirrored, m.crop_mirrored, *sides])[transform, at]
     return Shown(transform, row, distance, turned, _transform_words(m, transform))
 
 
 def _transform_words(m: Matches, transform: np.ndarray) -> list[str]:
-    """none, mirrored, shifted by (dy, dx), enlarged from side × side at (y, x); the last two also mirrored."""
+    """none, mirrored, shifted by (dy, dx), enlarged from side × side at (y, x), or a change; all also mirrored."""
     words = []
     columns = transform, m.shift.tolist(), m.shift_mirrored, m.crop_window.tolist(), m.crop_mirrored
-    for kind, (dy, dx), turned, (y, x, side), crop_turned in zip(*columns):
+    for at, (kind, (dy, dx), turned, (y, x, side), crop_turned) in enumerate(zip(*columns)):
         shifted = f"{'mirrored and ' if turned else ''}shifted by ({dy}, {dx})"
         cropped = f"{'mirrored and ' if crop_turned else ''}enlarged from {side} × {side} at ({y}, {x})"
-        words.append(("none", "mirrored", shifted, cropped)[kind])
+        words.append(("none", "mirrored", shifted, cropped)[kind] if kind < 4 else _change_words(m, at, kind - 4))
     return words
+
+
+def _change_words(m: Matches, at: int, kind: int) -> str:
+    view = VIEWS[KINDS[kind]][m.changed_view[at, kind, 0]]
+    return f"{'mirrored and ' if m.changed_mirrored[at, kind, 0] else ''}{view.words}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +133,9 @@ class Suspects:
             self.searched.candidate,
             features.confirmed(rules.margin),
         )
-        verdict, reason = decide(rho_star_rules(evidence, self.searched.scores, self.thresholds))
+        verdict, reason = decide(
+            rho_star_rules(evidence, self.searched.scores, self.thresholds, blended(self.searched, self.thresholds))
+        )
         flags["copy_or_near_copy"] = np.isin(verdict, COPIED)
         return Judged(self.searched, self.shown, features, verdict, reason, {name: flags[name] for name in METRICS})
 

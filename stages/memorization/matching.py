@@ -1,28 +1,27 @@
 """Every image against the reference: exact neighbours, also mirrored, the best shift and crop, and the next group.
 
-The nearest images of the image and of its mirror image are exact over the whole reference. Shifts and crops are
-searched in two steps: a shortlist (the nearest by pixels, and the nearest among reduced images, see `shortlist`), then
-the exact best shift, or window, over the shortlist. The shortlist is the only inexact step; the self-test measures
-what it misses.
+The nearest images of the image and of its mirror image are exact over the whole reference. Shifts, crops and the
+changes of stages.memorization.nuisances are searched in two steps: a shortlist (the nearest by pixels, and the nearest
+among reduced images), then the exact best shift, window or view over the shortlist. The shortlist is the only inexact
+step; the self-test measures what it misses.
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 
 from stages.engine.products import single_threaded_products
 from stages.files.arrays import Arrays
+from stages.memorization import mixtures, nuisances
 from stages.memorization.crops import best_crop
-from stages.memorization.reduced import COARSE, Window, reduce
+from stages.memorization.nuisances import OUTSIDE
 from stages.search.alignment import best_shift, tile_distance
 from stages.search.nearest import nearest
-from stages.search.nearest_short import nearest_short
 
 NEIGHBORS = 50  # of every image, exact
-OUTSIDE = 10  # nearest images outside the nearest one's duplicate group: the scale of rho
-REACH = 2  # pixels of shift
-COARSE_NEIGHBORS = 12
-PIXEL_CANDIDATES = 8
+LEAST_REACH, REACH = 2, 3  # pixels of shift, of small and of other images
+CANDIDATES = 4  # the nearest by pixels and by brightness, at which shifts and crops are searched besides the shortlist
 WIDE = 1_024  # neighbours that are searched at most to get beyond a duplicate group; larger groups go one by one
 BLOCK = 4_096  # images that are matched at once
 BUDGET = 1 << 30  # bytes of working memory
@@ -38,7 +37,6 @@ class Reference:
         group: int64 (M,); equal for images of one duplicate group.
         own: (index, squared), int64 (M, n): each one's nearest other images, where they are known already.
         budget: bytes of working memory for a search.
-        kept: reduced images, by window, where they take little room (`reduced`).
     """
 
     images: np.ndarray
@@ -46,7 +44,6 @@ class Reference:
     group: np.ndarray
     own: tuple[np.ndarray, np.ndarray] | None = None
     budget: int = BUDGET
-    kept: dict[Window | None, np.ndarray] = dataclasses.field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -60,14 +57,10 @@ class Reference:
         """Return these rows as a reference of their own."""
         return Reference(self.images[rows], self.rows[rows], self.group[rows], budget=self.budget)
 
-    def reduced(self, window: Window | None = None) -> np.ndarray:
-        """Return `reduce(images, window)`, uint8 (M, D); results of up to a quarter of the budget are kept."""
-        if window in self.kept:
-            return self.kept[window]
-        found = reduce(self.images, window)
-        if found.nbytes + sum(array.nbytes for array in self.kept.values()) <= self.budget // 4:
-            self.kept[window] = found
-        return found
+    @functools.cached_property
+    def seen(self) -> nuisances.Reduced:
+        """The images as the views of changed copies see them."""
+        return nuisances.Reduced.of(self.images)
 
     def nearest(self, queries: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         """Return the `count` nearest images, or all, of uint8 (Q, d): index and squared distance, int64 (Q, k)."""
@@ -110,12 +103,21 @@ class Matches:
         index, squared: (N, k), the nearest reference images.
         outside: (N, OUTSIDE), squares to the nearest ones outside the nearest one's group; −1 where there are no more.
         mirrored_index, mirrored_squared, mirrored_outside: the same for the image mirrored left to right.
-        shift_row: (N,), the best match over the shortlist, shifts of up to REACH pixels and the mirror image.
+        shift_row: (N,), the best match over the shortlist, shifts of up to `reach` pixels and the mirror image.
         shift: (N, 2), its (dy, dx).
         shift_mirrored: bool (N,), whether it matches the mirrored image.
         shift_distance: float64 (N,), root mean squared difference over the overlap, pixels in [0, 1].
         crop_row, crop_distance: (N,), the best match over enlarged windows (`crops.Cropped`) of the shortlist and the
             mirror image; crop_window: (N, 3), its (y, x, side); crop_mirrored: bool (N,).
+        changed_row, changed_view: int64 (N, kinds, S), the S nearest reference images under each kind of change
+            (`nuisances.KINDS`) of the image or its mirror image, and the place of the view; −1: no more.
+        changed_relative, changed_residual: float64 (N, kinds, S), their distances (`nuisances.explain`); ∞: no more.
+        changed_mirrored: bool (N, kinds, S), whether they match the mirrored image.
+        changed_group: int64 (N, kinds, S), their duplicate groups; −1: no more.
+        hull, effective: float64 (N,), distance to the convex hull of the nearest images of the 8 nearest
+            duplicate groups, and the effective number of its weights (stages.memorization.blends).
+        mixture, mixture_effective: float64 (N,), the same, with further points where a change brings the image near to
+            a training image (stages.memorization.mixtures).
         tile: float64 (N,), tile-max distance: the least over the k nearest.
         own_index, own_squared: (N, n), from the nearest reference image to those nearest to it, itself not counted.
         own_outside: (N,), square from there to the next image outside its group; −1 where there is none.
@@ -136,6 +138,16 @@ class Matches:
     crop_window: np.ndarray
     crop_mirrored: np.ndarray
     crop_distance: np.ndarray
+    changed_row: np.ndarray
+    changed_view: np.ndarray
+    changed_relative: np.ndarray
+    changed_residual: np.ndarray
+    changed_mirrored: np.ndarray
+    changed_group: np.ndarray
+    hull: np.ndarray
+    effective: np.ndarray
+    mixture: np.ndarray
+    mixture_effective: np.ndarray
     tile: np.ndarray
     own_index: np.ndarray
     own_squared: np.ndarray
@@ -169,10 +181,14 @@ def join(parts: list[Arrays]) -> Arrays:
 def _match(block: np.ndarray, reference: Reference, count: int, own_count: int) -> Arrays:
     images = np.concatenate([block, mirrored(block)])  # one search prepares the reference once
     index, squared = reference.nearest(images.reshape(len(images), -1), count)
-    candidates = shortlist(images, index, reference)
-    shifted = best_shift(images, reference.images, candidates, min(REACH, (min(images.shape[1:3]) - 1) // 2))
+    side = min(images.shape[1:3])
+    pixels = reach(side)
+    changed, lists = nuisances.explain(images, reference.seen, reference.budget, pixels / side)
+    near = np.concatenate([index[:, :CANDIDATES], lists["plain"][:, :CANDIDATES]], axis=1)
+    candidates = np.concatenate([near, lists["moved"]], axis=1)
+    shifted = best_shift(images, reference.images, candidates, pixels)
     turned, best = _nearer_half(shifted.distance)
-    cropped = best_crop(images, reference.images, index, reference.reduced, reference.budget)
+    cropped = best_crop(images, reference.images, np.concatenate([near, lists["zoomed"]], axis=1))
     crop_turned, crop_best = _nearer_half(cropped.distance)
     mine = len(block)
     own = index[:mine]
@@ -189,6 +205,7 @@ def _match(block: np.ndarray, reference: Reference, count: int, own_count: int) 
         "crop_window": cropped.window[crop_best],
         "crop_mirrored": crop_turned,
         "crop_distance": cropped.distance[crop_best],
+        **_either(changed),
         "tile": tile_distance(block, reference.images, own),
         **_own(own[:, 0], reference, own_count),
     }
@@ -202,6 +219,20 @@ def _nearer_half(distance: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return nearer, np.arange(len(plain)) + len(plain) * nearer
 
 
+def reach(side: int) -> int:
+    """Return how many pixels images of this side are shifted by at most: a tenth of it within the bounds above."""
+    return min((side - 1) // 2, max(LEAST_REACH, min(REACH, side // 10)))
+
+
+def _either(changed: Arrays) -> Arrays:
+    """Return the best matches of N images or their mirror images, from those of the N and then of the mirror images."""
+    halves = {name: np.split(values, 2) for name, values in changed.items()}
+    sides = {name: np.concatenate(pair, axis=-1) for name, pair in halves.items()}
+    count = changed["row"].shape[-1]
+    sides["mirrored"] = np.broadcast_to(np.arange(2 * count) >= count, sides["row"].shape)
+    return {f"changed_{name}": values[..., :count] for name, values in nuisances.best_first(sides).items()}
+
+
 def _own(nearest_rows: np.ndarray, reference: Reference, count: int) -> Arrays:
     """Return the neighbours of every nearest image; each distinct one is searched once."""
     rows, back = np.unique(nearest_rows, return_inverse=True)
@@ -210,7 +241,8 @@ def _own(nearest_rows: np.ndarray, reference: Reference, count: int) -> Arrays:
 
 
 def with_groups(found: Arrays, images: np.ndarray, reference: Reference) -> Arrays:
-    """Add the distances to images of other duplicate groups to what `match` found of images uint8 (N, H, W, C)."""
+    """Add what depends on duplicate groups to what `match` found of images uint8 (N, H, W, C): the distances to images
+    of other groups, and the hull, in which a group is one image."""
     flat, turned = (some.reshape(len(images), -1) for some in (images, mirrored(images)))
     rows, first, back = np.unique(found["index"][:, 0], return_index=True, return_inverse=True)
     # itself leads the list, so that its own group is the one to leave
@@ -218,9 +250,11 @@ def with_groups(found: Arrays, images: np.ndarray, reference: Reference) -> Arra
     squared = np.pad(found["own_squared"][first], ((0, 0), (1, 0)))
     return {
         **found,
+        **mixtures.hulls(found, np.stack([flat, turned]), reference.flat, reference.group, reference.nearest),
         "outside": outside(flat, found["index"], found["squared"], reference, OUTSIDE),
         "mirrored_outside": outside(turned, found["mirrored_index"], found["mirrored_squared"], reference, OUTSIDE),
         "own_outside": outside(reference.flat[rows], index, squared, reference, 1)[back, 0],
+        "changed_group": np.where(found["changed_row"] < 0, -1, reference.group[found["changed_row"]]),
     }
 
 
@@ -260,26 +294,3 @@ def _foreign(
         np.take_along_axis(foreign, order, 1), np.take_along_axis(squared, order, 1), -1
     )
     return result, foreign.sum(1)
-
-
-def shortlist(images: np.ndarray, index: np.ndarray, reference: Reference) -> np.ndarray:
-    """Return the reference rows that are tried at every shift, int64 (N, S).
-
-    These are the PIXEL_CANDIDATES nearest by pixels, and for every coarse shift of the image the COARSE_NEIGHBORS
-    nearest among the reduced reference images. −1 fills up. Every shift of up to REACH pixels is within a quarter of a
-    cell, along each axis, of a coarse shift, so wide cells need few coarse shifts.
-    """
-    cell = min(images.shape[1:3]) / COARSE
-    steps = (0,) if cell >= 4 * REACH else (-1, 1) if cell >= 4 else range(-REACH, REACH + 1)
-    shifts = [(y, x) for y in steps for x in steps]
-    reduced, count = reference.reduced(), min(COARSE_NEIGHBORS, len(reference))
-    moved = np.concatenate([reduce(_moved(images, *shift)) for shift in shifts])
-    found = nearest_short(moved, reduced, count, reference.budget)
-    return np.concatenate([index[:, :PIXEL_CANDIDATES], *np.split(found, len(shifts))], axis=1)
-
-
-def _moved(images: np.ndarray, dy: int, dx: int) -> np.ndarray:
-    """Return images shifted by whole pixels, the border repeated."""
-    height, width = images.shape[1:3]
-    y, x = np.clip(np.arange(height) - dy, 0, height - 1), np.clip(np.arange(width) - dx, 0, width - 1)
-    return images[:, y][:, :, x]

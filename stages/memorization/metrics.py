@@ -6,12 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from stages.memorization.calibrated_rates import below, control_interval, difference
+from stages.memorization.calibrated_rates import below, control_interval, difference, limit
 from stages.memorization.matching import Matches
+from stages.memorization.mixtures import SEVERAL
+from stages.memorization.nuisances import KINDS
 from stages.memorization.ratios import PUBLISHED, candidates, carlini, inauthentic, nn_ratio, rho, two_stage
-from stages.memorization.scores import Scores, scores
+from stages.memorization.scores import UNCHANGED, Scores, scores
 from stages.memorization.statistics import newcombe, rate_with_interval
-from stages.memorization.thresholds import Thresholds, copies
+from stages.memorization.thresholds import Thresholds, calibrate, copies
 from stages.search.pixel_distance import pixel_distance
 
 GROUPED = ("nn_ratio_1_3_grouped", "nn_ratio_0_7_grouped", "authenticity_grouped", "calibrated")
@@ -71,6 +73,22 @@ class Searched:
     def distance(self) -> np.ndarray:
         """ℓ to the nearest training image, float64 (N,)."""
         return pixel_distance(self.matches.squared[:, 0], self.matches.dimension)
+
+
+def calibrated_by(control: Searched, percentile: float) -> Thresholds:
+    """Return the thresholds that a control sets: of ρ* (`thresholds.calibrate`) and of d_hull."""
+    found = calibrate(control.scores.best, percentile)
+    return dataclasses.replace(found, blend=limit(control.matches.mixture))
+
+
+def blended(searched: Searched, thresholds: Thresholds) -> np.ndarray:
+    """Return which images lie nearer to the hull of several training images than unseen images do, bool (N,).
+
+    Those that a change of one training image explains better are none.
+    """
+    m, found = searched.matches, searched.scores
+    changed = (found.best < thresholds.candidate) & (found.transform >= UNCHANGED)
+    return (m.mixture < thresholds.blend) & (m.mixture_effective > SEVERAL) & ~changed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,8 +168,8 @@ def definitions(rules: Rules, encoder: str, thresholds: Thresholds) -> dict[str,
         "calibrated": (
             "verdict copy: rho* below the threshold that the control sets, or equal to a training image; rho* is the "
             f"distance over the mean of the 10 nearest outside the {grouped}, least over the image, its mirror image, "
-            "shifts of up to 2 pixels and crops; of n control images k lie below it by construction, and the rate of "
-            "further ones is Beta(k+1, n-k)",
+            f"shifts of up to 3 pixels, crops and the changes {', '.join(KINDS)}; of n control images k lie below it "
+            "by construction, and the rate of further ones is Beta(k+1, n-k)",
             thresholds.copy,
         ),
     }

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from stages.memorization.matching import Matches
 from stages.memorization.metrics import Searched
+from stages.memorization.nuisances import KINDS, VIEWS
 from stages.memorization.ratios import rho
 from stages.memorization.scores import TRANSFORMS
 from stages.memorization.verdicts import order
@@ -35,7 +37,7 @@ def score_columns(searched: Searched, transform: list[str]) -> dict[str, Any]:
 
 
 def match_columns(searched: Searched, ids: Sequence[str]) -> dict[str, Any]:
-    """The mirrored, shifted and cropped match of every sample. ids: of the training images."""
+    """The match of every sample under each transform. ids: of the training images."""
     m = searched.matches
     return {
         **training_image("mirrored", m.mirrored_index[:, 0], ids),
@@ -49,8 +51,22 @@ def match_columns(searched: Searched, ids: Sequence[str]) -> dict[str, Any]:
         "cropped_distance": nullable(m.crop_distance),
         **{f"crop_{name}": m.crop_window[:, place] for place, name in enumerate(("y", "x", "side"))},
         "crop_mirrored": m.crop_mirrored,
+        **{name: values for place, kind in enumerate(KINDS) for name, values in _change_columns(m, place, kind, ids)},
         "tile_max_distance": m.tile,
+        "hull_distance": m.hull,
+        "effective_number": m.effective,
+        "mixture_distance": m.mixture,
+        "mixture_effective_number": m.mixture_effective,
     }
+
+
+def _change_columns(m: Matches, place: int, kind: str, ids: Sequence[str]) -> list[tuple[str, Any]]:
+    """The match under one kind of change."""
+    row, mirrored = m.changed_row[:, place, 0], m.changed_mirrored[:, place, 0]
+    distance = nullable(np.sqrt(m.changed_residual[:, place, 0]) / 255)
+    words = [VIEWS[kind][view].words for view in m.changed_view[:, place, 0]]
+    columns = training_image(kind, row, ids) | {f"{kind}_distance": distance, f"{kind}_change": words}
+    return list((columns | {f"{kind}_mirrored": mirrored}).items())
 
 
 def basic_columns(searched: Searched, sample_ids: Sequence[str]) -> dict[str, Any]:

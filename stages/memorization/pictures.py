@@ -13,6 +13,7 @@ PAPER, INK, MUTED, RULE = "#ffffff", "#1c2430", "#667080", "#e3e6ea"
 COLOURS = {
     "copy": "#c0362c",
     "near_copy": "#e08a1e",
+    "blend": "#2f8f8a",
     "same_content": "#8056b3",
     "unsure": "#8a8f98",
     "novel": "#2a8a5f",

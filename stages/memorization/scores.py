@@ -2,7 +2,10 @@
 
 ρ = distance to the match ÷ mean distance to the 10 nearest training images outside the nearest one's duplicate group,
 so neither a repeated training image nor a plain background makes or hides a copy. ρ* is the least ρ over the image, its
-mirror image, shifts and crops. Thresholds of ρ* come from unseen images (stages.memorization.thresholds).
+mirror image, shifts, crops and the changes of stages.memorization.nuisances, whose distances, to the match and to the
+next ones, are both taken under the change. A change counts only where the mixing of several training images does not
+explain the image better: the mean of two is often one of them under other colours, nearly. Thresholds of ρ* come from
+unseen images (stages.memorization.thresholds).
 """
 
 import dataclasses
@@ -10,13 +13,16 @@ import dataclasses
 import numpy as np
 
 from stages.memorization.matching import Matches
+from stages.memorization.mixtures import SEVERAL, changed_rho
+from stages.memorization.nuisances import KINDS
 from stages.memorization.ratios import nn_ratio, over
 from stages.search.pixel_distance import pixel_distance
 
 # A crop's ρ is multiplied by this: among the many windows, smoothed by being made smaller, unseen images come nearer by
 # about this factor where thresholds are set (CIFAR-10). Without it crops would lower the thresholds of all the rest.
 CROP_WEIGHT = 1.2
-TRANSFORMS = ("plain", "mirrored", "shifted", "cropped")
+UNCHANGED = 4  # transforms before the changes
+TRANSFORMS = ("plain", "mirrored", "shifted", "cropped", *KINDS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +32,9 @@ class Scores:
     Attributes:
         ratio: (N,), r₁/r₂.
         ratio_grouped: (N,), r₁ over the distance to the nearest image outside the nearest one's duplicate group.
-        rho: (N, 4), ρ of the image, of its mirror image, of the best shift, and CROP_WEIGHT times ρ of the best crop
-            (NaN where images are too small for one).
+        rho: (N, len(TRANSFORMS)), ρ of the image, of its mirror image, of the best shift, CROP_WEIGHT times ρ of the
+            best crop (NaN where images are too small for one), and ρ under each kind of
+            change, times COVERED_WEIGHT where parts are covered.
     """
 
     ratio: np.ndarray
@@ -56,7 +63,16 @@ def scores(m: Matches) -> Scores:
         over(m.shift_distance, np.where(m.shift_mirrored, mirrored_scale, scale)),
         CROP_WEIGHT * over(m.crop_distance, np.where(m.crop_mirrored, mirrored_scale, scale)),
     ]
-    return Scores(nn_ratio(m.squared), over(plain, beyond[:, 0]), np.stack(rho, axis=1))
+    changed = changed_rho(m.changed_row, m.changed_group, m.changed_relative)
+    columns = np.concatenate([np.stack(rho, axis=1), np.where(mixed(m), np.nan, changed)], axis=1)
+    return Scores(nn_ratio(m.squared), over(plain, beyond[:, 0]), columns)
+
+
+def mixed(m: Matches) -> np.ndarray:
+    """Return where several training images, mixed, leave less of the image unexplained than one does under each kind of
+    change, bool (N, kinds): by the root mean squared difference to the hull, and to the match.
+    """
+    return (m.mixture_effective > SEVERAL)[:, None] & (255 * m.mixture[:, None] < np.sqrt(m.changed_residual[..., 0]))
 
 
 def _distances(squared: np.ndarray, dimension: int) -> np.ndarray:

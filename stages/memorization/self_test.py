@@ -59,7 +59,7 @@ def self_test(judged: Judged, kind: np.ndarray, percentile: float) -> dict[str, 
     values = {"ratio": found.ratio, "ratio_grouped": found.ratio_grouped, "rho_star": found.best}
     return {
         "control": real,
-        "planted": {n: {"count": int((kind == k).sum()), "copies": planting.WORDS[n]} for k, n in names.items()},
+        "planted": {n: {"count": int((kind == k).sum()), "copies": planting.describe(n)} for k, n in names.items()},
         "planted_share": len(kind) / len(judged),
         "metrics": metrics,
         "scores": {

@@ -15,10 +15,12 @@ class Thresholds:
     Attributes:
         copy: an image below it is a copy.
         candidate: an image below it is a near copy if its features agree.
+        blend: of d_hull; an image below it that is made of several training images is a blend.
     """
 
     copy: float
     candidate: float
+    blend: float = 0.0
 
     @property
     def calibrated(self) -> frozenset[str]:

@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from stages.memorization.scores import Scores
+from stages.memorization.nuisances import KINDS
+from stages.memorization.scores import TRANSFORMS, Scores
 from stages.memorization.thresholds import Thresholds
 from stages.memorization.vocabulary import VERDICTS
 
@@ -65,13 +66,15 @@ def ratio_rules(e: Evidence, copy: float, near_copy: float) -> list[Rule]:
     ]
 
 
-def rho_star_rules(e: Evidence, found: Scores, thresholds: Thresholds) -> list[Rule]:
-    """Return the rules by ρ* and the thresholds that unseen images set. ρ* is NaN where it is unknown."""
+def rho_star_rules(e: Evidence, found: Scores, thresholds: Thresholds, blend: np.ndarray) -> list[Rule]:
+    """Return the rules by ρ* and the thresholds that unseen images set. ρ* is NaN where it is unknown.
+
+    blend: bool (N,), nearer to the hull of several training images than unseen images are.
+    """
     best, how = found.best, found.transform
-    after = np.array(["", "mirroring", "shifting", "cropping"])[how]
-    value = [
-        f"{prefix}rho* {v:.2f}" for prefix, v in zip(np.array(["", "mirrored, ", "shifted, ", "cropped, "])[how], best)
-    ]
+    after = np.array(["", "mirroring", "shifting", "cropping", *KINDS])[how]  # under a change ρ is never 0
+    prefixes = np.array(["", *(f"{name}, " for name in TRANSFORMS[1:])])
+    value = [f"{prefix}rho* {v:.2f}" for prefix, v in zip(prefixes[how], best)]
 
     def below(threshold: float, words: str) -> np.ndarray:
         return np.array([f"{v} is below {threshold:.2f}{words}" for v in value], object)
@@ -82,6 +85,7 @@ def rho_star_rules(e: Evidence, found: Scores, thresholds: Thresholds) -> list[R
         (e.identical, "copy", identical),
         (best == 0, "copy", np.array([f"{identical} after {way}" for way in after], object)),
         (best < thresholds.copy, "copy", below(thresholds.copy, ": so near no unseen image should come")),
+        (blend, "blend", "lies nearer to a mixture of several training images than unseen images do"),
         (suspect & e.confirmed, "near_copy", below(thresholds.candidate, ", and the features agree")),
         (suspect, "unsure", below(thresholds.candidate, ", but the features do not agree")),
         (e.candidate & e.confirmed, "same_content", "nearest by rho among the samples, and the features agree"),

@@ -159,13 +159,26 @@ def test_each_verdict_has_its_rule():
     rho = np.array(
         [[0, 0, 0], [0.9, 0, 0.1], [0.2, 0.9, 0.2], [0.45, 0.5, 0.5], [0.5, 0.9, 0.45], [0.8] * 3, [0.8] * 3, [0.9] * 3]
     )
-    rho = np.concatenate([rho, np.full((1, 3), np.nan)])
-    candidate = np.array([1, 1, 1, 1, 1, 1, 1, 0, 0], bool)
-    confirmed = np.array([0, 0, 0, 1, 0, 1, 0, 0, 0], bool)
-    identical, nothing = np.arange(9) == 0, np.zeros(9, bool)
+    rho = np.concatenate([rho, np.full((1, 3), np.nan), [[0.5] * 3, [0.9] * 3]])
+    candidate = np.array([1, 1, 1, 1, 1, 1, 1, 0, 0, 1, 0], bool)
+    confirmed = np.array([0, 0, 0, 1, 0, 1, 0, 0, 0, 1, 0], bool)
+    identical, nothing = np.arange(11) == 0, np.zeros(11, bool)
+    blend = np.isin(np.arange(11), (0, 1, 2, 9, 10))  # copies come first
     evidence = Evidence(identical, rho[:, 0], nothing, candidate, confirmed)
-    found, reason = decide(rho_star_rules(evidence, Scores(rho[:, 0], rho[:, 0], rho), Thresholds(0.3, 0.6)))
-    assert found == ["copy", "copy", "copy", "near_copy", "unsure", "same_content", "novel", "novel", "novel"]
+    found, reason = decide(rho_star_rules(evidence, Scores(rho[:, 0], rho[:, 0], rho), Thresholds(0.3, 0.6), blend))
+    assert found == [
+        "copy",
+        "copy",
+        "copy",
+        "near_copy",
+        "unsure",
+        "same_content",
+        "novel",
+        "novel",
+        "novel",
+        "blend",
+        "blend",
+    ]
     assert reason[:5] == [
         "equals a training image byte for byte",
         "equals a training image byte for byte after mirroring",

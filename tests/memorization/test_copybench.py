@@ -55,12 +55,12 @@ def test_the_threshold_leaves_its_share_below():
 
 def test_recall_and_false_positives_are_counted(source):
     bench = plant_benchmark(source, 100, 40, 5, seed=0, resolution=None)
-    scores = np.concatenate([np.full(20, 0.5), np.arange(20) / 20, np.where(bench.kind == "jpeg", 0.1, 0.9)])
+    scores = np.concatenate([np.full(20, 0.5), np.arange(20) / 20, np.where(bench.kind == "jpeg 60", 0.1, 0.9)])
     found = measure(bench, scores)
     assert found["threshold"] == 0.5
     assert (found["false_positives"]["flagged"], found["false_positives"]["count"]) == (10, 20)
-    assert {kind for kind, rate in found["recall"].items() if rate["flagged"]} == {"jpeg"}
-    assert (found["recall"]["jpeg"]["ci_low"], found["recall"]["jpeg"]["ci_high"]) == wilson(5, 5)
+    assert {kind for kind, rate in found["recall"].items() if rate["flagged"]} == {"jpeg 60"}
+    assert (found["recall"]["jpeg 60"]["ci_low"], found["recall"]["jpeg 60"]["ci_high"]) == wilson(5, 5)
     scores[3] = np.nan
     with pytest.raises(InputError, match="one number for every image"):
         measure(bench, scores)
@@ -133,4 +133,4 @@ def test_the_command_writes_everything_and_finds_the_exact_copies(source, tmp_pa
     assert results["rho*"]["recall"]["mirrored"]["rate"] == 1
     assert results["r1/r2"]["recall"]["mirrored"]["rate"] < 0.5
     assert "| exact | 100 [57, 100] |" in (out / "results.md").read_text()
-    assert json.loads((out / "benchmark.json").read_text())["version"] == 1
+    assert json.loads((out / "benchmark.json").read_text())["version"] == 2

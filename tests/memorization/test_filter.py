@@ -151,17 +151,19 @@ def test_mirrored_copies_are_found_by_the_calibrated_rule_only(project):
     write_images("data/sample/v/samples.arrow", image_table(samples))
     summary, pairs = run(shards=3)
     reference = whole_reference(train.images)
-    best, control = (
-        scores(Matches(**with_groups(match(images, reference), images, reference), dimension=432)).best
+    ours, theirs = (
+        Matches(**with_groups(match(images, reference), images, reference), dimension=432)
         for images in (samples, holdout.images)
     )
+    best, control = scores(ours).best, scores(theirs).best
     thresholds, metric = calibrate(control, 10.0), summary["metrics"]["calibrated"]
-    assert summary["thresholds"] == {"copy": thresholds.copy, "candidate": thresholds.candidate}
+    blend = np.sort(theirs.mixture)[len(control) // 100]
+    assert summary["thresholds"] == {"copy": thresholds.copy, "candidate": thresholds.candidate, "blend": blend}
     pairs = sorted(pairs, key=lambda pair: pair["sample_index"])
     np.testing.assert_array_equal([pair["rho_star"] for pair in pairs], best)
     assert metric["flagged"] == copies(best, thresholds).sum()
     assert metric["holdout_flagged"] == copies(control, thresholds).sum() == metric["holdout_rate"] == 0
-    assert thresholds.calibrated == set()  # all held-out images are farther than the caps
+    assert thresholds.calibrated == {"copy_or_near_copy"}  # all held-out images are farther than the cap of copies
     for row, pair in enumerate(pairs[:6]):
         assert (pair["transform"], pair["best_index"], pair["best_distance"]) == ("mirrored", row, 0)
         assert pair["rho_star"] == 0 < pair["distance"]

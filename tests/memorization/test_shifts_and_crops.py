@@ -1,26 +1,17 @@
 """Shifts, windows, crops, tiles and reduced images against brute force."""
 
-import dataclasses
 import itertools
 import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from pictures import pictures, shifted_mean, smooth
 from PIL import Image
 
 from stages.errors import InputError
 from stages.memorization import crops
-from stages.memorization.matching import (
-    _moved,
-    whole_reference,
-)
 from stages.memorization.reduced import reduce
 from stages.search.alignment import best_shift, best_window, tile_distance
-
-BUDGET = 1 << 28
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -83,26 +74,20 @@ def test_the_best_window_is_the_least_mean_over_all_candidates_and_places():
         best_window(queries, reference, candidates, np.array([[0, 3]]))
 
 
-@settings(deadline=None)
-@given(st.integers(0, 40), st.integers(1, 5))
-def test_every_window_near_the_middle_is_near_one_that_is_searched(room, tolerance):
-    every, some = crops._places(room, 0), crops._places(room, tolerance)
+@pytest.mark.parametrize("room", [0, 1, 5, 6, 7, 40])
+def test_every_window_near_the_middle_is_searched(room):
     middle = range(max(0, room // 2 - crops.REACH), min(room, room // 2 + crops.REACH) + 1)
-    assert every == list(itertools.product(middle, repeat=2))
-    assert set(some) <= set(every)
-    assert all(min(max(abs(y - a), abs(x - b)) for a, b in some) <= tolerance for y, x in every)
-    assert len(some) == math.ceil(len(middle) / (2 * tolerance + 1)) ** 2
+    assert crops._places(room) == list(itertools.product(middle, repeat=2))
 
 
 def test_the_best_crop_is_a_brute_force_s():
-    """With so few reference images all of them are on the shortlist."""
     assert crops.window_sides(32, crops.SIDES) == [31, 30, 29, 28, 27, 26]
     assert crops.window_sides(8, crops.SIDES) == []
     reference, images = smooth(4, 16, 3), smooth(7, 16, 3, 1)
     for row in range(4):  # 14 of 16 pixels of each, enlarged
         part = Image.fromarray(reference[row, row % 3 :, 1:][:14, :14])
         images[row] = np.asarray(part.resize((16, 16), Image.Resampling.BICUBIC))
-    found = crops.best_crop(images, reference, np.zeros((7, 1), np.int64), lambda w: reduce(reference, w), BUDGET)
+    found = crops.best_crop(images, reference, np.tile(np.arange(4), (7, 1)))
     for q in range(7):
         small = {side: crops.shrunk(images[q : q + 1], side)[0] for side in (15, 14, 13)}
         means = {
@@ -120,7 +105,7 @@ def test_the_best_crop_is_a_brute_force_s():
 
 
 def test_images_too_small_for_a_crop_have_none():
-    found = crops.best_crop(pictures(3), pictures(5), np.full((3, 2), 4), reduce, BUDGET)
+    found = crops.best_crop(pictures(3), pictures(5), np.full((3, 2), 4))
     assert np.isnan(found.distance).all()
     assert found.row.tolist() == [4, 4, 4]
 
@@ -143,27 +128,10 @@ def test_the_tile_distance_is_the_least_of_the_largest_tiles():
     assert np.isinf(found[3])
 
 
-def test_a_reduced_window_is_the_window_reduced():
-    images = pictures(5, 20, 3)
-    assert np.array_equal(reduce(images, (3, 1, 13)), reduce(np.ascontiguousarray(images[:, 3:16, 1:14])))
-
-
-def test_reduced_images_are_kept_while_there_is_room():
-    reference = whole_reference(pictures(50, 16))
-    first = reference.reduced((1, 2, 13))
-    assert np.array_equal(first, reduce(reference.images, (1, 2, 13)))
-    assert reference.reduced((1, 2, 13)) is first
-    reference = dataclasses.replace(reference, budget=4 * (2 * first.nbytes - 1))
-    second = reference.reduced()
-    assert np.array_equal(second, reduce(reference.images))
-    assert list(reference.kept) == [(1, 2, 13)]
-
-
 def test_reduced_images_are_rounded_cell_means():
     images = pictures(3, 18, 3)
-    reduced = reduce(images).reshape(3, 8, 8, 3)
+    reduced = reduce(images, 8).reshape(3, 8, 8, 3)
     edges = np.arange(9) * 18 // 8
     for y, x in np.ndindex(8, 8):
         cell = images[:, edges[y] : edges[y + 1], edges[x] : edges[x + 1]].astype(float)
         np.testing.assert_allclose(reduced[:, y, x], cell.mean((1, 2)), atol=0.5 + 1e-9)
-    np.testing.assert_array_equal(_moved(images, 1, -2)[:, 1:, :-2], images[:, :-1, 2:])

@@ -26,6 +26,7 @@ MOST_GROUPS = 100  # listed
 WORDS = {
     "copy": "copies",
     "near_copy": "near copies",
+    "blend": "blends",
     "same_content": "same content",
     "unsure": "unsure",
     "novel": "novel",
