@@ -212,7 +212,7 @@ def gather(params: Params, parts: Parts) -> None:
 
     train, images, held = (read_images(path) for path in (images_of("train"), *_sources(params.variant).values()))
     reference = results.grouped_reference(parts["duplicates"], train)
-    kept, leaks = results.unseen(parts["holdout"], held, reference, train)
+    kept, leaks = results.unseen(parts["holdout"], held, reference, train, params.repeated_within)
     common = (reference, train, params.rules, results.first_stage(parts["holdout"], kept, params.rules))
     samples = results.measure(parts["samples"], images, *common)
     holdout = results.measure(parts["holdout"], held, *common).only(kept)

@@ -53,7 +53,7 @@ from stages.memorization.ratios import rho
 from stages.memorization.thresholds import COPY_CAP, Thresholds
 from stages.memorization.verdicts import Evidence, decide, ratio_rules
 from stages.memorization.vocabulary import COPIED, VERDICTS
-from stages.search.pixel_distance import pixel_distance
+from stages.search.pixel_distance import pixel_distance, squared_radius
 
 FIRST, LISTED = 4, 10  # samples whose nearest training images are listed, and how many of these
 BLOCK = 4096  # training images whose features are in memory in float64 at once
@@ -113,18 +113,19 @@ def grouped_reference(parts: Sequence[Path], train: ImageTable) -> Reference:
 
 
 def unseen(
-    parts: Sequence[Path], images: ImageTable, reference: Reference, train: ImageTable
+    parts: Sequence[Path], images: ImageTable, reference: Reference, train: ImageTable, within: float
 ) -> tuple[np.ndarray, list[Leak]]:
     """Return which held-out images are no training images, bool (N,), and the others.
 
-    The audit's rule, and for changed copies r₁ below a third of the distance to the next group, too: deduplicate has
-    removed the images that lie within its distance, and what is left near by is mostly alike, such as two digits 1.
-    Raises InputError where most of the images are training images.
+    The audit's rule, and for changed copies r₁ below a third of the distance to the next group, too, and the image or
+    its mirror image `within` this pixel distance of its match: what is near by otherwise is alike, such as two digits
+    1. Raises InputError where most of the images are training images.
     """
     found = {name: array for name, array in join([read_arrays(part) for part in parts]).items() if name not in EXTRA}
     matches = Matches(**with_groups(found, images.images, reference), dimension=train.dimension)
     searched = Searched.of(matches, 100.0)
-    outstanding = searched.scores.ratio_grouped < COPY_CAP
+    nearest = np.minimum(matches.squared[:, 0], matches.mirrored_squared[:, 0])
+    outstanding = (searched.scores.ratio_grouped < COPY_CAP) & (nearest <= squared_radius(within, matches.dimension))
     leaked, leaks = find_leaks(searched, images.ids.__getitem__, train.ids.__getitem__, outstanding)
     check_leaks(leaks, len(images), str(images_of("holdout")))
     return ~leaked, leaks

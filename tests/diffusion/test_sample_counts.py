@@ -29,11 +29,11 @@ def test_a_variants_own_count_overrides_the_common_one(project):
 def test_a_count_trains_no_network_again_and_redraws_no_sample(project):
     def plans():
         tree, name = load_tree("params.yaml"), "net-conditioning"
-        run_plain("train", VARIANT)
         trained = train.plan(train.Params.from_tree(tree, name))[0]
         drawn = sample.plan(sample.Params.from_tree(tree, name))
         return trained.settings, [shard.settings for shard in drawn if shard.task == "samples"]
 
+    run_plain("train", "net-conditioning")
     before = plans()
     tree = small_params()
     tree["variants"]["net-conditioning"]["count"] = 40

@@ -115,6 +115,15 @@ def test_held_out_images_as_samples_have_as_many_two_stage_copies(project):
     assert metric["holdout_rate"] == (metric["holdout_flagged"] + 1) / 81
 
 
+def test_a_held_out_image_that_is_only_alike_is_no_leak(project):
+    """It is far nearer to one training image than to any other, and beyond the distance of re-encoded images."""
+    train, held = (read_images(f"data/deduplicate/{name}.arrow") for name in ("train", "holdout"))
+    alike = train.images[40:41].astype(int) + np.random.default_rng(3).integers(-16, 17, (1, 12, 12, 3))
+    images = np.concatenate([held.images, np.clip(alike, 0, 255).astype(np.uint8)])
+    write_images("data/deduplicate/holdout.arrow", image_table(images))
+    assert run()[0]["leaks"] == []
+
+
 def test_held_out_images_that_are_training_images_are_left_out_and_named(project):
     """Three leaks, one of them re-encoded: the samples' copies are found as they are without the leaks."""
     clean = run()[0]
