@@ -24,7 +24,7 @@ class Audit:
         result: everything that audit.json holds.
         pairs: an Arrow table with a row for every sample: its best match, distances, verdict, flags. `to_pandas()`
             needs pandas.
-        kept: int64, the positions of the samples that are no copies, ascending: `samples[audit.kept]`. Samples that
+        kept: int64, the positions of the samples that are not copies, ascending: `samples[audit.kept]`. Samples that
             could not be read are left out.
         folder: where the files of the audit lie; without `out` it vanishes with this object.
     """

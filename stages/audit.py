@@ -40,7 +40,7 @@ class Outcome:
         params: its options.
         result: what audit.json holds.
         pairs: what pairs.parquet holds.
-        kept: int64, the rows of the samples' source that are no copies, ascending; unreadable samples are left out.
+        kept: int64, the rows of the samples' source that are not copies, ascending; unreadable samples are left out.
     """
 
     params: AuditParams

@@ -44,7 +44,7 @@ class ImageSet:
         classes: names of the labels, or None.
         rejected: [where, reason] of every unreadable image.
         changed: how many were changed, by stages.images.decode.CHANGES.
-        skipped: names of files that are no images.
+        skipped: names of files that are not images.
         notes: what else of the source was not used.
         digest: sha256 of all ids and labels.
     """

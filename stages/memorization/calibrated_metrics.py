@@ -28,7 +28,7 @@ class Nearness:
     Attributes:
         distance: float64 (N,), ℓ to the nearest training image.
         hull: float64 (N,), d_hull.
-        copied: bool (N,), copies by r₁/r₂, which are no blends.
+        copied: bool (N,), copies by r₁/r₂, which are not blends.
     """
 
     distance: np.ndarray

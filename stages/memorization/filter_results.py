@@ -115,7 +115,7 @@ def grouped_reference(parts: Sequence[Path], train: ImageTable) -> Reference:
 def unseen(
     parts: Sequence[Path], images: ImageTable, reference: Reference, train: ImageTable, within: float
 ) -> tuple[np.ndarray, list[Leak]]:
-    """Return which held-out images are no training images, bool (N,), and the others.
+    """Return which held-out images are not training images, bool (N,), and those that are.
 
     The audit's rule, and for changed copies r₁ below a third of the distance to the next group, too, and the image or
     its mirror image `within` this pixel distance of its match: what is near by otherwise is alike, such as two digits

@@ -192,7 +192,7 @@ def compare(flags: np.ndarray, control: np.ndarray) -> dict[str, Any]:
 def compare_calibrated(flags: np.ndarray, control: np.ndarray) -> dict[str, Any]:
     """Return what `compare` does for a rule whose threshold was taken from the control itself.
 
-    The k of n control images below it are no sample of a rate: the share of further ones below follows Beta(k+1, n−k),
+    The k of n control images below it do not sample a rate: the share of further ones below follows Beta(k+1, n−k),
     which gives the control's rate, (k+1)/(n+1), and its exact interval (METHODS §6, calibrated control).
     """
     found = compare(flags, control)

@@ -147,7 +147,7 @@ class Pixels:
 
     @classmethod
     def of(cls, images: np.ndarray) -> "Pixels":
-        """Of uint8 images (N, H, W, C), as squares of at most FINEST pixels a side: means of their pixels."""
+        """Take uint8 images (N, H, W, C) as squares of at most FINEST pixels a side, each a mean of their pixels."""
         side, channels = min(FINEST, *images.shape[1:3]), images.shape[3]
         if images.shape[1:3] != (side, side):
             images = reduce(images, cells=side).reshape(len(images), side, side, channels)
@@ -194,7 +194,7 @@ class Reduced:
 
     @classmethod
     def of(cls, images: np.ndarray) -> "Reduced":
-        """Of images (M, H, W, C)."""
+        """Take images uint8 (M, H, W, C) as the views see them."""
         blocks = (images[start : start + BLOCK] for start in range(0, len(images), BLOCK))
         cells = np.concatenate([Pixels.of(block).seen(PLAIN) for block in blocks])
         grey = brightness(cells)

@@ -50,7 +50,7 @@ class Looks:
 def faults(samples: Looks, copied: np.ndarray, held_out: Looks, quantile: float) -> dict[str, np.ndarray]:
     """Return which samples lie beyond each limit, fault -> bool (N,), in the order of FAULTS.
 
-    copied: bool (N,), what the copy rule says: a copy lies in the hull and is no blend.
+    copied: bool (N,), what the copy rule says: a copy lies in the hull and is not a blend.
     """
     return {
         "blank": samples.sharpness < limit(held_out.sharpness, quantile),

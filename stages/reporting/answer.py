@@ -86,7 +86,7 @@ def _numbers(change: Change) -> str:
 
 
 def _unsaid(variants: Sequence["Variant"], compared: Sequence[AtEqualDistance], known: Iterable[str]) -> str:
-    """Return of which smoothed networks nothing is said, and why."""
+    """Name the smoothed networks about which nothing is said, and say why."""
     left = [found for found in compared if found.change is None]
     if any(variant.network and variant.name in known for variant in variants):
         return "; ".join(f"at equal distance nothing is said of {found.of}: {outside(found)}" for found in left)
@@ -109,7 +109,7 @@ def outside(found: AtEqualDistance) -> str:
 
 
 def rates(variants: Sequence["Variant"], contrasts: Sequence[Contrast]) -> list[str]:
-    """Return each variant's rates, and which comparisons say nothing, as sentences; they compare no two variants."""
+    """Return each variant's rates, and which comparisons say nothing, as sentences; they compare nothing."""
     shown = [variant for variant in variants if variant.network] or list(variants)
     names = {variant.name for variant in shown}
     copied = [f"{v.name} {_share(v, v.metric)}{BROKEN if v.broken else ''}" for v in shown]
@@ -122,7 +122,7 @@ def rates(variants: Sequence["Variant"], contrasts: Sequence[Contrast]) -> list[
     confounded = [c for c in contrasts if c.confounded and {c.of, c.against} <= names]
     if confounded:
         pairs = "; ".join(f"{c.of} against {c.against} (by {listing(c.factors)})" for c in confounded)
-        sentences.append(f"Confounded, so that their difference is no result: {pairs}.")
+        sentences.append(f"Confounded, so that their difference says nothing: {pairs}.")
     return sentences
 
 
@@ -163,7 +163,8 @@ def _growth(own: Change, difference: Change) -> str:
     rises = max(direction(own.ratio), direction(own.distance)) > 0
     slower = {"fewer": "more slowly than", "more": "faster than", "more, with blends": "faster than"}
     than = slower.get(difference.outcome, "neither clearly faster nor clearly slower than")
-    return f"Its copied share {'still rises' if rises else 'no longer clearly rises'}, {than} that of the plain network"
+    state = "still rises" if rises else "no longer clearly rises"
+    return f"Its copied share {state}; it grows {than} that of the plain network"
 
 
 def frontier_row(found: AtEqualDistance) -> dict[str, object]:

@@ -63,7 +63,7 @@ def _unseen(variant: "Variant") -> Check:
     leaks = variant.filter["leaks"]
     named = listing([f"{leak['where'][:12]}… ({leak['train_where'][:12]}…)" for leak in leaks[:3]])
     return Check(
-        title="The held-out images are no training images",
+        title="No held-out image is a training image",
         passed=not leaks,
         sentence=f"{len(leaks):,} held-out images are training images, equal or re-encoded, and were left out of every "
         f"control: {named}."
@@ -118,7 +118,7 @@ def _overlap(a: Rate, b: Rate) -> str:
 
 
 def _sound(variant: "Variant") -> Check:
-    """Blends are named and are no fault: their rate has a column of its own."""
+    """Blends are named and do not count as a fault: their rate has a column of its own."""
     reasons = variant.broken
     numbers = (
         f"Median distance to the nearest training image {times(variant.median_multiple)} held-out; "

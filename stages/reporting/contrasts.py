@@ -107,8 +107,8 @@ def require_variants(entries: Sequence[ContrastParams], variants: Iterable[str])
         for key in ("of", "against"):
             if getattr(entry, key) not in names:
                 raise InputError(
-                    f"report.contrasts: {entry.name}.{key} names {getattr(entry, key)!r}, which is no variant: choose "
-                    f"one of {', '.join(names)}"
+                    f"report.contrasts: {entry.name}.{key} names {getattr(entry, key)!r}, which is not a variant: "
+                    f"choose one of {', '.join(names)}"
                 )
 
 
@@ -186,7 +186,7 @@ def sentence(found: Contrast, change: Change | None = None) -> str:
     if found.confounded:
         return (
             f"{pair} are confounded by {listing(found.factors)}, which differ at once ({_keys(found)}): the difference "
-            f"of their numbers is no result about any of these."
+            f"of their numbers says nothing about any of these."
         )
     opening = f"{pair} differ in {found.factors[0]} alone ({_keys(found)}). "
     if change is None:

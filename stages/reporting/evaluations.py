@@ -14,7 +14,7 @@ from stages.reporting.results import result_row
 from stages.reporting.words import cell
 
 ALONG = ("levels", "step")  # the sampler's keys that may differ: a step's size belongs to the number of levels
-ENDLESS = "gradient-ascent"  # ends at a noise level, so that its evaluations are no number that one sets
+ENDLESS = "gradient-ascent"  # ends at a noise level, so that nobody sets the number of its evaluations
 PANELS = {"copies": "copied samples (%)", "blends": "blends (%)", "fd_test": "{} to test images"}
 Row = dict[str, Any]
 

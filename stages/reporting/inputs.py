@@ -114,7 +114,7 @@ class Variant:
 
     @property
     def broken(self) -> list[str]:
-        """Why its samples are broken; empty where they are not. Blends have a rate of their own and are no reason."""
+        """Why its samples are broken; empty where they are not. Blends are left out: they have a rate of their own."""
         return [words for fault, words in self.faults.items() if fault != "blend"]
 
     @property

@@ -49,8 +49,8 @@ class Published(Section):
             for name in table.numbers:
                 if name not in names:
                     raise InputError(
-                        f"report.published: {table.table} has a number of {name!r}, which is no variant: choose one of "
-                        f"{', '.join(names)}, or set report.published to null"
+                        f"report.published: {table.table} has a number of {name!r}, which is not a variant: choose "
+                        f"one of {', '.join(names)}, or set report.published to null"
                     )
 
 

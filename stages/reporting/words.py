@@ -6,7 +6,7 @@ from typing import Any, Self
 
 THIN = "\u202f"  # narrow no-break space, as between a number and its unit
 RESULTS_VERSION = 2
-"""Of data/report/results.json: raised when its keys change, so that a report of an older version is named as such."""
+"""The version of data/report/results.json. It rises when the keys change, so that an older file is recognized."""
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 

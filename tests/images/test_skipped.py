@@ -48,8 +48,8 @@ def test_images_of_any_ending_are_read_and_other_files_are_named(kind: str, tmp_
 
 def test_skipped_files_in_words() -> None:
     words = skipped_words(["a.txt", "b.TXT", "c", "d.zip"])
-    assert words == "4 files are no images and were skipped: 2 .txt, 1 without ending, 1 .zip"
-    assert skipped_words(["a.txt"]) == "1 file is no image and was skipped: 1 .txt"
+    assert words == "4 files are not images and were skipped: 2 .txt, 1 without ending, 1 .zip"
+    assert skipped_words(["a.txt"]) == "1 file is not an image and was skipped: 1 .txt"
 
 
 def test_camera_raw_files_are_not_taken_for_the_preview_inside(tmp_path: Path) -> None:

@@ -222,7 +222,7 @@ def test_what_a_folder_holds_besides_is_counted_everywhere(digits, audit, tmp_pa
     for name in ("a.txt", "b.txt", "c"):
         (folder / name).write_text("no image")
     _, result, _ = audit(digits[:60], f"folder:{folder}", digits[100:150])
-    note = "samples: 3 files are no images and were skipped: 2 .txt, 1 without ending"
+    note = "samples: 3 files are not images and were skipped: 2 .txt, 1 without ending"
     assert note in result["notes"]
     assert result["samples"]["skipped"] == 3
     assert f"note: {note}" in capsys.readouterr().out

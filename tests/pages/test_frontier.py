@@ -268,11 +268,15 @@ def late(own: list[float], plain: list[float], seeds: int = 3) -> str:
         (
             [0.3, 0.3],
             [0.3, 0.5],
-            "Its copied share no longer clearly rises, more slowly than that of the plain network.",
+            "Its copied share no longer clearly rises; it grows more slowly than that of the plain network.",
         ),
-        ([0.3, 0.4], [0.3, 0.6], "Its copied share still rises, more slowly than that of the plain network."),
-        ([0.3, 0.6], [0.3, 0.4], "Its copied share still rises, faster than that of the plain network."),
-        ([0.3, 0.5], [0.3, 0.5], "Its copied share still rises, neither clearly faster nor clearly slower than"),
+        ([0.3, 0.4], [0.3, 0.6], "Its copied share still rises; it grows more slowly than that of the plain network."),
+        ([0.3, 0.6], [0.3, 0.4], "Its copied share still rises; it grows faster than that of the plain network."),
+        (
+            [0.3, 0.5],
+            [0.3, 0.5],
+            "Its copied share still rises; it grows neither clearly faster nor clearly slower",
+        ),
     ],
 )
 def test_whether_copies_stay_bounded_is_worded_by_the_slopes(own, plain, said):

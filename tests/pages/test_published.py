@@ -72,7 +72,7 @@ def test_without_published_numbers_the_page_has_no_such_section(report):
 
 def test_a_number_of_no_variant_is_refused(report):
     tables = [{"table": "Table 1", "measure": "fid_train", "numbers": {"net": 1.0}}]
-    with pytest.raises(InputError, match="report.published: Table 1 has a number of 'net', which is no variant"):
+    with pytest.raises(InputError, match="report.published: Table 1 has a number of 'net', which is not a variant"):
         report({**PUBLISHED, "tables": tables})
     with pytest.raises(ValueError, match="measure"):
         Published(**{**PUBLISHED, "tables": [{**tables[0], "measure": "fid"}]})

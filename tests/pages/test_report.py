@@ -129,7 +129,7 @@ def test_a_contrast_of_sampler_and_form_is_confounded_and_never_an_effect(projec
     text = text_of((FOLDER / "report.html").read_text(encoding="utf-8"))
     factors = "noise conditioning, sampler and the target's smoothing"
     assert f"net-temperature and net-conditioning are confounded by {factors}" in text
-    assert f"no result: net-temperature against net-conditioning (by {factors})." in text
+    assert f"says nothing: net-temperature against net-conditioning (by {factors})." in text
     print_results()
     pair = {"net-temperature", "net-conditioning"}
     texts = strings(json.loads((FOLDER / "results.json").read_text()))
@@ -147,7 +147,7 @@ def test_no_check_compares_two_variants(project):
 
 def test_a_contrast_of_a_variant_that_does_not_exist_is_refused_before_anything_runs():
     wrong = {**REPORT, "contrasts": [{"name": "x", "of": "net-conditioning", "against": "net-nothing"}]}
-    with pytest.raises(InputError, match=r"report.*x\.against names 'net-nothing', which is no variant: choose one of"):
+    with pytest.raises(InputError, match=r"x\.against names 'net-nothing', which is not a variant: choose one of"):
         Params.from_tree({"report": wrong, "variants": VARIANTS})
 
 

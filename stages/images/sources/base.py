@@ -54,7 +54,7 @@ class Source(ABC):
         spec: the specification it was opened with.
         labels: int64 (N,), known without decoding; -1 without a label.
         classes: the classes' names, indexed by label, or None.
-        skipped: the names of files at its place that are no images.
+        skipped: the names of files at its place that are not images.
         notes: what else of it was not used, a sentence each.
         whole_files: whether all images of its files are its own: two such sources of one file share images.
     """

@@ -43,7 +43,7 @@ def is_image(head: bytes) -> bool:
 
 
 def skipped_words(names: list[str]) -> str:
-    """Tell of files that are no images: "7 files are no images and were skipped: 5 .txt, 2 without ending".
+    """Tell of files that are not images: "7 files are not images and were skipped: 5 .txt, 2 without ending".
 
     Names that are "" are counted only.
     """
@@ -51,7 +51,7 @@ def skipped_words(names: list[str]) -> str:
     shown = ", ".join(f"{count:,} {printable(ending)}" for ending, count in endings[:5])
     more = ", …" if len(endings) > 5 else ""
     one = len(names) == 1
-    said = f"{len(names):,} {'file is no image and was' if one else 'files are no images and were'} skipped"
+    said = f"{len(names):,} {'file is not an image and was' if one else 'files are not images and were'} skipped"
     return f"{said}: {shown}{more}" if endings else said
 
 

@@ -109,7 +109,7 @@ def _member(path: str, archive: zipfile.ZipFile, asked: str, usual: tuple[str, .
 
 
 def _labels_or_note(path: str, archive: zipfile.ZipFile, asked: str, count: int) -> tuple[np.ndarray, tuple[str, ...]]:
-    """The labels; where nobody asked for them and they are no class numbers, none and a note."""
+    """The labels; where nobody asked for them and they are not class numbers, none and a note."""
     try:
         return _labels(path, archive, asked, count), ()
     except InputError as error:

@@ -172,7 +172,7 @@ def labels_of(
 ) -> tuple[np.ndarray, list[str] | None, tuple[str, ...]]:
     """Return labels, class names and notes of `count` images.
 
-    name: the column that was asked for, or "": then labels that are no class numbers are not used, with a note. read:
+    name: the column that was asked for, or "": then labels that are not class numbers are not used, with a note. read:
     a column's name -> int64 (count,).
     """
     try:
