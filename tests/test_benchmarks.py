@@ -1,6 +1,6 @@
 """Benchmarks in a small form: they call the stages' own code, which changes."""
 
-from benchmarks import closed_form, network, published
+from benchmarks import closed_form, network, onset, published
 
 
 def test_the_default_network_trains_and_samples(tmp_path):
@@ -24,3 +24,22 @@ def test_the_published_network_is_the_presets():
     assert (published.network().channels, published.network(channels=4).channels) == (128, 4)
     assert (published.SHAPE, published.NOISE.sigma_max) == ((3, 32, 32), 50.0)
     assert published.optimization(batch=8).ema == 0.9999
+
+
+def test_a_small_network_is_measured_along_its_training_and_its_onset_fitted(monkeypatch):
+    monkeypatch.setattr(onset, "SAMPLES", 5)
+    monkeypatch.setattr(onset, "HELD_OUT", 20)
+    row = onset.measure("smoothed", 12, 0, 1, 2)
+    assert (row["steps"], len(row["copies"])) == ([1, 2], 2)
+    assert [sum(counts) for counts in row["sources"]] == row["copies"]
+    assert onset.grid(50, 400) == [50, 71, 100, 141, 200, 283, 400]
+    made = [
+        {**row, "size": size, "seed": seed, "samples": 100, "held_out": 1000, "control": 30}
+        | {"steps": [size, 2 * size, 4 * size], "copies": [2, 20, 40]}
+        for size in (25, 50)
+        for seed in (0, 1)
+    ]
+    found = onset.slopes(made, "smoothed", "at_25%")
+    assert (round(found.mean, 6), len(found.points)) == (1, 2)
+    assert "smoothed: first_copying grows as images^1.00" in "\n".join(onset.report(made))
+    assert onset.slopes(made, "plain", "at_25%") is None

@@ -21,6 +21,7 @@ from stages.reporting.checks import Check
 from stages.reporting.evaluations import evaluation_figure, evaluation_groups
 from stages.reporting.frontier_figure import frontier_figure
 from stages.reporting.inputs import Inputs, Variant
+from stages.reporting.onsets import onset_rows
 from stages.reporting.pictures import file_uri, png_uri
 from stages.reporting.provenance import provenance
 from stages.reporting.results import THIRD, kind, result_row
@@ -68,6 +69,7 @@ def render(
             script=(FOLDER / "report.js").read_text(encoding="utf-8"),
             opening=opening,
             frontier=[frontier_row(compared) for compared in opening.compared],
+            onsets=onset_rows(variants),
             frontier_figure=frontier_figure(variants),
             contrasts=contrasts,
             published=published,

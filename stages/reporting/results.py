@@ -9,6 +9,7 @@ from stages.reporting.answer import Opening, frontier_row
 from stages.reporting.checks import Check
 from stages.reporting.inputs import LOSS, Inputs, Variant
 from stages.reporting.learned import NAME as LEARNED
+from stages.reporting.onsets import onset_rows
 from stages.reporting.runs import BLEND, DISTANCE, mean_at_the_end, seeds
 from stages.reporting.words import RESULTS_VERSION, Rate, number
 
@@ -109,6 +110,7 @@ def results(
         "answer": opening.sentence,
         "rates": opening.rates,
         "frontier": [frontier_row(compared) for compared in opening.compared],
+        "onsets": onset_rows(inputs.variants),
         "metric": {"name": inputs.metric, **metric},
         "rows": [result_row(variant) for variant in inputs.variants],
         "contrasts": list(contrasts),

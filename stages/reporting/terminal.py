@@ -33,6 +33,8 @@ def print_results(path: Path | str = "data/report/results.json") -> None:
     console.print(f"{theory['passed']} of {theory['claims']} claims of the theory hold")
     for failed in theory["failed"]:
         console.print(f"  fails: {failed}", markup=False)
+    for row in content["onsets"]:
+        console.print(f"{row['variant']}: {row['words']}", markup=False, soft_wrap=True)
     for row in content["frontier"]:
         console.print(f"{row['of']}, {row['at_equal_distance']} {row['late']}", markup=False, soft_wrap=True)
     console.print()

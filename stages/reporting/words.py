@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, Self
 
 THIN = "\u202f"  # narrow no-break space, as between a number and its unit
-RESULTS_VERSION = 2
+RESULTS_VERSION = 3
 """The version of data/report/results.json. It rises when the keys change, so that an older file is recognized."""
 
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")

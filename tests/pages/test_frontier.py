@@ -11,6 +11,7 @@ from page_text import text_of
 from report_project import IMAGES, REPORT, write_project, write_runs
 
 from stages.errors import InputError
+from stages.memorization.onset import onset
 from stages.protocol import run_plain
 from stages.reporting.answer import late_words
 from stages.reporting.frontier import BEFORE, NEVER, Stop, at_equal_distance, first_reached, slope
@@ -122,6 +123,21 @@ def test_outside_the_plain_networks_range_nothing_is_extrapolated(whole):
     for said in (never, before):
         assert said in text_of(whole[1])
     assert rows["beyond"]["points"] is None
+
+
+def test_the_last_safe_step_of_every_network_is_named(whole):
+    """200 samples a step; 2 % of them are copies at step 100, 10 % at 200 and 25 % at 400, or a fifth of that."""
+    rows = {row["variant"]: row for row in whole[0]["onsets"]}
+    assert set(rows) == set(VARIANTS)
+    for name, shares in (("plain", COPIED), ("better", 0.2 * COPIED)):
+        measured = json.loads(Path(whole[2], "data/filter", name, "filter.json").read_text())["metrics"]["nn_ratio_0_7"]
+        control = measured["holdout_flagged"], measured["holdout_count"]
+        for seed in (1, 2, 3):
+            copies = np.round(200 * np.clip(shares + 0.005 * (seed - 2), 0, 1)).astype(int)
+            safe = onset(STEPS.tolist(), copies, [200] * len(STEPS), *control).last_safe
+            assert rows[name]["last_safe"][str(seed)] == safe
+        assert rows[name]["words"] in text_of(whole[1])
+    assert rows["plain"]["last_safe"]["2"] < rows["better"]["last_safe"]["2"]
 
 
 def test_table_and_opening_show_the_means_over_the_seeds(whole):

@@ -1,0 +1,92 @@
+"""Small networks on a few digits, trained in this process: what the benchmarks onset, halves and risk share.
+
+Noise levels, network, optimization and variants are those of pipeline/presets/onset.yaml over params.yaml.
+"""
+
+import copy
+import functools
+from collections.abc import Callable, Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from stages.diffusion.model import make_model
+from stages.diffusion.parameters import NetworkParams, NoiseParams, OptimizationParams, Variant
+from stages.diffusion.sampling import draw_samples
+from stages.diffusion.trainer import update_average
+from stages.diffusion.training import build_training, train_steps
+from stages.images.sources.open import open_source
+from stages.images.subset import read_subset
+from stages.protocol import load_tree
+from stages.search.nearest import nearest
+
+ROOT = Path(__file__).parent.parent
+BASE = load_tree(ROOT / "params.yaml")
+PRESET = load_tree(ROOT / "pipeline" / "presets" / "onset.yaml")
+NOISE = NoiseParams(**PRESET["train"]["noise"])
+SIDE = PRESET["ingest"]["resolution"]
+CPU = torch.device("cpu")
+
+
+def network() -> NetworkParams:
+    """The preset's network."""
+    return NetworkParams(**{**BASE["train"]["network"], **PRESET["train"]["network"]})
+
+
+def optimization(**changes: Any) -> OptimizationParams:
+    """The preset's optimization, with some keys changed."""
+    return OptimizationParams(**{**BASE["train"]["optimization"], **PRESET["train"]["optimization"], **changes})
+
+
+def variant(name: str) -> Variant:
+    """A variant of the preset."""
+    return Variant(**PRESET["variants"][name])
+
+
+@functools.lru_cache(maxsize=1)
+def digits(source: str = "mnist5k", side: int = SIDE) -> np.ndarray:
+    """All images of a source, uint8 (N, side, side, C)."""
+    opened = open_source(source)
+    return read_subset(opened, np.arange(len(opened)), side)
+
+
+def drawn(count: int, held_out: int, seed: int, images: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """`count` training and `held_out` other images of a seed's order; smaller training sets lie within larger ones."""
+    pool = digits() if images is None else images
+    order = np.random.default_rng(seed).permutation(len(pool))
+    return pool[order[held_out : held_out + count]], pool[order[:held_out]]
+
+
+def neighbors(train: np.ndarray, k: int) -> np.ndarray:
+    """Rows of each image's k nearest in pixels, itself first, int64 (M, k)."""
+    rows, flat = np.arange(len(train)), train.reshape(len(train), -1)
+    return np.concatenate([rows[:, None], nearest(flat, flat, k - 1, exclude=rows)[0]], axis=1)
+
+
+def trained(
+    spec: Variant, train: np.ndarray, params: OptimizationParams, seed: int, snapshots: Collection[int]
+) -> Iterator[tuple[int, torch.nn.Module]]:
+    """Yield (step, averaged network) after each of the snapshots; the seed alone determines all that is random."""
+    near = None if spec.neighbors is None else neighbors(train, spec.neighbors.k)
+    training = build_training(spec, NOISE, network(), params, train, near, CPU, seed)
+    average = copy.deepcopy(training.network).requires_grad_(False).eval()
+    for losses in train_steps(training):
+        update_average(average, training.network, losses.step, params.ema)
+        if training.step in snapshots:
+            yield training.step, average
+
+
+def samples(spec: Variant, network: torch.nn.Module, train: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+    """Samples 0..count-1, uint8 (count, H, W, C)."""
+    model = make_model(spec, NOISE, train, network, CPU)
+    return draw_samples(model, seed, count, min(100, count))
+
+
+def flat(images: np.ndarray) -> np.ndarray:
+    """Images as rows, uint8 (N, d)."""
+    return images.reshape(len(images), -1)
+
+
+Progress = Callable[[str], None]
