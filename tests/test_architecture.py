@@ -32,7 +32,7 @@ REACH = {
     "filter": (63, ["engine", "features", "files", "images", "memorization", "search"]),
     "fid": (27, ["engine", "features", "files", "images"]),
     "verify": (56, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
-    "report": (49, ["engine", "files", "memorization", "reporting", "search", "theory"]),
+    "report": (51, ["engine", "files", "memorization", "reporting", "search", "theory"]),
     "audit": (99, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
     "copybench": (60, ["engine", "features", "files", "images", "memorization", "search"]),
 }
