@@ -160,6 +160,10 @@ class Kernel(Section):
     draws: int = Field(gt=0, description="Monte Carlo draws, the same along a trajectory")
 
 
+OWN_KEYS = {"loader_batch": "loader-batches", "mask_threshold": "pca-locality", "penalty": "tikhonov"}
+"""Key of ScoreSpec: the only form that has it, and needs it."""
+
+
 class ScoreSpec(Section):
     """What one score of the comparison is: the content of score.json, and all that its training depends on.
 
@@ -177,6 +181,8 @@ class ScoreSpec(Section):
         "mixture",
         "wiener",
         "local",
+        "pca-locality",
+        "tikhonov",
         "loader-batches",
     ]
     noise_conditioning: bool | None = Field(default=None, description="networks: null means form == conditioning")
@@ -202,6 +208,11 @@ class ScoreSpec(Section):
         default=None, gt=0, description="form loader-batches: training images over which a softmax is normalised"
     )
 
+    mask_threshold: float | None = Field(
+        default=None, gt=0, le=1, description="form pca-locality: share of the largest entry that a pixel must have"
+    )
+    penalty: float | None = Field(default=None, gt=0, description="form tikhonov: level below which the score is short")
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         if (self.temperature is not None) != (self.form == "temperature"):
@@ -216,8 +227,9 @@ class ScoreSpec(Section):
             raise ValueError(f"form {self.form!r} and kernel {self.kernel!r} do not go together")
         if (self.patch is not None) != (self.form == "local") or (self.patch is not None and self.patch % 2 == 0):
             raise ValueError("patch, an odd number, goes with form local, and with that alone")
-        if (self.loader_batch is not None) != (self.form == "loader-batches"):
-            raise ValueError("loader_batch goes with form loader-batches, and with that alone")
+        for key, form in OWN_KEYS.items():
+            if (getattr(self, key) is not None) != (self.form == form):
+                raise ValueError(f"{key} goes with form {form}, and with that alone")
         if self.score == "network":
             self._check_network()
         else:

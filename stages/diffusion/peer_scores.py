@@ -1,7 +1,8 @@
 """Training-free scores that others compare with, in closed form (METHODS §8b).
 
 Each is s(x) = (m(x) - x)/sigma^2 with another estimate m of the clean image's posterior mean: linear (Wiener), from
-patches at the same place (local), or from a softmax that is normalised inside batches of the training set.
+patches at the same place (local), from the pixels that a linear denoiser would look at (PCA-locality), or from a
+softmax that is normalised inside batches of the training set. Tikhonov's shortens the empirical score instead.
 """
 
 import torch
@@ -9,10 +10,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from stages.diffusion.samplers import Score
-from stages.diffusion.scores import Centres, unit
+from stages.diffusion.scores import Centres, conditioning, unit
 from stages.diffusion.temperature import conditioning_log_weights
 
 BUDGET = 1 << 26  # values of the largest array
+CONSTANT = 1e-9  # entry of a Wiener matrix below which the pixel counts as constant
 
 
 def wiener(centres: Centres) -> Score:
@@ -20,10 +22,7 @@ def wiener(centres: Centres) -> Score:
 
     Returns score(x, sigma) for x float64 (B, d), sigma float64 (B,).
     """
-    images = unit(centres.pixels)
-    mean = images.mean(0)
-    _, singular, axes = torch.linalg.svd(images - mean, full_matrices=False)
-    variances = singular.square() / len(images)
+    mean, variances, axes = _principal(unit(centres.pixels))
 
     def score(x: Tensor, sigma: Tensor) -> Tensor:
         variance = sigma[:, None].square()
@@ -31,6 +30,62 @@ def wiener(centres: Centres) -> Score:
         return ((along * (variances / (variances + variance))) @ axes - (x - mean)) / variance
 
     return score
+
+
+def _principal(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean (d,), variances (r,) and axes (r, d) of the principal components of float64 (M, d), r = min(M, d)."""
+    mean = images.mean(0)
+    _, singular, axes = torch.linalg.svd(images - mean, full_matrices=False)
+    return mean, singular.square() / len(images), axes
+
+
+def tikhonov(centres: Centres, level: float) -> Score:
+    """The empirical score times sigma^2 / (sigma^2 + level^2), of least sigma^2 E|s - s_i|^2 + level^2 E|s|^2.
+
+    s_i = -(x - x_i)/sigma^2 are the targets of denoising score matching, and both means are over the noised training
+    images. Regularization of Baptista et al. 2025, arXiv 2501.15785; the constant weight of the penalty under the loss
+    weight sigma^2 is [ours]. Near a single image the flow ends at level / sqrt(sigma_max^2 + level^2) of its first
+    distance: it leaves noise of about `level` on the images. Returns score(x, sigma) for x float64 (B, d), sigma (B,).
+    """
+
+    def score(x: Tensor, sigma: Tensor) -> Tensor:
+        variance = sigma[:, None].square()
+        return variance / (variance + level**2) * conditioning(centres, x, sigma)
+
+    return score
+
+
+def pca_locality(centres: Centres, threshold: float) -> Score:
+    """The posterior mean of every pixel given the pixels that the Wiener denoiser there depends on.
+
+    Lukoianov et al. 2025, arXiv 2509.09672. The Wiener matrix S (S + sigma^2 I)^-1 is divided row by row by its
+    diagonal; pixel m sees the pixels n whose entry (n, m) is at least `threshold` of the largest, as in the released
+    code, and has the weights softmax over i of -sum_n (x_n - x_in)^2 / 2 sigma^2. The softmax runs over the whole
+    training set: the released code normalises it inside loader batches, which is another form (`loader_batches`).
+    Returns score(x, sigma) for x float64 (B, d), sigma float64 (B,).
+    """
+    images = unit(centres.pixels)
+    _, variances, axes = _principal(images)
+
+    def score(x: Tensor, sigma: Tensor) -> Tensor:
+        out, rows = torch.empty_like(x), max(1, BUDGET // images.numel())
+        for level in sigma.unique():
+            sees = _seen(variances, axes, float(level), threshold)
+            for part in torch.nonzero(sigma == level)[:, 0].split(rows):
+                squared = (x[part, None] - images).square() @ sees
+                weights = torch.softmax(conditioning_log_weights(squared, level.square()), dim=1)
+                out[part] = torch.einsum("bmd,md->bd", weights, images)
+        return (out - x) / sigma[:, None].square()
+
+    return score
+
+
+def _seen(variances: Tensor, axes: Tensor, sigma: float, threshold: float) -> Tensor:
+    """Return 1 where pixel m sees pixel n, else 0, float64 (d, d) by (n, m); a pixel that never varies sees none."""
+    matrix = (axes.T * (variances / (variances + sigma**2))) @ axes
+    diagonal = matrix.diagonal()[:, None]
+    relative = torch.where(diagonal > CONSTANT, matrix / diagonal.clamp_min(CONSTANT), 0.0).abs()
+    return (relative >= threshold * relative.max()).double()
 
 
 def loader_batches(centres: Centres, size: int) -> Score:

@@ -39,6 +39,8 @@ FORMS = {
     "mixture": "The unified mixture over all noise levels (METHODS §1.2).",
     "wiener": "The score of a Gaussian with the training set's mean and covariance (METHODS §8b).",
     "local": "The posterior mean of every pixel given the patch around it (METHODS §8b).",
+    "pca-locality": "The posterior mean of every pixel given the pixels that a linear denoiser uses (METHODS §8b).",
+    "tikhonov": "Conditioning, shortened at levels below the penalty's: Tikhonov (METHODS §8b).",
     "loader-batches": "The posterior mean with a softmax normalised inside each loader batch (METHODS §8b).",
 }
 SYMBOLS = {"r1/r2": "r₁/r₂", "l1..lk": "ℓ₁..ℓₖ", "l1": "ℓ₁", "<=": "≤", " x ": " × ", "rho": "ρ"}
