@@ -28,7 +28,7 @@ REACH = {
     "embed": (14, ["features", "files"]),
     "index": (25, ["engine", "features", "files", "search"]),
     "train": (25, ["diffusion", "files"]),
-    "sample": (39, ["diffusion", "engine", "files", "search"]),
+    "sample": (40, ["diffusion", "engine", "files", "search"]),
     "filter": (63, ["engine", "features", "files", "images", "memorization", "search"]),
     "fid": (27, ["engine", "features", "files", "images"]),
     "verify": (56, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from stages.diffusion import samplers
+from stages.diffusion.eigenvalues import closed_tops, learned_top
 from stages.diffusion.expansion import Pair, factor_conditioning, place, point_exists
 from stages.diffusion.model import Model
 from stages.diffusion.noise import Stream, integers, normal
@@ -46,7 +47,8 @@ def align(model: Model, params: AlignmentParams, seed: int) -> Aligned:
     ):
         x, learned = at_noised_images(model, sigma, number, params.images, seed)
         expansion = expansion_row(model, sigma, number, params.pairs, seed)
-        levels.append({**cosine_row(model, sigma, x, learned), **expansion})
+        eigenvalue = eigenvalue_row(model, sigma, number, params.pairs, seed)
+        levels.append({**cosine_row(model, sigma, x, learned), **expansion, **eigenvalue})
         temperatures += temperature_rows(model, sigma, x, learned, seed)
     return Aligned(levels, temperatures, *interpolate(model, params, seed))
 
@@ -148,6 +150,35 @@ def expansion_row(model: Model, sigma: float, number: int, count: int, seed: int
     temperature = {own: getattr(found, name) for name, own in reading.items()}
     temperature["expansion_identified"] &= bool(found.error <= 2 * error)  # otherwise no T has the network's factor
     return {**dict(zip(names, rounded)), **temperature, "expansion_pairs": len(pairs)}
+
+
+def eigenvalue_row(model: Model, sigma: float, number: int, count: int, seed: int) -> dict[str, float | bool | None]:
+    """Return the mean of sigma^2 times the top eigenvalue of the trained score's Jacobian, and the T that has it.
+
+    The points lie half-way between those of `expansion_row`: as far from both centres of a pair, where the closed
+    form's eigenvalue falls as T rises. With its standard error (None for a single point); None without points, and for
+    a target with precision `scheduled`, whose Jacobian is another one.
+    """
+    pairs, spec = _pairs(model, sigma, number, count, seed), model.variant
+    names = {name: f"jacobian_{name}" for name in ("t_eff", "low", "high", "identified")}
+    if not pairs or spec.precision == "scheduled":
+        return dict.fromkeys(("jacobian", "jacobian_error", *names.values()))
+    x = torch.tensor(np.stack([(pair.point + pair.mirror) / 2 for pair in pairs]), device=model.device)
+    axes = torch.tensor(np.stack([pair.centres[1] - pair.centres[0] for pair in pairs]), device=model.device)
+    like = torch.empty((len(x), *model.shape), device=model.device)
+    level = torch.full((len(x),), sigma, dtype=torch.float64, device=model.device)
+
+    def score(points: Tensor) -> Tensor:
+        return pixel_rows(_network_score(model)(as_images(points, like), level)).double()
+
+    own = (sigma**2 * learned_top(score, x, sigma, axes)).cpu().numpy()
+    power, frozen = shell_power(x.shape[1], spec.power), spec.form == "conditioning"
+    closed = (sigma**2 * closed_tops(model.centres, x, power, frozen)).cpu().numpy()
+    error = float(own.std(ddof=1) / math.sqrt(len(own))) if len(own) > 1 else None
+    found = by_expansion(own, closed, x.shape[1], np.random.default_rng([seed, len(model.images)]))
+    reading = {own_name: getattr(found, name) for name, own_name in names.items()}
+    reading["jacobian_identified"] &= error is not None and bool(found.error <= 2 * error)
+    return {"jacobian": float(own.mean()), "jacobian_error": error, **reading}
 
 
 def spread(points: Tensor) -> np.ndarray:

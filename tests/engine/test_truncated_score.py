@@ -226,7 +226,7 @@ def test_memory_beyond_the_images_does_not_grow_with_their_number(monkeypatch):
     spread = truncated.spread
 
     def without_names(loop, count):
-        """Each call of a compiled loop leaves names of 57 bytes in the interpreter's cache of up to 4,096 attributes."""
+        """Each call of a compiled loop leaves names of 57 bytes in the interpreter's cache of 4,096 attributes."""
         spread(loop, count)
         sys._clear_type_cache()
 
