@@ -168,6 +168,8 @@ def variant(form):
         "kernel-smoothed": {"kernel": {"h": 0.3, "draws": 6}},
         "cfdm": {"kernel": {"h": 0.3, "draws": 6}},
         "local": {"patch": 3},
+        "pca-locality": {"mask_threshold": 0.1},
+        "tikhonov": {"penalty": 0.1},
         "loader-batches": {"loader_batch": 7},
     }.get(form, {})
     return {"score": "closed-form", "form": form, **extra}
