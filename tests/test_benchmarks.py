@@ -1,6 +1,9 @@
 """Benchmarks in a small form: they call the stages' own code, which changes."""
 
-from benchmarks import closed_form, network, onset, published
+import numpy as np
+
+from benchmarks import closed_form, network, onset, published, search
+from stages.search.nearest import nearest
 
 
 def test_the_default_network_trains_and_samples(tmp_path):
@@ -43,3 +46,14 @@ def test_a_small_network_is_measured_along_its_training_and_its_onset_fitted(mon
     assert (round(found.mean, 6), len(found.points)) == (1, 2)
     assert "smoothed: first_copying grows as images^1.00" in "\n".join(onset.report(made))
     assert onset.slopes(made, "plain", "at_25%") is None
+
+
+def test_the_peers_of_the_search_find_its_neighbours():
+    images = search.stand_in(0, 700, 16)
+    index, squared = nearest(images[:600], images, 5)
+    for name, peer in search.PEERS.items():
+        spent, found = peer(images[:600], images, 5)
+        measured = search.differences(name, found, index, squared)
+        assert (spent > 0).all()
+        assert measured[f"{name}_neighbors_that_differ"] < 0.01, "ties and rounding only"
+        assert measured[f"{name}_worst_squared_error"] < 1e-6 * np.square(images[0].astype(float)).sum()
