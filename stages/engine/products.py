@@ -8,6 +8,7 @@ import contextlib
 import functools
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -20,6 +21,9 @@ from stages.errors import InputError
 MAX_INT32_TERMS = 131_000  # the sum is below 2**31
 MAX_FLOAT32_TERMS = 1_024  # it is below 2**24, exact in float32
 SMALL_PRODUCT = 1 << 22  # multiplications up to which float32 takes about as long as the int8 product
+TRIED = 256  # side of the matrices whose products are timed
+SLOWER = 3  # times the float32 product's time: above, the int8 product is taken for a plain loop; beside other work
+#             single calls differ by less
 NORMS_BLOCK = 1 << 19  # bytes of images whose norms NumPy takes at once
 MEMORY_SHARE = "SCORESMOOTH_MEMORY_SHARE"
 
@@ -130,7 +134,7 @@ def weighted_sums(weights: np.ndarray, images: np.ndarray) -> np.ndarray:
 
 def _products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """a @ b, exactly, of int8 (n, m) and (m, d), m ≤ MAX_INT32_TERMS: int32 (n, d)."""
-    if len(a) * b.size < SMALL_PRODUCT or not int8_is_exact():
+    if len(a) * b.size < SMALL_PRODUCT or not int8_pays():
         return _float_products(a, b)
     return _int8_products(a, b)
 
@@ -149,6 +153,27 @@ def _int8_products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
     parts = (np.require(part if part.flags.forc else part.copy(), requirements="W") for part in (a, b))
     return torch._int_mm(*map(torch.from_numpy, parts)).numpy()
+
+
+@functools.cache
+def int8_pays() -> bool:
+    """Whether this machine's int8 product is exact, and not slower than the float32 product.
+
+    Where the processor has no int8 dot products, torch takes a plain loop for it: on an AMD EPYC with AVX2 alone it is
+    exact and takes 15 to 26 times as long as float32. Both are exact, so the choice changes no result.
+    """
+    if not int8_is_exact():
+        return False
+    a = np.random.default_rng(0).integers(-128, 128, (TRIED, TRIED), dtype=np.int8)
+    spent = {}
+    for product in (_int8_products, _float_products):
+        times = []
+        for _ in range(4):  # the first call prepares what the others need
+            started = time.perf_counter()
+            product(a, a.T)
+            times.append(time.perf_counter() - started)
+        spent[product] = min(times)
+    return spent[_int8_products] < SLOWER * spent[_float_products]
 
 
 @functools.cache

@@ -7,7 +7,7 @@ CPU tensors.
 import numpy as np
 import torch
 
-from stages.engine.products import MAX_INT32_TERMS, int8_is_exact
+from stages.engine.products import MAX_INT32_TERMS, int8_pays
 from stages.engine.sizes import NO_KEY
 
 ROW_MULTIPLE = 32  # CUDA's int8 product takes more than 16 rows, and multiples of 8 of everything else
@@ -52,7 +52,7 @@ def _prepared(images: np.ndarray, device: torch.device) -> tuple[torch.Tensor, t
 
 def _inner(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """a @ b.T of int8 (n, d) and (m, d), exactly: int64 (n, m)."""
-    if a.device.type == "cpu" and not int8_is_exact():
+    if a.device.type == "cpu" and not int8_pays():
         return (a.double() @ b.double().T).long()
     cuts = range(0, a.shape[1], MAX_INT32_TERMS // 8 * 8)
     parts = ((t[:, c : c + cuts.step].contiguous() for t in (a, b)) for c in cuts)

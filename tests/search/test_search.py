@@ -118,7 +118,7 @@ def test_nearest_of_more_than_one_block_holds(path):
 def test_nearest_on_a_device_is_brute_force(kind, emulated, monkeypatch):
     """The accelerator's way, on CPU tensors: odd shapes, blocks, excluded rows, and without exact int8 products."""
     if emulated:
-        monkeypatch.setattr("stages.search.nearest_device.int8_is_exact", lambda: False)
+        monkeypatch.setattr("stages.search.nearest_device.int8_pays", lambda: False)
     rng = np.random.default_rng(KINDS.index(kind))
     for d, count in zip(DEPTHS, (3, 40, 77, 120, 33, 64)):
         reference = draw_images(kind, rng, count, d)
