@@ -3,6 +3,7 @@
 Outs in data/sample/VARIANT:
 
 - samples.arrow, an image table, and sample.json; for gradient ascent it says where each sample stopped;
+- the samples of a class-conditional network have labels: the classes take turns, sample by sample;
 - for a trained network, alignment.json compares its score with the empirical one and reads its temperature, and
   interpolation.arrow holds the images of its interpolations;
 - for a trained network, runs.arrow holds samples 0..curve_count-1 of every run (each seed's network, at each snapshot
@@ -113,16 +114,25 @@ def work(shard: Shard) -> Path:
         return _align(shard, _load(shard, *weights))
     drawn = [_sample(shard, _load(shard, path)) for path in weights]
     notes = {"stops": [stop for _, stopped, _ in drawn for stop in stopped], "precision": drawn[0][2]}
-    return write_images(shard.path, image_table(np.concatenate([images for images, _, _ in drawn]), None, notes))
+    labels = np.concatenate([_labels(shard, len(images)) for images, _, _ in drawn])
+    return write_images(shard.path, image_table(np.concatenate([images for images, _, _ in drawn]), labels, notes))
+
+
+def _labels(shard: Shard, count: int) -> "np.ndarray":
+    """Return the labels of the shard's samples, int64 (count,); -1 where the score has no classes."""
+    from stages.diffusion.classes import sample_labels
+
+    classes, start = read_json(shard.inputs[0]).get("classes", [-1]), shard.settings["start"]
+    return sample_labels(classes, start + count)[start:]
 
 
 def _load(shard: Shard, weights: str | None) -> "Model":
     from stages.diffusion.model import load_model
     from stages.files.images import read_images
 
-    settings, images = shard.settings, read_images(shard.inputs[1]).images
+    settings, table = shard.settings, read_images(shard.inputs[1])
     how = settings["device"], settings.get("precision", "float32"), settings.get("compile", False)
-    return load_model(read_json(shard.inputs[0]), settings["sampler"], images, weights, *how)
+    return load_model(read_json(shard.inputs[0]), settings["sampler"], table.images, weights, *how, labels=table.labels)
 
 
 def _sample(shard: Shard, model: "Model") -> tuple["np.ndarray", list[tuple[int, float]], str]:
@@ -139,19 +149,27 @@ def _sample(shard: Shard, model: "Model") -> tuple["np.ndarray", list[tuple[int,
             ends, steps = last_states(model, settings["seed"], indices)
             images.append(to_uint8(ends)[:keep])
             if ascends:
-                stops += list(zip(steps.tolist(), model.actual_level(ends).tolist()))[:keep]
+                stops += list(zip(steps.tolist(), model.level(indices)(ends).tolist()))[:keep]
             bar.update(keep)
     return np.concatenate(images), stops, "bfloat16" if model.bfloat16 else "float32"
 
 
 def _align(shard: Shard, model: "Model") -> Path:
-    """Write the images of the interpolations, with all measurements as the table's metadata."""
+    """Write the images of the interpolations, with all measurements as the table's metadata.
+
+    A class-conditional score is compared with the empirical one within the most frequent class, which it is told.
+    """
     from stages.diffusion.alignment import align
+    from stages.diffusion.classes import most_frequent
     from stages.files.images import image_table, write_images
 
-    found = align(model, AlignmentParams(**shard.settings["alignment"]), shard.settings["seed"])
+    place = most_frequent(model.labels) if model.labels is not None else None
+    own = model if place is None else model.of_class(place)
+    found = align(own, AlignmentParams(**shard.settings["alignment"]), shard.settings["seed"])
     measured = {name: getattr(found, name) for name in ("levels", "temperatures", "paths")}
     measured["grid"] = list(found.images.shape[:3])
+    if place is not None:
+        measured["class"] = read_json(shard.inputs[0])["classes"][place]
     table = image_table(found.images.reshape(-1, *found.images.shape[3:]), metadata={"measured": measured})
     return write_images(shard.path, table)
 
@@ -191,7 +209,8 @@ def _run_table(params: Params, samples: "ImageTable", parts: list[Path]) -> "Ima
     place = runs.index(reference(runs)) * count
     others = np.concatenate([samples.images[:0], *drawn])
     images = np.concatenate([others[:place], samples.images[:count], others[place:]])
-    return image_table(images, metadata={"runs": [run.key for run in runs]})
+    labels = np.tile(samples.labels[:count], len(runs))  # sample i is of the same class in every run
+    return image_table(images, labels, {"runs": [run.key for run in runs]})
 
 
 def _stopped(stops: list[tuple[int, float]], stop_below: float | None) -> dict[str, Any]:

@@ -17,9 +17,11 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from stages.diffusion.classes import class_list
 from stages.diffusion.parameters import NetworkParams, NoiseChoice, OptimizationParams, Variant
 from stages.diffusion.spread import read_spread, resolve
 from stages.files.artifacts import read_json, write_json, write_text
+from stages.files.images import read_images
 from stages.files.paths import (
     images_of,
     loss_of,
@@ -76,7 +78,8 @@ class Params(StageParams):
 def _specification(params: Params) -> dict[str, Any]:
     """Return the content of score.json: what determines the score, and nothing about how it is sampled.
 
-    The levels are resolved here. `start` says how even the chances of the training images are at the largest one.
+    The levels are resolved here. `start` says how even the chances of the training images are at the largest one;
+    `classes` are the labels of a class-conditional network, in the order of its class vectors.
     """
     spread = read_spread()
     noise = resolve(params.noise, spread)
@@ -94,6 +97,9 @@ def _specification(params: Params) -> dict[str, Any]:
     if params.spec.score == "network":
         score["network"] = params.network.model_dump(mode="json")
         score["optimization"] = params.optimization.model_dump(mode="json")
+    if params.spec.conditioning == "class":
+        labels = read_images(images_of("train")).labels
+        score["classes"] = class_list(labels, f"variants.{params.variant}.conditioning")
     return score
 
 

@@ -11,8 +11,9 @@ its relatives). A network of these is copied weight by weight and gives the same
   as positional embedding (its pipeline passes sigma);
 - group sizes other than min(C/4, 32), and other than 32 in the attention outside the middle.
 
-A network that needs one of these is refused, naming its key in params.yaml. A noise-blind network is exported with
-embedding projections of zero: F ignores sigma, and UNet2DModel divides F by sigma, as the score requires (METHODS §4).
+A network that needs one of these, or is class-conditional, is refused, naming its key in params.yaml. A noise-blind
+network is exported with embedding projections of zero: F ignores sigma, and UNet2DModel divides F by sigma, as the
+score requires (METHODS §4).
 """
 
 import argparse
@@ -45,6 +46,7 @@ def obstacles(network: NCSNpp) -> list[str]:
         (p.progressive_input, "train.network.progressive_input true (false needed)"),
         (p.amplitude != "raw", f"train.network.amplitude {p.amplitude} (raw needed)"),
         (p.skip_above is not None, f"train.network.skip_above {p.skip_above} (null needed)"),
+        (network.classes is not None, "conditioning: class (remove it)"),
         (network.noise_conditioning and p.embedding != "fourier", f"train.network.embedding {p.embedding}"),
         (_other_groups(network), f"train.network.channels {p.channels} (its norms need groups that diffusers lacks)"),
     ]

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ from torch import Tensor
 
 from stages.device import memory_format, pick_device, uses_bfloat16
 from stages.diffusion import noise
+from stages.diffusion.classes import places
 from stages.diffusion.network import NCSNpp, build_network
 from stages.diffusion.parameters import NetworkParams, NoiseParams, ScoreSpec, Variant
-from stages.diffusion.samplers import Score
+from stages.diffusion.samplers import Level, Score
 from stages.diffusion.scores import Centres, make_centres
 from stages.diffusion.variants import Batch, build_score, network_score, pixel_rows
 from stages.engine.fixed_rounding import with_fixed_rounding
@@ -39,6 +41,7 @@ class Model:
         device: where samples are drawn.
         network: None for closed forms.
         bfloat16: whether the network's products run in it.
+        labels: int64 (M,), for a class-conditional network the place of each training image's class.
     """
 
     variant: Variant
@@ -47,6 +50,7 @@ class Model:
     device: torch.device
     network: torch.nn.Module | None
     bfloat16: bool = False
+    labels: np.ndarray | None = None
 
     @functools.cached_property
     def pixels(self) -> Tensor:
@@ -78,11 +82,53 @@ class Model:
         """Return score(x, sigma) for the samples of a batch."""
         if self.network is None:
             return build_score(self.variant, self.centres, self.sigmas, batch)
-        return network_score(self.network, self.variant.conditioned, self.bfloat16)
+        return network_score(self.network, self.variant.conditioned, self.bfloat16, self.sample_classes(batch.indices))
+
+    def sample_classes(self, indices: Tensor) -> Tensor | None:
+        """Return the places of the samples' classes, which take turns, int64 (B,); None without classes."""
+        return None if self.labels is None else (indices % (int(self.labels.max()) + 1)).to(self.device)
+
+    @functools.cached_property
+    def of_class(self) -> "Callable[[int], Model]":
+        """of_class(place): the model among the training images of one class. Its network is told that class always."""
+
+        @functools.cache
+        def model(place: int) -> Model:
+            images = self.images[self.labels == place]
+            return dataclasses.replace(self, images=images, network=OneClass(self.network, place), labels=None)
+
+        return model
+
+    def level(self, indices: Tensor) -> Level:
+        """Return the actual noise level of the samples `indices`; with classes, among the images of each one's own."""
+        label = self.sample_classes(indices)
+        if label is None:
+            return self.actual_level
+
+        def level(x: Tensor) -> Tensor:
+            found = torch.empty(len(x), dtype=torch.float64, device=x.device)
+            for place in label.unique().tolist():
+                rows = label == place
+                found[rows] = self.of_class(place).actual_level(x[rows])
+            return found
+
+        return level
 
     def actual_level(self, x: Tensor) -> Tensor:
         """Return min_i |x - x_i| / sqrt d of x float32 (B, C, H, W), exact, float64 (B,) (METHODS §1.3)."""
         return min_distance(pixel_rows(x), self._reference)[1] / x[0].numel() ** 0.5
+
+
+class OneClass(torch.nn.Module):
+    """A class-conditional network that is told the same class for every image."""
+
+    def __init__(self, network: torch.nn.Module, place: int) -> None:
+        super().__init__()
+        self.network, self.place = network, place
+
+    def forward(self, x: Tensor, sigma: Tensor | None) -> Tensor:
+        """Return F(x, sigma) of the class."""
+        return self.network(x, sigma, torch.full((len(x),), self.place, device=x.device))
 
 
 def load_model(
@@ -93,6 +139,7 @@ def load_model(
     device: str,
     precision: str = "float32",
     compiled: bool = False,
+    labels: np.ndarray | None = None,
 ) -> Model:
     """Return the model of a trained or closed-form score.
 
@@ -104,12 +151,14 @@ def load_model(
         device: auto, cpu or cuda.
         precision: type of the network's products, float32, bfloat16 or auto.
         compiled: whether the network goes through torch.compile.
+        labels: int64 (M,), the training images' labels, which a class-conditional score needs.
     Raises InputError where score.json describes no score, or the weights are not those of the described network.
     """
     height, width, channels = images.shape[1:]
     variant, levels = _describe(score, Variant, sampler=sampler)
     network = None if weights is None else load_network(score, Path(weights), (channels, height, width))
-    return make_model(variant, levels, images, network, torch.device(pick_device(device)), precision, compiled)
+    model = make_model(variant, levels, images, network, torch.device(pick_device(device)), precision, compiled)
+    return dataclasses.replace(model, labels=places(labels, score["classes"])) if "classes" in score else model
 
 
 def _describe(score: Any, kind: type[ScoreSpec] = ScoreSpec, **more: Any) -> tuple[Any, NoiseParams]:
@@ -173,7 +222,8 @@ def load_network(score: dict[str, Any], weights: Path, image_shape: tuple[int, i
             f"{weights} was trained on images of {height} x {width} x {channels}, these are "
             f"{image_shape[1]} x {image_shape[2]} x {image_shape[0]}: rerun train"
         )
-    network = build_network(NetworkParams(**score["network"]), *_describe(score), (channels, height, width))
+    shape, classes = (channels, height, width), len(score.get("classes", ()))
+    network = build_network(NetworkParams(**score["network"]), *_describe(score), shape, classes)
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:

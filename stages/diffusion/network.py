@@ -1,7 +1,8 @@
 """NCSN++ (Song et al. 2021, https://arxiv.org/abs/2011.13456), noise-conditioned or noise-blind (METHODS §4).
 
 BigGAN residual blocks, FIR resampling, residual progressive input, attention, skip connections scaled by 1/sqrt 2.
-Without `noise_conditioning` sigma does not reach the network, which then has no embedding parameters.
+Without `noise_conditioning` sigma does not reach the network, without `classes` no class does, and with neither
+it has no embedding parameters.
 """
 
 import functools
@@ -229,8 +230,10 @@ def _pyramid_step(inputs: int, outputs: int, fir: bool) -> nn.Sequential:
 class NCSNpp(nn.Module):
     """F of METHODS §4: the score is F/sigma, and F(x) approximates -z for x = x_0 + sigma z.
 
-    forward(x, sigma): x float32 (B, C, H, W) in [0,1] units plus noise, sigma (B,) or None; returns (B, C, H, W).
-    A noise-blind network accepts sigma=None alone, so that no sigma can leak in.
+    forward(x, sigma, label): x float32 (B, C, H, W) in [0,1] units plus noise, sigma (B,) or None, label int64 (B,),
+    the place of each image's class, or None; returns (B, C, H, W). A noise-blind network accepts sigma=None alone, so
+    that no sigma can leak in. A class-conditional one adds the class's learned vector to the embedding of sigma; where
+    it is noise-blind, that vector is the embedding.
     """
 
     def __init__(
@@ -241,6 +244,7 @@ class NCSNpp(nn.Module):
         noise_conditioning: bool,
         sigma_min: float = 0.01,
         sigma_max: float = 50.0,
+        classes: int = 0,
     ) -> None:
         super().__init__()
         params.check_resolution(resolution)
@@ -248,13 +252,15 @@ class NCSNpp(nn.Module):
         self.image_channels, self.resolution = image_channels, resolution
         image_channels, resolution = image_channels * params.patch**2, resolution // params.patch
         self.embed = LevelEmbedding(params, sigma_min, sigma_max) if noise_conditioning else None
-        self._width = 4 * params.channels if noise_conditioning else None
+        self._width = 4 * params.channels if noise_conditioning or classes else None
         self.stem = _conv(image_channels, params.channels)
         widths = self._build_down(image_channels, resolution)
         middle = widths[-1]
         self.middle = nn.ModuleList([self._block(middle, middle), Attention(middle), self._block(middle, middle)])
         final = self._build_up(middle, widths, resolution)
         self.norm, self.head = _norm(final), _conv(final, image_channels, scale=0.0)
+        # drawn last, so that the other weights are those of the network without classes
+        self.classes = nn.Embedding(classes, self._width) if classes else None
 
     def _block(self, inputs: int, outputs: int, resample: Literal["up", "down"] | None = None) -> ResidualBlock:
         return ResidualBlock(inputs, outputs, self.params, self._width, resample)
@@ -316,10 +322,18 @@ class NCSNpp(nn.Module):
         divisor = amplitude(x)
         return (1 - (2 * self.params.skip_above / divisor).square()).clamp_min(0) * x / divisor
 
-    def forward(self, x: Tensor, sigma: Tensor | None) -> Tensor:
+    def _embedding(self, sigma: Tensor | None, label: Tensor | None) -> Tensor | None:
         if (sigma is None) == self.noise_conditioning:
             raise ValueError("a noise-conditioned network needs sigma, a noise-blind one takes None")
-        embedding = self.embed(sigma) if self.embed is not None else None
+        if (label is None) != (self.classes is None):
+            raise ValueError("a class-conditional network needs labels, any other takes None")
+        level = None if self.embed is None else self.embed(sigma)
+        if self.classes is None:
+            return level
+        return self.classes(label) if level is None else level + self.classes(label)
+
+    def forward(self, x: Tensor, sigma: Tensor | None, label: Tensor | None = None) -> Tensor:
+        embedding = self._embedding(sigma, label)
         h, skips = self._encode(self._enter(x), embedding)
         first, attention, second = self.middle
         h = second(attention(first(h, embedding)), embedding)
@@ -362,8 +376,11 @@ def amplitude(x: Tensor) -> Tensor:
 
 
 def build_network(
-    params: NetworkParams, spec: ScoreSpec, noise: NoiseParams, image_shape: tuple[int, int, int]
+    params: NetworkParams, spec: ScoreSpec, noise: NoiseParams, image_shape: tuple[int, int, int], classes: int = 0
 ) -> NCSNpp:
-    """Return the network of a specification for images (C, H, W), H = W, with random weights, on the CPU."""
+    """Return the network of a specification for images (C, H, W), H = W, with random weights, on the CPU.
+
+    classes: their number, for a class-conditional network.
+    """
     channels, height, _ = image_shape
-    return NCSNpp(params, channels, height, spec.conditioned, noise.sigma_min, noise.sigma_max)
+    return NCSNpp(params, channels, height, spec.conditioned, noise.sigma_min, noise.sigma_max, classes)

@@ -186,6 +186,9 @@ class ScoreSpec(Section):
         "loader-batches",
     ]
     noise_conditioning: bool | None = Field(default=None, description="networks: null means form == conditioning")
+    conditioning: Literal["class"] | None = Field(
+        default=None, description="networks: class tells the network the class of each image; null: nothing does"
+    )
     temperature: float | str | None = Field(
         default=None,
         description="T: a number, 'C/sigma' for max(C/sigma, 1), 'sqrt_d', 'd' (METHODS §1.5), 'nonexpansive', "
@@ -269,6 +272,8 @@ class ScoreSpec(Section):
     def _check_closed_form(self) -> None:
         if self.noise_conditioning is not None:
             raise ValueError("noise_conditioning belongs to networks: a closed form's follows from its form")
+        if self.conditioning is not None:
+            raise ValueError("conditioning: class belongs to networks: a closed form has no class: remove it")
         if self.neighbors is not None and (self.form != "temperature" or self.neighbors.space != "pixel"):
             raise ValueError("a closed form has neighbors only with form temperature, and only in pixel space")
 

@@ -20,7 +20,7 @@ def trajectory(model: Model, seed: int, indices: Tensor) -> Iterator[Tensor]:
         return noise.normal(seed, indices, n, model.shape)
 
     score = model.score(Batch(seed, indices, model.shape))
-    yield from samplers.sample(model.variant.sampler, model.sigmas, model.actual_level, score, draw)
+    yield from samplers.sample(model.variant.sampler, model.sigmas, model.level(indices), score, draw)
 
 
 def last_states(model: Model, seed: int, indices: Tensor) -> tuple[Tensor, Tensor]:

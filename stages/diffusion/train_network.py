@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from stages.device import pick_device
 from stages.diffusion.checkpoint import snapshot_path
+from stages.diffusion.classes import places
 from stages.diffusion.distributed import World, join, reported_error, started_by_torchrun, torchrun
 from stages.diffusion.loss_curve import format_curve
 from stages.diffusion.parameters import NetworkParams, NoiseParams, OptimizationParams, ScoreSpec
@@ -55,6 +56,7 @@ def make_trainer(shard: Shard, device: torch.device, world: World) -> Trainer:
         device,
         settings["seed"],
         world,
+        places(table.labels, settings["classes"]) if "classes" in settings else None,
     )
     identity = {**settings, "inputs": {path: sha256_file(path) for path in shard.inputs}}
     return Trainer(training, shard.scratch, identity)

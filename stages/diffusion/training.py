@@ -99,13 +99,16 @@ def build_training(
     device: torch.device,
     seed: int,
     world: World = ALONE,
+    labels: np.ndarray | None = None,
 ) -> Training:
     """Return the training of the network that a specification describes.
 
-    images: uint8 (M, H, W, C). neighbors: int64 (M, K), the image itself first, or None.
+    images: uint8 (M, H, W, C). neighbors: int64 (M, K), the image itself first, or None. labels: int64 (M,), the place
+    of each image's class, for a class-conditional network.
     """
-    data, target = open_training_set(images, neighbors, device), build_target(spec, images[0].size)
-    build = functools.partial(build_network, network, spec, levels, data.shape)
+    data, target = open_training_set(images, neighbors, device, labels), build_target(spec, images[0].size)
+    classes = 0 if labels is None else int(labels.max()) + 1
+    build = functools.partial(build_network, network, spec, levels, data.shape, classes)
     return start_training(params, levels, build, data, target, spec.conditioned, seed, world)
 
 
@@ -140,7 +143,9 @@ def add_gradient(training: Training, start: int, stop: int) -> tuple[Tensor, Ten
     params = training.params
     x0, near, level, z = draw_batch(training, start, stop)
     torch.manual_seed(noise.generator_seed(training.seed, training.step, start))
-    forward = functools.partial(_evaluate, training)
+    forward = functools.partial(
+        _evaluate, training, training.data.classes(training.order.rows(training.step)[start:stop])
+    )
     losses = denoising_loss(forward, training.target, x0, training.sigmas[level], z, near, training.conditioned)
     # On a CPU the backward pass runs in this thread: a thread of autograd's own would bring a second OpenMP pool,
     # whose spinning workers take the cores from the first (1.2 to 1.3 times the throughput on 2 cores).
@@ -164,10 +169,10 @@ def draw_batch(training: Training, start: int, stop: int) -> tuple[Tensor, Tenso
     return x0, near, stratified(u, params.levels, start, params.batch), z
 
 
-def _evaluate(training: Training, x: Tensor, sigma: Tensor | None) -> Tensor:
+def _evaluate(training: Training, label: Tensor | None, x: Tensor, sigma: Tensor | None) -> Tensor:
     """Return F in the run's precision; the target is always computed in float32."""
     with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=training.bfloat16):
-        return training.forward(x, sigma)
+        return training.forward(x, sigma) if label is None else training.forward(x, sigma, label)
 
 
 def _update(training: Training) -> Tensor:

@@ -22,11 +22,13 @@ class TrainingSet:
             only the rows of a batch are read; they travel as uint8.
         neighbors: int64 (M, K) on the device of the images, the image itself first, or None.
         place: the device that trains; None: that of the images.
+        labels: int64 (M,) on the device of the images, the place of each one's class, or None.
     """
 
     images: Tensor
     neighbors: Tensor | None
     place: torch.device | None = None
+    labels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -46,6 +48,10 @@ class TrainingSet:
         rows = rows.to(self.images.device)
         return self._pixels(rows), None if self.neighbors is None else self._pixels(self.neighbors[rows])
 
+    def classes(self, rows: Tensor) -> Tensor | None:
+        """Return the places of the images' classes, int64 (B,) on the device that trains, or None. rows: int64 (B,)."""
+        return None if self.labels is None else self.labels[rows.to(self.labels.device)].to(self.device)
+
     def _pixels(self, rows: Tensor) -> Tensor:
         pixels = self.images[rows]
         if pixels.device != self.device:
@@ -54,17 +60,20 @@ class TrainingSet:
         return torch.empty(pixels.shape, device=self.device).copy_(pixels).div_(255)
 
 
-def open_training_set(images: np.ndarray, neighbors: np.ndarray | None, device: torch.device) -> TrainingSet:
+def open_training_set(
+    images: np.ndarray, neighbors: np.ndarray | None, device: torch.device, labels: np.ndarray | None = None
+) -> TrainingSet:
     """Return the set for a device: in a GPU's memory where it takes at most GPU_SHARE of it, else memory-mapped.
 
-    images: uint8 (M, H, W, C), memory-mapped; neighbors: int64 (M, K) or None.
+    images: uint8 (M, H, W, C), memory-mapped; neighbors: int64 (M, K) or None; labels: int64 (M,) or None.
     """
     pixels = shared_tensor(images).movedim(-1, 1)
-    lists = None if neighbors is None else torch.from_numpy(neighbors)
+    lists, places = (None if array is None else torch.from_numpy(array) for array in (neighbors, labels))
     if device.type == "cuda" and images.nbytes < GPU_SHARE * torch.cuda.get_device_properties(device).total_memory:
         pixels = pixels.contiguous().to(device)
-        return TrainingSet(pixels, None if lists is None else lists.to(device))
-    return TrainingSet(pixels, lists, device)
+        lists, places = (None if tensor is None else tensor.to(device) for tensor in (lists, places))
+        return TrainingSet(pixels, lists, labels=places)
+    return TrainingSet(pixels, lists, device, places)
 
 
 class EpochOrder:

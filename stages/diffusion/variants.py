@@ -137,8 +137,10 @@ CLOSED_FORMS: dict[str, Callable[[ScoreSpec, scores.Centres, Tensor, Batch], Sco
 """Form -> its closed-form score on rows, x float64 (B, d) and sigma float64 (B,)."""
 
 
-def network_score(network: nn.Module, conditioned: bool, bfloat16: bool = False) -> Score:
+def network_score(network: nn.Module, conditioned: bool, bfloat16: bool = False, label: Tensor | None = None) -> Score:
     """Return the score F/sigma (METHODS §4) of F(x, sigma), or without conditioning of F(x), where sigma only scales.
+
+    label: int64 (B,), for a class-conditional network the place of the class of each image that will be given.
 
     bfloat16: the network's products run in it (autocast); x and the score keep their type. On a CPU a single image is
     evaluated twice, since alone it would be rounded differently than in a batch (`fixed_rounding`).
@@ -147,8 +149,9 @@ def network_score(network: nn.Module, conditioned: bool, bfloat16: bool = False)
     def score(x: Tensor, sigma: Tensor) -> Tensor:
         level = sigma.to(x.dtype)
         times = 2 if len(x) == 1 and x.device.type == "cpu" else 1
+        classes = () if label is None else (label.repeat(times),)
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=bfloat16):
-            out = network(x.repeat(times, 1, 1, 1), level.repeat(times) if conditioned else None)[: len(x)]
+            out = network(x.repeat(times, 1, 1, 1), level.repeat(times) if conditioned else None, *classes)[: len(x)]
         return out.to(x.dtype) / level[:, None, None, None]
 
     return score
