@@ -45,3 +45,13 @@ def test_no_advice_deletes_what_is_not_ours(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not an Arrow image table and no readable Arrow stream") as caught:
         open_source(f"arrow:{tmp_path / 'mine.arrow'}")
     assert "delete it" not in str(caught.value)
+
+
+def test_a_stream_that_holds_paths_only_says_so_for_every_image(tmp_path: Path) -> None:
+    cells = pa.array([{"bytes": None, "path": f"{v}.png"} for v in range(3)], STRUCT)
+    table = pa.table({"image": cells})
+    with pa.OSFile(str(tmp_path / "a.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    assert [item.error for item in open_source(f"arrow:{tmp_path / 'a.arrow'}")] == [
+        "the table holds no bytes for this image, at most its path: store the bytes"
+    ] * 3
