@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from benchmarks import closed_form, network, onset, published, search
+from benchmarks import audit, closed_form, network, onset, published, search
 from stages.search.nearest import nearest
 
 
@@ -57,3 +57,33 @@ def test_the_peers_of_the_search_find_its_neighbours():
         assert (spent > 0).all()
         assert measured[f"{name}_neighbors_that_differ"] < 0.01, "ties and rounding only"
         assert measured[f"{name}_worst_squared_error"] < 1e-6 * np.square(images[0].astype(float)).sum()
+
+
+def test_copies_and_mixtures_of_the_audit_s_benchmark_are_planted_and_counted_by_kind():
+    train = search.stand_in(0, 60, 16).reshape(60, 16, 16, 3)
+    samples, kinds = audit.with_copies(search.stand_in(1, 120, 16).reshape(120, 16, 16, 3), train, 3)
+    planted = [kind for kind in (*audit.KINDS, *audit.MIXTURES)]
+    assert {kind: int((kinds == kind).sum()) for kind in planted} == dict.fromkeys(planted, 3)
+    assert all((train == image).all((1, 2, 3)).any() for image in samples[kinds == "exact"])
+    assert "duplicated" not in kinds
+
+    verdict = np.where(np.isin(kinds, audit.KINDS), "copy", "novel").astype("U9")
+    left = np.flatnonzero(kinds == "")
+    verdict[left[:4]] = "copy", "near_copy", "copy", "blend"
+    rows = np.arange(len(kinds)) + 1000
+    counted = audit.found(kinds, verdict, rows, {int(rows[left[0]]): True, int(rows[left[1]]): False})
+    assert all(counted[kind]["copy"]["rate"] == 1 for kind in audit.KINDS)
+    assert all(counted[kind]["copy_or_near_copy"]["flagged"] == 0 for kind in audit.MIXTURES)
+    assert (counted["shared"]["copy"]["flagged"], counted["shared"]["copy"]["count"]) == (1, 1)
+    unseen = {call: rate["flagged"] for call, rate in counted["unseen"].items()}
+    assert unseen == {"copy": 1, "copy_or_near_copy": 2, "blend": 1}
+    assert counted["not looked at"]["rows"] == [int(rows[left[2]])]
+
+
+def test_the_pictures_that_cifar_10_s_sets_share_are_listed_once_each():
+    looked_at = audit.shared(50_000)
+    with audit.SHARED.open() as lines:
+        entries = [line.rstrip("\n").split("\t") for line in lines if not line.startswith("#")][1:]
+    assert len(looked_at) == len(entries) == sum(looked_at.values()) + sum(entry[2] == "no" for entry in entries)
+    assert all(0 <= int(test) < 10_000 and 0 <= int(train) < 50_000 and why for test, train, _, why in entries)
+    assert audit.shared(0) == {}
