@@ -20,7 +20,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from stages.errors import InputError
 from stages.features.weights import EncoderParams, pinned
-from stages.files.arrays import write_arrays
+from stages.files.arrays import Arrays, write_arrays
 from stages.files.artifacts import write_json, write_parquet, write_tsv
 from stages.files.images import ImageTable, read_images
 from stages.files.paths import DATA, VERDICTS, images_of, run_samples_of, samples_of
@@ -125,15 +125,17 @@ def plan(params: Params) -> list[Shard]:
     _check(params, train, samples, holdout)
     if params.variant in params.verdicts:
         read_decisions(params.verdicts[params.variant])  # a damaged file is found before any work
-    common = {"encoder": pinned(params.encoder).model_dump(), "device": params.device}
-    common |= {"neighbors": params.neighbors, "own_neighbors": params.carlini.n}
+    search = {"neighbors": params.neighbors, "own_neighbors": params.carlini.n}
+    embed = {"encoder": pinned(params.encoder).model_dump(), "device": params.device, "neighbors": params.neighbors}
     shards = []
     for task, table, pieces in (("samples", samples, params.shards), ("holdout", holdout, 1)):
-        # which images are candidates is known only when all are searched: each piece takes the features of as
-        # many of its own lowest as there may be candidates: under a held-out threshold that is all
-        most = candidate_count(len(table), params.percentile)
-        settings = {**common, "features": len(table) if params.percentile_of == "holdout" else most}
-        shards += _spans(params, task, _sources(params.variant)[task], pieces, settings)
+        # which images are candidates is known only when all are searched: each piece takes the features of those below
+        # what the held-out threshold may be at most, or of as many of its own lowest as there may be candidates
+        lowest = {"lowest": candidate_count(len(table), params.percentile)}
+        held_out = {"percentile": params.percentile, "within": params.repeated_within}
+        rule = held_out if params.percentile_of == "holdout" else lowest
+        shards += _spans(params, task, _sources(params.variant)[task], pieces, search)
+        shards += _spans(params, f"{task} features", _sources(params.variant)[task], pieces, embed | rule)
     shards += _spans(params, "duplicates", images_of("train"), params.shards, {})
     runs, settings = run_samples_of(params.variant), {"neighbors": params.neighbors}
     return shards + (_spans(params, "runs", runs, params.shards, settings) if runs.exists() else [])
@@ -143,8 +145,13 @@ def _spans(params: Params, task: str, source: Path, pieces: int, settings: dict[
     """The images of `source` in `pieces`. Variants share the results on held-out and on training images: these shards
     do not have the variant's name."""
     cuts = spans(len(read_images(source)), pieces)
-    title = {"samples": params.variant, "runs": f"{params.variant} runs"}.get(task, task)
-    return span_shards("filter", task, title, cuts, settings, (source, images_of("train")), ".npz")
+    own = {
+        "samples": params.variant,
+        "samples features": f"{params.variant} features",
+        "runs": f"{params.variant} runs",
+    }
+    inputs = (source, images_of("train"), *([images_of("holdout")] if "within" in settings else []))
+    return span_shards("filter", task, own.get(task, task), cuts, settings, inputs, ".npz")
 
 
 def _sources(variant: str) -> dict[str, Path]:
@@ -177,15 +184,11 @@ def _check(params: Params, train: ImageTable, samples: ImageTable, holdout: Imag
 
 
 def work(shard: Shard) -> Path:
-    """Search images start..stop, and take the features of those with the lowest ρ.
+    """Search images start..stop, or take the features of those with the lowest ρ.
 
     Training images are only searched for their own neighbours, and samples of runs for what `run_metrics` needs.
     """
-    import numpy as np
-
-    from stages.features.encoders import load_encoder
     from stages.memorization.matching import BUDGET, match, own_neighbors, whole_reference
-    from stages.memorization.ratios import lowest, rho
     from stages.memorization.run_metrics import search
 
     settings = shard.settings
@@ -196,12 +199,31 @@ def work(shard: Shard) -> Path:
     if shard.task == "duplicates":
         return write_arrays(shard.path, own_neighbors(train.flat, span.start, span.stop, BUDGET))
     images = table.images[span]
+    if shard.task.endswith(" features"):
+        return write_arrays(shard.path, _features(shard, images, train))
     found = match(images, whole_reference(train.images), settings["neighbors"], settings["own_neighbors"])
-    rows = lowest(rho(found["squared"]), min(settings["features"], len(images)))
+    return write_arrays(shard.path, found)
+
+
+def _features(shard: Shard, images: "np.ndarray", train: ImageTable) -> "Arrays":
+    """Return the features of the images with the lowest ρ, their rows in the set, and how the features were made."""
+    import numpy as np
+
+    from stages.features.encoders import load_encoder
+    from stages.memorization.embedded import embedded, highest_threshold, squared_distances
+    from stages.memorization.ratios import lowest, rho
+
+    settings = shard.settings
+    squared = squared_distances(images, train.images, settings["neighbors"])
+    if "lowest" in settings:
+        rows = lowest(rho(squared), settings["lowest"])
+    else:
+        rule = settings["neighbors"], settings["percentile"], settings["within"]
+        threshold = highest_threshold(read_images(shard.inputs[2]).images, train.images, *rule)
+        rows = embedded(squared, threshold, settings["start"])
     encoder = load_encoder(EncoderParams(**settings["encoder"]), settings["device"])
     made = np.array([json.dumps(encoder.metadata, sort_keys=True)])
-    features = {"feature": encoder(images[rows]), "feature_row": rows + span.start, "feature_made": made}
-    return write_arrays(shard.path, {**found, **features})
+    return {"feature": encoder(images[rows]), "feature_row": rows + settings["start"], "feature_made": made}
 
 
 def gather(params: Params, parts: Parts) -> None:
@@ -214,14 +236,16 @@ def gather(params: Params, parts: Parts) -> None:
     reference = results.grouped_reference(parts["duplicates"], train)
     kept, leaks = results.unseen(parts["holdout"], held, reference, train, params.repeated_within)
     common = (reference, train, params.rules, results.first_stage(parts["holdout"], kept, params.rules))
-    samples = results.measure(parts["samples"], images, *common)
-    holdout = results.measure(parts["holdout"], held, *common).only(kept)
+    samples = results.measure(parts["samples"], parts["samples features"], images, *common)
+    holdout = results.measure(parts["holdout"], parts["holdout features"], held, *common).only(kept)
     ratios, pixels = (params.ratios.copy_below, params.ratios.near_copy_below), (images.images, train.images)
     found = results.Comparison(samples, holdout, params.rules, ratios[1])
     pairs = found.pairs(ratios, images.ids, train.ids)
     out = DATA / "filter" / params.variant
     write_parquet(out / "pairs.parquet", pairs, {"variant": params.variant})
-    write_parquet(out / "neighbors.parquet", results.first_neighbors(parts["samples"], samples.searched.matches))
+    write_parquet(
+        out / "neighbors.parquet", results.first_neighbors(parts["samples features"], samples.searched.matches)
+    )
     results.draw(out / "pairs.png", pairs, *pixels, (params.grid.rows, params.grid.columns), params.variant)
     confirmed = found.flags["two_stage"][pairs["sample_index"].to_numpy()]
     following, metadata = samples.searched.matches.index[:, 1:], {"variant": params.variant, "samples": len(images)}

@@ -29,7 +29,7 @@ REACH = {
     "index": (25, ["engine", "features", "files", "search"]),
     "train": (26, ["diffusion", "files"]),
     "sample": (41, ["diffusion", "engine", "files", "search"]),
-    "filter": (63, ["engine", "features", "files", "images", "memorization", "search"]),
+    "filter": (64, ["engine", "features", "files", "images", "memorization", "search"]),
     "fid": (27, ["engine", "features", "files", "images"]),
     "verify": (56, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
     "report": (51, ["engine", "files", "memorization", "reporting", "search", "theory"]),

@@ -73,7 +73,7 @@ def limit(control: np.ndarray, q: float = QUANTILE) -> float:
     """
     if not 0 <= q < 1 or len(control) == 0 or np.isnan(control).any():
         raise ValueError(f"a quantile {q} of {len(control)} held-out values, none of them NaN, is not defined")
-    k = _below_limit(len(control), q)
+    k = below_limit(len(control), q)
     return float(np.partition(control, k)[k])
 
 
@@ -119,12 +119,12 @@ def beta_law(samples: np.ndarray, control: np.ndarray, q: float = QUANTILE) -> C
     Needs values without ties: a control image that ties with the threshold makes the true share lower than the law
     says, and the excess is then understated. Arguments as in `cross_fitted`.
     """
-    n, k = len(control), _below_limit(len(control), q)
+    n, k = len(control), below_limit(len(control), q)
     flagged = float(below(samples, limit(control, q)).sum())
     return _rates(samples, control, q, flagged, ((k + 1) / (n + 1), *control_interval(k, n)))
 
 
-def _below_limit(n: int, q: float) -> int:
+def below_limit(n: int, q: float) -> int:
     """Return k = ⌊q n⌋, where rounding must not lose a whole number."""
     return math.floor(n * q + 1e-9)
 

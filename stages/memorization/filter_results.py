@@ -21,6 +21,7 @@ from stages.files.paths import features_of, images_of, neighbors_of
 from stages.images.sharpness import roughness, total_variation
 from stages.memorization.calibrated_metrics import Nearness, blends, calibrated_table
 from stages.memorization.calibrated_rates import limit
+from stages.memorization.embedded import FIRST
 from stages.memorization.groups import find_duplicates
 from stages.memorization.judge import Suspects
 from stages.memorization.leaks import Leak, check_leaks, find_leaks
@@ -55,9 +56,8 @@ from stages.memorization.verdicts import Evidence, decide, ratio_rules
 from stages.memorization.vocabulary import COPIED, VERDICTS
 from stages.search.pixel_distance import pixel_distance, squared_radius
 
-FIRST, LISTED = 4, 10  # samples whose nearest training images are listed, and how many of these
+LISTED = 10  # nearest training images that are listed of each of the FIRST samples
 BLOCK = 4096  # training images whose features are in memory in float64 at once
-EXTRA = ("feature_row", "feature", "feature_made")  # arrays of a part beside its matches
 
 
 def _only(found: Any, kept: np.ndarray) -> Any:
@@ -121,7 +121,7 @@ def unseen(
     its mirror image `within` this pixel distance of its match: what is near by otherwise is alike, such as two digits
     1. Raises InputError where most of the images are training images.
     """
-    found = {name: array for name, array in join([read_arrays(part) for part in parts]).items() if name not in EXTRA}
+    found = join([read_arrays(part) for part in parts])
     matches = Matches(**with_groups(found, images.images, reference), dimension=train.dimension)
     searched = Searched.of(matches, 100.0)
     nearest = np.minimum(matches.squared[:, 0], matches.mirrored_squared[:, 0])
@@ -139,25 +139,30 @@ def first_stage(parts: Sequence[Path], kept: np.ndarray, rules: Rules) -> float 
 
 def measure(
     parts: Sequence[Path],
+    embedded: Sequence[Path],
     images: ImageTable,
     reference: Reference,
     train: ImageTable,
     rules: Rules,
     threshold: float | None,
 ) -> Measured:
-    """Join the parts of a search: `matching.match`, and features of some rows with the JSON of their making.
+    """Join the parts of a search, `matching.match`, and those of the features of some rows.
 
-    threshold: what `first_stage` returns.
+    embedded: files with feature, feature_row and feature_made, the JSON of their making; threshold: what `first_stage`
+    returns. Raises ArithmeticError for a candidate without features.
     """
     found = join([read_arrays(part) for part in parts])
-    rows, features, made = (found.pop(name) for name in EXTRA)
+    known = join([read_arrays(part) for part in embedded])
+    rows, features, made = known["feature_row"], known["feature"], known["feature_made"]
     matches = Matches(**with_groups(found, images.images, reference), dimension=train.dimension)
     searched = Searched.of(matches, rules.percentile, threshold)
-    known, spacing = _train_features([json.loads(text) for text in made], train)
+    references, spacing = _train_features([json.loads(text) for text in made], train)
     wanted = searched.candidate[rows]
+    if wanted.sum() < searched.candidate.sum():
+        raise ArithmeticError(f"{searched.candidate.sum() - wanted.sum()} candidates have no features")
     rows, features = rows[wanted], features[wanted]
     nearest, distances = matches.index[rows, 0], np.full((2, len(images)), np.nan)
-    difference = features.astype(np.float64) - known[nearest].astype(np.float64)
+    difference = features.astype(np.float64) - references[nearest].astype(np.float64)
     distances[0, rows], distances[1, rows] = np.linalg.norm(difference, axis=1), spacing[nearest]
     looks = total_variation(images.images), roughness(images.images)
     return Measured(searched, FeatureDistances(*distances), *looks)
@@ -188,7 +193,7 @@ def _train_features(made: list[dict[str, Any]], train: ImageTable) -> tuple[np.n
 def first_neighbors(parts: Sequence[Path], matches: Matches) -> pa.Table:
     """Return the nearest training images of the first samples, in pixels and in features: LISTED of FIRST samples.
 
-    parts: as `measure` takes them. Columns: sample_index; space, "pixel", or "feature" where the sample's features are
+    parts: those of the features. Columns: sample_index; space, "pixel", or "feature" where the sample's features are
     known; rank from 1; train_index; distance, in pixels as `pixel_distance`, in features Euclidean.
     """
     pixels = zip(matches.index[:FIRST, :LISTED], pixel_distance(matches.squared[:FIRST, :LISTED], matches.dimension))
@@ -210,13 +215,8 @@ def first_neighbors(parts: Sequence[Path], matches: Matches) -> pa.Table:
 
 def _first_features(parts: Sequence[Path]) -> dict[int, np.ndarray]:
     """Return the features of those of the first samples that have any, by sample."""
-    found, seen = {}, 0
-    for part in parts:
-        arrays = read_arrays(part)
-        found |= {int(row): feature for row, feature in zip(arrays["feature_row"], arrays["feature"]) if row < FIRST}
-        seen += len(arrays["squared"])
-        if seen >= FIRST:
-            break
+    arrays = join([read_arrays(part) for part in parts])
+    found = {int(row): feature for row, feature in zip(arrays["feature_row"], arrays["feature"]) if row < FIRST}
     return dict(sorted(found.items()))
 
 
