@@ -29,6 +29,7 @@ from stages.protocol import Parts, Section, Shard, StageParams, explain, load_tr
 from stages.theory.bias_variance import BiasVariance
 from stages.theory.claims import Block, ImageBlock, Picture, Table
 from stages.theory.collapse import Collapse
+from stages.theory.denoising import Denoising
 from stages.theory.domination import ImageDomination, SigmaDomination
 from stages.theory.expansion import Expansion
 from stages.theory.jacobian import Jacobian
@@ -50,6 +51,7 @@ class Blocks(Section):
     shell_touch: ShellTouch
     sigma_domination: SigmaDomination
     image_domination: ImageDomination
+    denoising: Denoising
     jacobian: Jacobian
     expansion: Expansion
     collapse: Collapse

@@ -31,7 +31,7 @@ REACH = {
     "sample": (41, ["diffusion", "engine", "files", "search"]),
     "filter": (64, ["engine", "features", "files", "images", "memorization", "search"]),
     "fid": (27, ["engine", "features", "files", "images"]),
-    "verify": (56, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
+    "verify": (59, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
     "report": (51, ["engine", "files", "memorization", "reporting", "search", "theory"]),
     "audit": (99, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
     "copybench": (60, ["engine", "features", "files", "images", "memorization", "search"]),

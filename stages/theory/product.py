@@ -208,6 +208,26 @@ def noise(seed: int, numbers: range, draw: int, dimension: int) -> np.ndarray:
     return normal(seed, torch.arange(numbers.start, numbers.stop), draw, (dimension,)).double().numpy()
 
 
+def denoising_losses(
+    network: Callable[[Points, Any], Points], x0: Points, sigma: np.ndarray, z: Points, conditioned: bool
+) -> np.ndarray:
+    """The training's loss ½‖F − F*‖² of every point, (B,), for the plain target F* = −z (METHODS §4).
+
+    network(x, σ): F at points (B, d) and levels (B,), which are None unless `conditioned`.
+    """
+    from stages.diffusion.targets import denoising_loss, denoising_target
+
+    def on_images(x: "Tensor", level: "Tensor | None") -> "Tensor":
+        found = network(x.flatten(1).numpy(), None if level is None else level.numpy())
+        return _tensor(found).reshape(x.shape)
+
+    images = (_tensor(points)[:, None, None] for points in (x0, z))
+    first, second = images
+    return (
+        denoising_loss(on_images, denoising_target, first, _tensor(sigma), second, None, conditioned).double().numpy()
+    )
+
+
 def end(states: Iterator[Points]) -> Points:
     """The last of the states that `path` yields."""
     return collections.deque(states, maxlen=1)[0]

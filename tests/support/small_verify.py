@@ -7,6 +7,15 @@ BLOCKS: dict[str, Any] = {
     "shell_touch": {"dimensions": [64, 3072], "smallest": 0.01, "largest": 50.0},
     "sigma_domination": {"dimensions": [256, 3072], "alphas": [0.25, 0.5]},
     "image_domination": {"dimension": 64, "temperatures": [1.0, 50.0]},
+    "denoising": {
+        "dimension": 6,
+        "centres": 5,
+        "levels": 20,
+        "largest": 2.0,
+        "smallest": 0.1,
+        "draws": 2000,
+        "dimensions": [8, 64],
+    },
     "jacobian": {
         "images": 20,
         "points": 4,
