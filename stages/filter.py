@@ -7,7 +7,8 @@ Outs in data/filter/VARIANT:
     pairs.png       pairs of that list, evenly spaced, as pictures
     neighbors.parquet    the ten nearest training images of the first four samples, in pixels and in features
     candidates.parquet   the pairs that `scoresmooth review data/filter/VARIANT` shows to a person, with their pictures
-    filter.json     every metric with its rate, its interval and its control; verdicts; distances; faults of the samples
+    filter.json     every metric with its rate, its interval and its control; verdicts; distances; faults of samples;
+                    for samples with labels the headline's rate in every class
     runs.tsv        for networks one row per run (seed, step): how many of its samples each measure flags
 """
 
@@ -230,6 +231,7 @@ def gather(params: Params, parts: Parts) -> None:
     """Verdicts, the table of pairs, their picture, and every metric beside its control."""
     from stages.memorization import filter_results as results
     from stages.memorization.candidates import NAME, offer
+    from stages.memorization.group_rates import class_rates
     from stages.memorization.run_metrics import run_rows
 
     train, images, held = (read_images(path) for path in (images_of("train"), *_sources(params.variant).values()))
@@ -251,6 +253,10 @@ def gather(params: Params, parts: Parts) -> None:
     following, metadata = samples.searched.matches.index[:, 1:], {"variant": params.variant, "samples": len(images)}
     asked = offer(out / NAME, pairs, "rho", confirmed, following, *pixels, params.candidates, metadata)
     summary = {"variant": params.variant, "count": len(images), "headline": params.headline}
+    if (images.labels >= 0).all():
+        control = found.holdout.flags(found.thresholds, params.rules)[params.headline]
+        held_labels = held.labels[kept]
+        summary["classes"] = class_rates(images.labels, found.flags[params.headline], held_labels, control)
     summary["leaks"] = [dataclasses.asdict(leak) for leak in leaks]
     summary |= found.summary(params.encoder.name, params.quality) | results.verdict_counts(pairs)
     write_json(out / "filter.json", {**summary, "verified": _verified(params, samples.searched, pairs, *asked)})

@@ -29,11 +29,11 @@ REACH = {
     "index": (25, ["engine", "features", "files", "search"]),
     "train": (26, ["diffusion", "files"]),
     "sample": (41, ["diffusion", "engine", "files", "search"]),
-    "filter": (64, ["engine", "features", "files", "images", "memorization", "search"]),
+    "filter": (65, ["engine", "features", "files", "images", "memorization", "search"]),
     "fid": (27, ["engine", "features", "files", "images"]),
     "verify": (59, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
     "report": (51, ["engine", "files", "memorization", "reporting", "search", "theory"]),
-    "audit": (99, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
+    "audit": (100, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
     "copybench": (60, ["engine", "features", "files", "images", "memorization", "search"]),
 }
 """Stage: how many files its results depend on, at most, and in which folders they may lie (besides stages/ itself).

@@ -4,33 +4,13 @@ from collections import Counter
 from typing import Any
 
 import numpy as np
-from scipy.stats import hypergeom
 
 from stages.images.common_size import ImageSet
 from stages.images.sources.image_groups import place_of
+from stages.memorization.group_rates import group_rates
 from stages.memorization.judge import Judged
-from stages.memorization.statistics import rate_with_interval
 
 MOST_ACROSS = 100  # training images listed that several groups copy
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """Return p-values adjusted for their number (Holm 1979): those below α are wrong with probability α in all.
-
-    The i-th smallest of m becomes the largest of (m − j) p_j over j ≤ i, at most 1, counted from 0.
-    """
-    order = np.argsort(p, kind="stable")
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
-    return adjusted
-
-
-def more_than_the_others(flagged: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Return Fisher's one-sided p of every group: that so many of its samples are copies if its rate is the others'.
-
-    flagged, count: int64 (G,).
-    """
-    return hypergeom.sf(flagged - 1, count.sum(), flagged.sum(), count)
 
 
 def groups_result(
@@ -44,11 +24,7 @@ def groups_result(
         group: int64, the duplicate group of every training image.
     """
     names, place = place_of(groups)
-    copy = samples.flags["calibrated"]
-    count, flagged = np.bincount(place), np.bincount(place, copy).astype(np.int64)
-    p = more_than_the_others(flagged, count)
-    rows = zip(names, flagged.tolist(), count.tolist(), p.tolist(), holm(p).tolist())
-    found = [{"group": n, **rate_with_interval(k, m), "p": p, "p_holm": q} for n, k, m, p, q in rows]
+    found = group_rates(names, place, samples.flags["calibrated"])
     above = sum(entry["p_holm"] < 0.05 for entry in found)
     return {
         "column": column,

@@ -14,7 +14,7 @@ from stages.errors import InputError
 from stages.files.png import png_bytes
 from stages.images.sources.image_groups import group_values
 from stages.images.sources.open import open_source
-from stages.memorization.sample_groups import holm, more_than_the_others
+from stages.memorization.group_rates import class_rates, holm, more_than_the_others
 from stages.memorization.statistics import wilson
 
 
@@ -135,3 +135,12 @@ def test_without_labels_there_is_no_column_label(digits, tmp_path):
     source = open_source(save(tmp_path / "a.npy", digits[:3]))
     with pytest.raises(InputError, match="has no column 'label': name one of its table, or give --groups"):
         source.column("label")
+
+
+def test_rates_of_classes_have_the_held_out_images_of_the_class_as_control():
+    labels, copied = np.array([7, 3, 3, 7, 3, 3]), np.array([True, True, False, True, False, False])
+    rows = class_rates(labels, copied, np.array([3, 3, 5]), np.array([True, False, True]))
+    assert [(row["group"], row["flagged"], row["count"]) for row in rows] == [("3", 1, 4), ("7", 2, 2)]
+    assert (rows[0]["holdout"]["flagged"], rows[0]["holdout"]["count"]) == (1, 2)
+    assert rows[1]["holdout"] is None
+    assert rows[1]["p"] == pytest.approx(4 / 20)  # 4 of the 20 choices of 3 copies among 6 samples hold both of class 7

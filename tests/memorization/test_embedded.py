@@ -9,6 +9,7 @@ import pytest
 import yaml
 from filter_inputs import TREE, write_index
 
+from stages import filter as stage
 from stages.features import encoders
 from stages.files.images import image_table, write_images
 from stages.memorization.calibrated_rates import below, limit
@@ -19,6 +20,12 @@ from stages.protocol import run_plain
 def pictures(rng, count):
     coarse = rng.integers(20, 236, (count, 3, 3, 3)).astype(np.float64)
     return np.rint(np.kron(coarse, np.ones((1, 4, 4, 1)))).astype(np.uint8)
+
+
+def write_sets(train, holdout, samples):
+    for path, images in (("deduplicate/train", train), ("deduplicate/holdout", holdout), ("sample/v/samples", samples)):
+        write_images(Path("data") / f"{path}.arrow", image_table(images))
+    write_index(train)
 
 
 def rhos(images, train, neighbors):
@@ -74,9 +81,7 @@ def test_the_filter_embeds_its_candidates_and_the_first_samples_alone(tmp_path, 
     train, held, new = pictures(rng, 60), pictures(rng, 80), pictures(rng, 80)
     held[:3] = train[:3]  # left out of the control, which moves the threshold
     samples = np.concatenate([new[:40], train[10:16], new[40:]])
-    for path, images in (("deduplicate/train", train), ("deduplicate/holdout", held), ("sample/v/samples", samples)):
-        write_images(Path("data") / f"{path}.arrow", image_table(images))
-    write_index(train)
+    write_sets(train, held, samples)
     tree = {**TREE, "filter": {**TREE["filter"], "percentile_of": "holdout", "shards": 3}}
     Path("params.yaml").write_text(yaml.safe_dump(tree))
     counts, load = [], encoders.load_encoder
@@ -103,3 +108,17 @@ def test_the_filter_embeds_its_candidates_and_the_first_samples_alone(tmp_path, 
     assert json.loads(Path("data/filter/v/filter.json").read_text())["metrics"]["two_stage"]["flagged"] >= 6
     listed = pq.read_table("data/filter/v/neighbors.parquet").to_pylist()
     assert {row["sample_index"] for row in listed if row["space"] == "feature"} == set(range(FIRST))
+
+
+@pytest.mark.parametrize("change", [{"percentile": 20.0}, {"repeated_within": 0.1}, {"percentile_of": "samples"}])
+def test_which_samples_are_candidates_takes_other_features_and_searches_nothing_again(tmp_path, monkeypatch, change):
+    monkeypatch.chdir(tmp_path)
+    write_sets(**{name: pictures(np.random.default_rng(0), 60) for name in ("train", "holdout", "samples")})
+
+    def plan(**changes):
+        shards = stage.plan(stage.Params.from_tree({**TREE, "filter": {**TREE["filter"], **changes}}, "v"))
+        return [[shard for shard in shards if shard.task.endswith("features") is embeds] for embeds in (False, True)]
+
+    (searches, features), (searches_now, features_now) = plan(), plan(**change)
+    assert searches_now == searches
+    assert features_now != features

@@ -225,17 +225,6 @@ def test_what_only_judges_does_not_search_again(project):
     assert more != base
 
 
-@pytest.mark.parametrize("change", [{"percentile": 20.0}, {"repeated_within": 0.1}, {"percentile_of": "samples"}])
-def test_which_samples_are_candidates_takes_other_features_and_searches_nothing_again(project, change):
-    def plan(**changes):
-        shards = stage.plan(stage.Params.from_tree({**TREE, "filter": {**TREE["filter"], **changes}}, "v"))
-        return [[shard for shard in shards if shard.task.endswith("features") is embeds] for embeds in (False, True)]
-
-    (searches, features), (searches_now, features_now) = plan(), plan(**change)
-    assert searches_now == searches
-    assert features_now != features
-
-
 def test_held_out_images_as_samples_have_no_excess(project):
     holdout = read_images("data/deduplicate/holdout.arrow")
     write_images("data/sample/v/samples.arrow", holdout.take(np.arange(40)))
