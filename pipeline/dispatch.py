@@ -66,8 +66,9 @@ def _dispatch(name: str, variant: str | None, params: StageParams, execution: Ex
                 os.environ["CUDA_VISIBLE_DEVICES"] = ""
             each = gpus_each(name, params, execution) if gpus.visible() else 0
             if each and name not in execution.processes:  # its shards are threads of this process
-                stack.enter_context(gpus.reserved(each, say))
-            runner = LocalRunner(local_jobs(name, params, execution, each), execution.processes, each)
+                stack.enter_context(gpus.reserved(each, say, execution.gpu_timeout))
+            jobs = local_jobs(name, params, execution, each)
+            runner = LocalRunner(jobs, execution.processes, each, execution.gpu_timeout)
             stack.enter_context(runner)
             runner.prepare(name, missing)
         address = server.connect(say, execution.server_timeout)
@@ -112,7 +113,7 @@ def _cluster_runner(name: str, params: StageParams, execution: Execution, shards
     wanted = execution.gpus_per_job if may_use_gpu(name, params) else 0
     if execution.runner == "slurm":
         return module.SlurmRunner(execution, wanted, shards)
-    resources = module.RayResources(execution.cpus_per_job, wanted)
+    resources = module.RayResources(execution.cpus_per_job, wanted, execution.node_timeout)
     return module.RayRunner(execution.address, resources, execution.shared, shards, execution.node_cache)
 
 

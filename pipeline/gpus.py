@@ -17,6 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from pipeline.locks import locked
+from pipeline.waiting import Limit, Patience
 from stages.errors import InputError
 
 PERIOD = 0.2
@@ -94,21 +95,29 @@ def free(count: int) -> Reservation | None:
     return None
 
 
-def take(count: int, say: Callable[[str], None], stopped: Callable[[], bool] = lambda: False) -> Reservation | None:
-    """Reserve `count` of the visible GPUs, and wait until they are free; None once `stopped()`."""
-    told = False
+def take(
+    count: int, say: Callable[[str], None], limit: float, stopped: Callable[[], bool] = lambda: False
+) -> Reservation | None:
+    """Reserve `count` of the visible GPUs, and wait until they are free; None once `stopped()`.
+
+    limit: seconds, after which it raises InputError.
+    """
+    what = "a free GPU" if count == 1 else f"{count} free GPUs"
+    remedy = f"other processes of yours hold them ({folder()})" if count else ""
+    patience = Patience(f"{what} (of {len(visible())})", Limit("execution.gpu_timeout", limit), remedy, say)
     while (found := free(count)) is None and not stopped():
-        if not told:
-            say(f"waiting for a free GPU ({count} of {len(visible())})")
-            told = True
+        patience.check()
         time.sleep(PERIOD)
     return found
 
 
 @contextmanager
-def reserved(count: int, say: Callable[[str], None]) -> Iterator[None]:
-    """Hold `count` of the visible GPUs and show only them to this process, which must not have used CUDA before."""
-    held = take(count, say) or Reservation()
+def reserved(count: int, say: Callable[[str], None], limit: float) -> Iterator[None]:
+    """Hold `count` of the visible GPUs and show only them to this process, which must not have used CUDA before.
+
+    limit: see `take`.
+    """
+    held = take(count, say, limit) or Reservation()
     before = os.environ.get("CUDA_VISIBLE_DEVICES")
     os.environ.update(held.variables())
     try:

@@ -56,6 +56,10 @@ class Execution(Section):
     gpus_per_job: int = Field(ge=0, le=64)
     """GPUs that each shard reserves where there are any; a training reserves them for each of train.processes. On Ray,
     what a shard, or each process of a training, asks for: a cluster without them is an error. 0: compute on CPUs."""
+    gpu_timeout: float = Field(ge=0)
+    """Seconds to wait for GPUs of this machine that other processes hold."""
+    node_timeout: float = Field(ge=0)
+    """Seconds to wait for a node of the Ray cluster that has what a shard asks for: lost, or still starting."""
     cpus_per_job: float = Field(gt=0, le=1024)
     """CPUs of each shard on Ray."""
     runner: Literal["local", "ray", "slurm"]

@@ -16,6 +16,7 @@ import os
 import re
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,12 +43,16 @@ from pipeline.processes import Hung, WorkFailed
 from pipeline.runners import Stopped
 from pipeline.shared import SharedPlace
 from pipeline.stage_run import say
+from pipeline.waiting import Limit, Patience
 from stages.errors import InputError
 from stages.protocol import Shard
 
 RETRIES = 3
 """How often Ray restarts a shard on another node after its node or process was lost. Errors of the work are not
 retried: they would recur."""
+
+LOOK = 1.0
+"""Seconds between two looks at the cluster while a task waits for a node."""
 
 REACH = 10.0
 """Seconds to wait for the cluster's port to answer."""
@@ -61,10 +66,11 @@ LOST = (WorkerCrashedError, LocalRayletDiedError, NodeDiedError)
 
 @dataclasses.dataclass(frozen=True)
 class RayResources:
-    """The CPUs and GPUs that a shard needs on its node."""
+    """The CPUs and GPUs that a shard needs on its node, and for how many seconds such a node is waited for."""
 
     cpus: float
     gpus: float
+    timeout: float = 0.0
 
 
 class RayRunner:
@@ -82,13 +88,6 @@ class RayRunner:
         self, address: str | None, resources: RayResources, shared: str | None, shards: int, cache: str | None = None
     ) -> None:
         connect(address)
-        slots = _slots(resources)
-        if not slots:
-            wanted = f"{resources.cpus:g} CPUs and {resources.gpus:g} GPUs"
-            hint = " (0: compute on CPUs)" if resources.gpus else ""
-            remedy = f"lower execution.cpus_per_job or gpus_per_job{hint}"
-            raise InputError(f"execution: no node of the Ray cluster at {address} has {wanted}: {remedy}")
-        self.jobs = min(slots, max(1, shards))
         self.tell: Callable[[str], None] = say
         self._resources, self._cache = resources, cache
         self._place = SharedPlace(shared) if shared else None
@@ -97,6 +96,9 @@ class RayRunner:
         self._references: set[Any] = set()
         self._guard = threading.Lock()
         self._stopped = False
+        self._node = self._patience("a node with", "of the Ray cluster")
+        self._until_room(1, self._node)
+        self.jobs = min(_slots(resources), max(1, shards))
 
     def run(self, shard: Shard, lock: int) -> None:
         """See Runner.run. The lock stays with this process: Ray ends a job's tasks when its driver dies."""
@@ -112,6 +114,30 @@ class RayRunner:
         else:
             self._place.get(digest, shard.path)
             SharedScratch(self._place.url, shard).forget()
+
+    def _patience(self, what: str, where: str) -> Patience:
+        """To wait for nodes that are not there: a line at once, and an error after `timeout` seconds."""
+        needs, resources = f"{self._resources.cpus:g} CPUs and {self._resources.gpus:g} GPUs", self._resources
+        hint = " (0: compute on CPUs)" if resources.gpus else ""
+        remedy = f"start one, or lower execution.cpus_per_job or gpus_per_job{hint}"
+        limit = Limit("execution.node_timeout", resources.timeout)
+        return Patience(f"{what} {needs} {where}", limit, remedy, lambda text: self.tell(text))
+
+    def _until_room(self, processes: int, patience: Patience) -> None:
+        """Wait until the cluster's nodes have room for so many processes, even if others work there now."""
+        while _slots(self._resources) < processes:
+            if self._stopped:
+                raise Stopped("it was not started")
+            patience.check()
+            time.sleep(LOOK)
+        patience.reset()
+
+    def _watch_nodes(self, processes: int, patience: Patience) -> None:
+        """Look once whether nodes are lost that the work needs: Ray would wait for others silently and for ever."""
+        if _slots(self._resources) < processes:
+            patience.check()
+        else:
+            patience.reset()
 
     def _stored(self, path: str) -> dict[str, str]:
         """Store an input, once for all shards of the stage; return its tree."""
@@ -148,6 +174,8 @@ class RayRunner:
     def _wait(self, shard: Shard, reference: Any) -> str:
         """Wait for a task and return its result; its errors are raised as this project's."""
         try:
+            while not ray.wait([reference], timeout=LOOK)[0]:
+                self._watch_nodes(1, self._node)
             return ray.get(reference)
         except RayTaskError as error:
             if isinstance(error.cause, InputError):
@@ -159,6 +187,9 @@ class RayRunner:
                 raise WorkFailed(f"{shard.stage} {shard.name}: {error.cause}") from None
             if isinstance(error.cause, Exception) and oom.ran_out(error.cause):
                 raise _RanOut(f"refused memory ({oom.said(error.cause)})") from error
+            raise
+        except InputError:  # no node came
+            ray.cancel(reference, force=True)
             raise
         except TaskCancelledError as error:
             raise Stopped(f"{shard.stage} {shard.name} was stopped") from error
@@ -178,27 +209,25 @@ class RayRunner:
         Ray Train's FailureConfig would do this, but restarts after every error, wrong input too, wants checkpoints
         reported in its own form, and forms the process group itself, as neither torchrun nor Slurm does.
         """
-        if processes > _slots(self._resources):
-            raise InputError(
-                f"train.processes: {processes} processes with {self._resources.cpus:g} CPUs each are more than the "
-                "Ray cluster has: lower it or execution.cpus_per_job"
-            )
+        room = self._patience(f"room for the {processes} processes of train.processes with", "each")
+        self._until_room(processes, room)
         for left in reversed(range(RETRIES + 1)):
             try:
-                return self._group(shard, task, processes)
+                return self._group(shard, task, processes, room)
             except _Lost as lost:
                 if not left:
                     raise
                 self.tell(f"{shard.stage} {shard.name}: a process was lost: all {processes} start again ({lost})")
         raise AssertionError
 
-    def _group(self, shard: Shard, task: Task, processes: int) -> str:
+    def _group(self, shard: Shard, task: Task, processes: int, room: Patience) -> str:
         bundle = {"CPU": self._resources.cpus, **({"GPU": self._resources.gpus} if self._resources.gpus else {})}
         group = placement_group([bundle] * processes, strategy="PACK")
         try:
-            while not group.wait(1):
+            while not group.wait(LOOK):
                 if self._stopped:
                     raise Stopped(f"{shard.stage} {shard.name} was not started")
+                self._watch_nodes(processes, room)
             meeting = ray.remote(_Meeting).options(num_cpus=0, scheduling_strategy=_at(group, 0)).remote()
             address, port = ray.get(meeting.place.remote())
             members = [

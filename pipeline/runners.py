@@ -51,10 +51,12 @@ class LocalRunner:
     Use it as a context manager: its processes end when the context ends.
     """
 
-    def __init__(self, jobs: int, processes: Collection[str] = (), gpus_each: int = 0) -> None:
-        """gpus_each: how many GPUs every child process reserves for itself."""
+    def __init__(
+        self, jobs: int, processes: Collection[str] = (), gpus_each: int = 0, gpu_timeout: float = 0.0
+    ) -> None:
+        """gpus_each: how many GPUs every child process reserves for itself. gpu_timeout: seconds to wait."""
         self.jobs = jobs
-        self.gpus_each = gpus_each
+        self.gpus_each, self._gpu_timeout = gpus_each, gpu_timeout
         self.tell: Callable[[str], None] = say
         self._left = 0  # shards that no process has taken
         self._processes = frozenset(processes)
@@ -127,7 +129,7 @@ class LocalRunner:
                 child = self._idle.pop()
                 self._busy.add(child)
                 return child
-        held = gpus.take(self.gpus_each, self.tell, lambda: self._stopped)
+        held = gpus.take(self.gpus_each, self.tell, self._gpu_timeout, lambda: self._stopped)
         with self._guard:
             if self._stopped or held is None:
                 if held is not None:

@@ -9,6 +9,7 @@ import urllib.request
 from typing import Any
 
 import pytest
+from crowding import Process
 from small_project import SmallProject, hear_interrupts
 from watching import TRAIN, logged, login_header, orphans, query, until
 
@@ -93,7 +94,7 @@ def test_a_cancelled_stage_in_the_background_of_a_script_ends(project):
     """There SIGINT is ignored."""
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        process = subprocess.Popen(
+        process = Process(
             project.command(*TRAIN), cwd=project.folder, env=project.environment(), stdout=subprocess.PIPE, text=True
         )
     finally:
@@ -130,7 +131,7 @@ def test_a_stage_that_is_cancelled_within_a_graph_ends_the_graph(project):
 @pytest.mark.long
 @pytest.mark.parametrize("killed", [True, False], ids=["by its worker", "without a worker"])
 def test_a_cancelled_deployment_ends_with_its_stages(project, killed):
-    process = subprocess.Popen(
+    process = Process(
         [sys.executable, "-c", DEPLOYED],
         cwd=project.folder,
         env=project.environment(),

@@ -59,25 +59,29 @@ HOLD_GPU = """
 import sys
 from pipeline import gpus
 from pipeline.locks import locked, name_holder
-with gpus.reserved(1, lambda text: print(text, flush=True)):
+with gpus.reserved(1, lambda text: print(text, flush=True), float(sys.argv[1])):
     import os
     print("has", os.environ["CUDA_VISIBLE_DEVICES"], flush=True)
     sys.stdin.readline()
 """
 
 
-def test_a_gpu_is_given_to_one_process_at_a_time_and_back_when_it_is_killed(two_gpus):
-    def start() -> subprocess.Popen[str]:
-        return subprocess.Popen(
-            [sys.executable, "-c", HOLD_GPU], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+def hold_a_gpu() -> subprocess.Popen[str]:
+    """A process that waits for a GPU for 60 seconds, and holds it until it can read a line."""
+    command = [sys.executable, "-c", HOLD_GPU, "60"]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    first = start()
+
+def test_a_gpu_is_given_to_one_process_at_a_time_and_back_when_it_is_killed(two_gpus):
+    first = hold_a_gpu()
     assert first.stdout.readline() == "has GPU-a\n"
-    second = start()
+    second = hold_a_gpu()
     assert second.stdout.readline() == "has GPU-b\n"
-    third = start()
-    assert third.stdout.readline() == "waiting for a free GPU (1 of 2)\n"
+    third = hold_a_gpu()
+    waits = (
+        "waiting for a free GPU (of 2), for at most 60 s (execution.gpu_timeout): other processes of yours hold them"
+    )
+    assert third.stdout.readline() == f"{waits} ({gpus.folder()})\n"
     second.kill()
     assert third.stdout.readline() == "has GPU-b\n"
     for process in (first, third):
@@ -85,13 +89,26 @@ def test_a_gpu_is_given_to_one_process_at_a_time_and_back_when_it_is_killed(two_
     second.communicate()
 
 
+def test_a_gpu_that_stays_taken_is_an_error_after_the_limit(see):
+    see("GPU-a")
+    holder = hold_a_gpu()
+    assert holder.stdout.readline() == "has GPU-a\n"
+    said = []
+    remedy = f"other processes of yours hold them ({gpus.folder()})"
+    with pytest.raises(InputError) as refused, gpus.reserved(1, said.append, 0.5):
+        pass
+    assert str(refused.value) == f"execution.gpu_timeout: no free GPU (of 1) within 0.5 s: {remedy}"
+    assert said == [f"waiting for a free GPU (of 1), for at most 0.5 s (execution.gpu_timeout): {remedy}"]
+    holder.communicate("\n", timeout=30)
+
+
 def test_more_gpus_than_there_are_is_one_line(two_gpus):
     with (
         pytest.raises(InputError, match="execution.gpus_per_job is 3 but 2 GPUs are visible: lower it"),
-        gpus.reserved(3, print),
+        gpus.reserved(3, print, 0),
     ):
         pass
-    with gpus.reserved(2, print):
+    with gpus.reserved(2, print, 0):
         assert os.environ["CUDA_VISIBLE_DEVICES"] == "GPU-a,GPU-b"
 
 
@@ -182,7 +199,7 @@ from stages.protocol import Shard
 from pathlib import Path
 
 held = gpus.free(1)
-runner, said = LocalRunner(1, ["sample"], 2), []
+runner, said = LocalRunner(1, ["sample"], 2, 60), []
 runner.tell = said.append
 with runner:
     runner.prepare("sample", 1)
@@ -201,7 +218,6 @@ def test_a_shard_waits_aloud_for_its_gpus_and_can_be_stopped(project, tmp_path):
     environment = project.environment(CUDA_VISIBLE_DEVICES="0,1", TMPDIR=str(tmp_path))
     command = [sys.executable, "-c", textwrap.dedent(WAIT)]
     done = subprocess.run(command, cwd=project.folder, env=environment, capture_output=True, text=True, timeout=60)
-    assert done.stdout.splitlines() == [
-        "waiting for a free GPU (2 of 2); sample x was not started",
-        "('0', '1')",
-    ], done.stderr  # fmt: skip
+    waiting, stopped, free = done.stdout.replace("; ", "\n").splitlines()
+    assert waiting.startswith("waiting for 2 free GPUs (of 2), for at most 60 s (execution.gpu_timeout): "), done.stderr
+    assert (stopped, free) == ("sample x was not started", "('0', '1')")

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from crowding import Process
 from PIL import Image
 from small_project import SmallProject
 from watching import (
@@ -364,16 +365,12 @@ def test_kill_of_dvc_alone_then_dvc_repro_waits_for_the_stage_and_ends_identical
     run("repro", "-q", "train@net")
     project.log()
     project.hold(1)
-    killed = subprocess.Popen(
-        [*dvc, "repro", "sample@net"], cwd=project.folder, env=environment, stdout=subprocess.DEVNULL
-    )
+    killed = Process([*dvc, "repro", "sample@net"], cwd=project.folder, env=environment, stdout=subprocess.DEVNULL)
     until(lambda: logged(project, 1))
     killed.kill()  # dvc alone: its stage keeps running
     killed.wait()
     with (project.folder / "dvc.log").open("w") as log:
-        again = subprocess.Popen(
-            [*dvc, "repro", "sample@net"], cwd=project.folder, env=environment, stdout=log, stderr=log
-        )
+        again = Process([*dvc, "repro", "sample@net"], cwd=project.folder, env=environment, stdout=log, stderr=log)
     until(lambda: "is still running this stage" in (project.folder / "dvc.log").read_text())
     project.release()
     assert again.wait(timeout=120) == 0

@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+from crowding import Process
+from ray_cluster import start_cluster
 from small_project import PARAMS, ROOT, SmallProject
 from watching import SAMPLE, logged, processes, samples, until
 
@@ -18,11 +20,9 @@ pytest.importorskip("ray", reason="Ray is not installed: pip install '.[pipeline
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """A head without CPUs and two nodes with one CPU each, whose home is a folder of the test."""
-    from ray.cluster_utils import Cluster
-
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("HOME", str(tmp_path_factory.mktemp("home")))
-        nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+        nodes = start_cluster(num_cpus=0)
         nodes.workers = [nodes.add_node(num_cpus=1) for _ in range(2)]
         yield nodes
         nodes.shutdown()
@@ -102,13 +102,14 @@ def test_no_cluster_at_the_address_is_one_line(project):
     assert "error: execution.address: no Ray cluster at 127.0.0.1:1" in output
 
 
-def test_a_shard_that_fits_into_no_node_is_one_line_and_not_waited_for(project):
+def test_a_shard_that_fits_into_no_node_is_one_line_after_the_limit(project):
     """The two nodes have two CPUs together, but one each."""
     project.params["execution"]["cpus_per_job"] = 2
     project.write_params()
     output = project.run(*SAMPLE, code=2)
-    assert "error: execution: no node of the Ray cluster at " in output
-    assert " has 2 CPUs and 0 GPUs: lower execution.cpus_per_job or gpus_per_job" in output
+    lacks, remedy = "node with 2 CPUs and 0 GPUs of the Ray cluster", "start one, or lower execution.cpus_per_job"
+    assert f"waiting for a {lacks}, for at most 1 s (execution.node_timeout): {remedy}" in output
+    assert f"error: execution.node_timeout: no {lacks} within 1 s: {remedy} or gpus_per_job" in output
 
 
 def test_a_shard_that_wants_a_gpu_is_not_computed_on_a_cpu_silently(project):
@@ -116,7 +117,8 @@ def test_a_shard_that_wants_a_gpu_is_not_computed_on_a_cpu_silently(project):
     path.write_text(path.read_text() + "\nimport stages.device\n")  # what tells a stage that may use a GPU
     (project.folder / "stages" / "device.py").write_text("")
     output = project.run(*SAMPLE, code=2)
-    assert " has 1 CPUs and 1 GPUs: lower execution.cpus_per_job or gpus_per_job (0: compute on CPUs)" in output
+    assert "error: execution.node_timeout: no node with 1 CPUs and 1 GPUs of the Ray cluster within 1 s: " in output
+    assert "lower execution.cpus_per_job or gpus_per_job (0: compute on CPUs)" in output
     assert project.log() == []
     project.params["execution"]["gpus_per_job"] = 0
     project.write_params()
@@ -137,13 +139,13 @@ def answer(**changes):
         ({}, 1, ["1 GPUs on one node (execution.gpus_per_job; the node with most has 0)"]),
         ({"gpus": 2}, 2, []),
         ({"gpus": 1}, 2, ["2 GPUs on one node (execution.gpus_per_job; the node with most has 1)"]),
-        ({"cpus": 2}, 1, ["3 CPUs on one node (execution.cpus_per_job; the node with most has 2)"]),
-        ({"python": "3.11.0"}, 1, ["a: Python 3.12.1 (it has 3.11.0)"]),
-        ({"packages": {"ray": "2", "torch": "1"}}, 1, ["a: torch 2 (it has 1)"]),
-        ({"code": "d"}, 1, ["a: this project's code (it runs another version)"]),
+        ({"cpus": 2}, 0, ["3 CPUs on one node (execution.cpus_per_job; the node with most has 2)"]),
+        ({"python": "3.11.0"}, 0, ["a: Python 3.12.1 (it has 3.11.0)"]),
+        ({"packages": {"ray": "2", "torch": "1"}}, 0, ["a: torch 2 (it has 1)"]),
+        ({"code": "d"}, 0, ["a: this project's code (it runs another version)"]),
         (
             {"shared": False},
-            1,
+            0,
             ["a: execution.shared s3://b (mount it there, or set execution.shared to what all nodes see)"],
         ),
     ],
@@ -216,7 +218,7 @@ def test_the_processes_of_a_training_meet_at_a_store_whose_port_is_held(monkeypa
     with socket.socket() as other, pytest.raises(OSError, match="in use"):
         other.bind((address, port))
     found = [
-        subprocess.Popen(
+        Process(
             [sys.executable, "-c", MEETS],
             env={**os.environ, **ray_runner._torchrun_variables(rank, 2, address, port), "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
@@ -225,3 +227,35 @@ def test_the_processes_of_a_training_meet_at_a_store_whose_port_is_held(monkeypa
         for rank in range(2)
     ]
     assert [process.communicate(timeout=240)[0] for process in found] == ["[1.0, 2.0]\n"] * 2
+
+
+@pytest.mark.long
+@pytest.mark.faults
+@pytest.mark.parametrize("comes_back", [True, False])
+def test_lost_nodes_are_waited_for_aloud_and_with_a_limit(project, cluster, comes_back):
+    """Ray itself would wait for a node silently and for ever."""
+    project.params["execution"]["node_timeout"] = 300 if comes_back else 3
+    project.write_params()
+    project.hold(1)
+    process = project.start(*SAMPLE)
+    until(lambda: logged(project, 1))
+    while cluster.workers:
+        cluster.remove_node(cluster.workers.pop(), allow_graceful=False)
+    project.release()
+    try:
+        if comes_back:
+            lines = iter(process.stdout.readline, "")
+            told = next(line for line in lines if "waiting for a node" in line)
+            assert "waiting for a node with 1 CPUs and 0 GPUs of the Ray cluster, for at most 5 min" in told
+        else:
+            output, _ = process.communicate(timeout=180)
+            assert process.returncode == 2, output
+            lacks = "no node with 1 CPUs and 0 GPUs of the Ray cluster within 3 s: start one, or lower execution."
+            assert f"error: execution.node_timeout: {lacks}" in output
+    finally:
+        cluster.workers = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    if comes_back:
+        output, _ = process.communicate(timeout=180)
+        assert process.returncode == 0, output
+        assert set(project.log()) == {f"sample net {n}/4" for n in range(1, 5)}
+    assert not processes(project, "pipeline.cli\0stage")

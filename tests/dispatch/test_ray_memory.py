@@ -1,6 +1,7 @@
 """Ray's memory monitor kills every shard: each is tried once more with half the working memory, then reported."""
 
 import pytest
+from ray_cluster import start_cluster
 from small_project import SmallProject
 from watching import SAMPLE, samples
 
@@ -11,12 +12,10 @@ pytestmark = [pytest.mark.long, pytest.mark.faults]
 @pytest.fixture
 def project(tmp_path, monkeypatch):
     """A project whose shards go to a node that always counts as full."""
-    from ray.cluster_utils import Cluster
-
     monkeypatch.setenv("RAY_memory_usage_threshold", "0.001")
     monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "50")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    node = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    node = start_cluster(num_cpus=1)
     (tmp_path / "project").mkdir()
     made = SmallProject(tmp_path / "project")
     try:

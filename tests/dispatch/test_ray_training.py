@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+from crowding import Process, limit
 from diffusion_project import ROOT, VARIANT, environment, project, with_processes
+from ray_cluster import start_cluster
 
 from pipeline.shared import SharedPlace
 from stages import train
@@ -33,9 +35,7 @@ runner.run(Shard.from_json(sys.argv[1]), -1)
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory):
     """A head without CPUs and two nodes with one CPU and a home each."""
-    from ray.cluster_utils import Cluster
-
-    nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = start_cluster(num_cpus=0)
     nodes.homes = {}
 
     def add() -> None:
@@ -66,7 +66,7 @@ def undisturbed() -> bytes:
 def start(shard: Shard, cluster, shared: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", ON_RAY, shard.to_json(), cluster.address, shared]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    return Process(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def end(process: subprocess.Popen[str]) -> str:
@@ -103,7 +103,7 @@ def test_a_training_goes_on_elsewhere_when_its_node_is_lost(project, environment
     shard = shard_at("ray")
     process = start(shard, cluster, (project / "place").as_uri())
     record = SharedPlace((project / "place" / "scratch" / "key").as_uri())
-    until = time.monotonic() + 120
+    until = time.monotonic() + limit(120)
     while not any(name.endswith(".safetensors") for name in record.read_record() or {}):
         assert process.poll() is None, process.communicate()[0]
         assert time.monotonic() < until
@@ -125,4 +125,5 @@ def test_more_processes_than_the_cluster_has_is_one_line(project, environment, c
     process = start(shard_at("ray"), cluster, "")
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1
-    assert "train.processes: 4 processes with 1 CPUs each are more than the Ray cluster has: lower it" in output
+    room = "room for the 4 processes of train.processes with 1 CPUs and 0 GPUs each"
+    assert f"execution.node_timeout: no {room} within 0 s: start one, or lower execution.cpus_per_job" in output

@@ -11,6 +11,7 @@ import sys
 
 import fake_slurm
 import pytest
+from crowding import Process
 from small_project import SmallProject, hear_interrupts
 from watching import logged, processes, samples, undisturbed, until
 
@@ -48,7 +49,7 @@ class Submitter(SmallProject):
 
     def start(self, stage: str) -> subprocess.Popen[str]:
         """Start the work of a stage of the variant `net`."""
-        return subprocess.Popen(
+        return Process(
             [sys.executable, "-c", DRIVE, stage], cwd=self.folder, env=self.environment(), stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=hear_interrupts,
         )  # fmt: skip

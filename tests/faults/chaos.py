@@ -1,15 +1,17 @@
 """Random faults, round after round, on small projects: after each, the same command ends with the undisturbed outs.
 
-    PYTHONPATH=.:tests/support:tests/faults python -m chaos --rounds 200 --seed 0 --log chaos.jsonl
+    PYTHONPATH=.:tests/support:tests/faults python -m chaos --rounds 200 --seed 0 --jobs 1 --log chaos.jsonl
 
 A round makes some results missing, starts the command, disturbs it once at a random moment or damages what lies on
 disk, and starts the command again. The second one must end with exit code 0 and outs equal byte for byte to those of a
 run without dispatch or faults. Nothing may hang, and no process may be left over. Each line of the log is a round; it
-counts rounds, faults by kind, hangs, orphans, failures and different outs so far.
+counts rounds, faults by kind, hangs, orphans, failures and different outs so far. Seed and number determine a round's
+project and fault. With several jobs, each plays its rounds on projects of its own.
 """
 
 import argparse
 import collections
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
@@ -20,6 +22,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -276,7 +279,7 @@ def wait(arena: Arena, process: subprocess.Popen[str]) -> tuple[str, bool]:
     while now != before and time.monotonic() < end:
         before = now
         with contextlib.suppress(subprocess.TimeoutExpired):
-            return process.communicate(timeout=LIMIT)[0], True
+            return subprocess.Popen.communicate(process, timeout=LIMIT)[0], True  # not what a crowd makes of it
         now = processor_seconds(arena)
     process.kill()
     return process.communicate()[0], False
@@ -303,8 +306,8 @@ def left_over(arena: Arena) -> list[int]:
     return living
 
 
-def play(arena: Arena, number: int, rng: random.Random, usual: float, tally: Tally) -> float:
-    """Play one round; return how long its undisturbed run took."""
+def play(arena: Arena, number: int, rng: random.Random, usual: float, tally: Tally) -> tuple[str, float]:
+    """Play round `number`; return its fault and how long its undisturbed run took. Threads add to one tally."""
     kind = rng.choice(arena.FAULTS)
     label = f"round {number} {type(arena).__name__} {kind}"
     arena.spoil(rng)
@@ -337,27 +340,40 @@ def play(arena: Arena, number: int, rng: random.Random, usual: float, tally: Tal
         tally.different.append(label)
     if left := left_over(arena):
         tally.orphans.append(f"{label}, afterwards: {len(left)}")
-    tally.rounds += 1
-    tally.faults[f"{type(arena).__name__} {kind}"] += 1
-    return seconds
+    return f"{type(arena).__name__} {kind}", seconds
 
 
-def chaos(folder: Path, rounds: int, seed: int, seconds: float, tell: Callable[[str], None]) -> Tally:
+def chaos(folder: Path, rounds: int, seed: int, seconds: float, tell: Callable[[str], None], jobs: int = 1) -> Tally:
     """Play `rounds` rounds, or as many as `seconds` allow, and return what happened."""
-    rng, tally, end = random.Random(seed), Tally(), time.monotonic() + seconds
-    with contextlib.ExitStack() as stack:
-        folder.mkdir(exist_ok=True)
-        arenas: list[Arena] = []
-        for kind in (Shards, Training, Server):
-            arenas.append(kind(folder / kind.__name__))
-            stack.callback(arenas[-1].close)
-        usual = dict.fromkeys(arenas, 3.0)
-        for number in range(rounds):
-            if time.monotonic() > end:
-                break
-            arena = rng.choices(arenas, (10, 2, 1))[0]
-            usual[arena] = max(0.5, 0.5 * usual[arena] + 0.5 * play(arena, number, rng, usual[arena], tally))
-            tell(json.dumps({**tally.summary(), "usual": {type(arena).__name__: round(usual[arena], 2)}}))
+    tally, end = Tally(), time.monotonic() + seconds
+    numbers, guard = iter(range(rounds)), threading.Lock()
+    folder.mkdir(exist_ok=True)
+
+    def player(own: Path) -> None:
+        own.mkdir()
+        usual: dict[Arena, float] = {}
+        with contextlib.ExitStack() as stack:
+            while time.monotonic() < end:
+                with guard:
+                    number = next(numbers, None)
+                if number is None:
+                    break
+                rng = random.Random(f"{seed} {number}")
+                (kind,) = rng.choices((Shards, Training, Server), (10, 2, 1))
+                arena = next((each for each in usual if type(each) is kind), None)
+                if arena is None:
+                    usual[arena := kind(own / kind.__name__)] = 3.0
+                    stack.callback(arena.close)
+                fault, took = play(arena, number, rng, usual[arena], tally)
+                usual[arena] = max(0.5, 0.5 * usual[arena] + 0.5 * took)
+                with guard:
+                    tally.rounds += 1
+                    tally.faults[fault] += 1
+                    tell(json.dumps({"round": number, "usual": round(usual[arena], 2), **tally.summary()}))
+
+    with concurrent.futures.ThreadPoolExecutor(jobs) as threads:
+        for future in [threads.submit(player, folder / str(job)) for job in range(jobs)]:
+            future.result()
     tell(json.dumps(tally.summary()))
     return tally
 
@@ -366,13 +382,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=200)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=1, help="rounds that are played at the same time")
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no round after these")
     parser.add_argument("--log", type=Path, default=Path("chaos.jsonl"))
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, arguments.log.open("w", buffering=1) as log:
-        tally = chaos(
-            Path(folder), arguments.rounds, arguments.seed, arguments.seconds, lambda line: log.write(line + "\n")
-        )
+        rounds, seed, seconds = arguments.rounds, arguments.seed, arguments.seconds
+        tally = chaos(Path(folder), rounds, seed, seconds, lambda line: log.write(line + "\n"), arguments.jobs)
     print(json.dumps(tally.summary(), indent=1))
     sys.exit(not tally.good)
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 
+from crowding import Process
 from small_project import SmallProject
 
 DISPATCH = """
@@ -33,7 +34,7 @@ class Dispatched(SmallProject):
     def start_stages(self, *addresses: str) -> subprocess.Popen[str]:
         """Start stages ("sample@net"), one after the other, in a process."""
         command = [sys.executable, "-c", self.prelude + DISPATCH, *addresses]
-        return subprocess.Popen(
+        return Process(
             command,
             cwd=self.folder,
             env=self.environment(),

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from crowding import Process, limit
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,6 +35,8 @@ PARAMS: dict[str, Any] = {
         "processes": ["train"],
         "server_timeout": 180,
         "gpus_per_job": 1,
+        "gpu_timeout": 600,
+        "node_timeout": 1,
         "cpus_per_job": 1,
         "runner": "local",
         "address": None,
@@ -249,7 +252,7 @@ class SmallProject:
 
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
         """Start a command and return its process."""
-        return subprocess.Popen(
+        return Process(
             self.command(*arguments),
             cwd=self.folder,
             env=self.environment(**variables),
@@ -270,7 +273,7 @@ class SmallProject:
     def plain(self, stage: str, variant: str) -> None:
         """Run a stage without the dispatch."""
         command = [sys.executable, "-m", f"stages.{stage}", "--variant", variant]
-        subprocess.run(command, cwd=self.folder, env=self.environment(), check=True, timeout=60)
+        subprocess.run(command, cwd=self.folder, env=self.environment(), check=True, timeout=limit(60))
 
     def write_dvc(self, scm: bool = False) -> None:
         """Make it a DVC project with the stages ingest, train and sample; with `scm`, in a new git repository."""
@@ -293,7 +296,7 @@ class SmallProject:
             env=self.environment(),
             capture_output=True,
             text=True,
-            timeout=240,
+            timeout=limit(240),
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
@@ -316,4 +319,5 @@ class SmallProject:
 
     def stop(self) -> None:
         """End the project's server."""
-        subprocess.run(self.command("server", "stop"), cwd=self.folder, env=self.environment(), check=False, timeout=60)
+        command = self.command("server", "stop")
+        subprocess.run(command, cwd=self.folder, env=self.environment(), check=False, timeout=limit(60))

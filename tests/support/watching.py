@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from crowding import limit
 from small_project import SmallProject
 
 TRAIN = ("stage", "train", "--variant", "net")
@@ -16,10 +17,10 @@ SAMPLE = ("stage", "sample", "--variant", "net")
 
 
 def until(condition: Callable[[], Any], seconds: float = 60.0) -> Any:
-    """Wait for a condition and return its value."""
-    end = time.monotonic() + seconds
+    """Wait for a condition and return its value. seconds: of an idle machine (crowding.limit)."""
+    began = time.monotonic()
     while not (value := condition()):
-        assert time.monotonic() < end, "the condition did not become true"
+        assert time.monotonic() < began + limit(seconds), "the condition did not become true"
         time.sleep(0.02)
     return value
 
