@@ -6,12 +6,13 @@ import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
 from pipeline import oom
 from pipeline.checkpoints import SharedScratch
+from pipeline.locks import locked
 from pipeline.processes import Hung, WorkFailed, cause
 from pipeline.shared import SharedPlace
 from stages.errors import InputError
@@ -65,7 +66,7 @@ def work(task: Task) -> str:
         stack.enter_context(_folder(own))
         prune(own)
         for path, tree in task.trees.items():
-            place.get_tree(tree, Path(path))
+            place.get_tree(tree, Path(path), kept_files(own))
         with SharedScratch(task.url, found).mirrored(writes=leads):
             found.path.unlink(missing_ok=True)
             _work(module, found)
@@ -122,12 +123,27 @@ def node_folder(root: str, cache: str | None = None) -> Path:
     return base / root.strip("/").replace("/", "-")
 
 
+def kept_files(own: Path) -> Path:
+    """The folder of the files that the copy `own` and those beside it share, by digest: a node fetches each once."""
+    return own.parent / ".files"
+
+
 def prune(own: Path) -> None:
-    """Note that the copy `own` is used, and remove the copies beside it that were not used for UNUSED_DAYS days."""
+    """Note that the copy `own` is used, and remove the copies beside it that were not used for UNUSED_DAYS days.
+
+    A file of `kept_files` goes when no copy has had it for as long.
+    """
     (own / USED).touch()
+    limit = time.time() - UNUSED_DAYS * 86400
     for mark in own.parent.glob(f"*/{USED}"):
-        if mark.stat().st_mtime < time.time() - UNUSED_DAYS * 86400:
+        if mark.parent != own and mark.stat().st_mtime < limit:
             shutil.rmtree(mark.parent, ignore_errors=True)
+    for lock in kept_files(own).glob("*.lock"):
+        with suppress(BlockingIOError, FileNotFoundError), locked(lock, wait=False):  # else another process links it
+            path = lock.with_suffix("")
+            found = path.stat()
+            if found.st_nlink == 1 and found.st_ctime < limit:  # this time changes when a copy loses the file
+                path.unlink()
 
 
 @contextmanager

@@ -5,6 +5,7 @@ and nodes need no common file system. Layout: URL/files/SHA256.
 """
 
 import json
+import os
 import shutil
 import uuid
 from collections.abc import Collection
@@ -68,17 +69,30 @@ class SharedPlace:
             return {file.relative_to(path).as_posix(): self.put(file) for file in files}
         return {"": self.put(path)}
 
-    def get_tree(self, tree: dict[str, str], path: Path) -> None:
+    def get_tree(self, tree: dict[str, str], path: Path, kept: Path | None = None) -> None:
         """Fetch a tree of `put_tree` to `path`; files that have the right content already stay.
 
         What was fetched is read once for its digest, which this folder remembers (stages.files.shard_cache); of several
-        processes that want a file one fetches it.
+        processes that want a file one fetches it. kept: a folder of files by their digest, from which those that other
+        trees have fetched are linked.
         """
         wanted = {path / relative if relative else path: digest for relative, digest in tree.items()}
         for target in _differing(wanted):
             with locked(FETCHING / f"{sha256_json(str(target.absolute()))}.lock"):
                 if _differing({target: wanted[target]}):
-                    self.get(wanted[target], target)
+                    self._get_once(wanted[target], target, kept)
+
+    def _get_once(self, digest: str, target: Path, kept: Path | None) -> None:
+        if kept is None:
+            return self.get(digest, target)
+        own = kept / digest
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with locked(kept / f"{digest}.lock"):
+            if _differing({own: digest}):
+                self.get(digest, own)
+            link = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+            os.link(own, link)
+        link.replace(target)
 
     def write_record(self, tree: dict[str, str]) -> None:
         """Record the tree of the place's newest state. A reader finds the previous record or this one, complete."""

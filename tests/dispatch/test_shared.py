@@ -81,6 +81,44 @@ def test_of_several_processes_on_a_node_one_fetches_a_file_and_its_digest_is_rea
     assert read == []
 
 
+def test_a_node_fetches_each_content_once_for_all_paths_and_projects(place, tmp_path, monkeypatch):
+    """Two paths of one project, and an experiment's copy of that project, hold the same bytes."""
+    file = tmp_path / "file"
+    file.write_bytes(b"content" * 1000)
+    tree, fetched = {"a": place.put(file), "deep/b": place.put(file)}, []
+    get = place.get
+    monkeypatch.setattr(place, "get", lambda digest, path: (fetched.append(digest), get(digest, path)))
+    copies = [tmp_path / "node" / name for name in ("project", "experiment")]
+    for own in copies:
+        own.mkdir(parents=True)
+        monkeypatch.chdir(own)
+        for _ in range(2):
+            place.get_tree(tree, Path("data"), node.kept_files(own))
+        assert {name: (own / "data" / name).read_bytes() for name in tree} == dict.fromkeys(tree, file.read_bytes())
+    assert fetched == [tree["a"]]
+    (own / "data" / "a").write_bytes(b"changed in place, for all that link it")
+    place.get_tree(tree, Path("data"), node.kept_files(own))
+    assert (own / "data" / "a").read_bytes() == file.read_bytes()
+    assert fetched == [tree["a"]] * 2
+
+
+def test_a_file_that_no_copy_has_any_more_is_removed_from_a_node(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own, digests = tmp_path / "node" / "project", {}
+    own.mkdir(parents=True)
+    for name in ("used", "replaced"):
+        (tmp_path / name).write_text(name)
+        digests[name] = place.put(tmp_path / name)
+        place.get_tree({"": digests[name]}, own / name, node.kept_files(own))
+    (own / "replaced").unlink()
+    node.prune(own)
+    assert (node.kept_files(own) / digests["replaced"]).exists()  # it was had until now
+    monkeypatch.setattr(node, "UNUSED_DAYS", 0)
+    node.prune(own)
+    assert not (node.kept_files(own) / digests["replaced"]).exists()
+    assert (node.kept_files(own) / digests["used"]).exists()
+
+
 def test_a_nodes_copies_lie_where_asked_and_unused_ones_are_removed(tmp_path):
     root = "/home/someone/project"
     assert node.node_folder(root, str(tmp_path)) == tmp_path / "home-someone-project"
