@@ -222,6 +222,7 @@ class SmallProject:
     def reset(self) -> None:
         """Write stages and params.yaml as they were in the beginning."""
         self.params = copy.deepcopy(PARAMS)
+        self.params["execution"]["server_timeout"] = limit(PARAMS["execution"]["server_timeout"])
         for name in PARAMS:
             if name not in ("execution", "variants"):
                 self.write_stage(name)
