@@ -2,6 +2,7 @@
 
 import contextlib
 import inspect
+import os
 import socket
 import time
 from collections.abc import Callable
@@ -27,6 +28,7 @@ def start_cluster(**head: Any) -> Any:
         def add_node(self, **node: Any) -> Any:
             return super().add_node(**dict(zip(AGENTS, free_ports(len(AGENTS)))), **node)
 
+    os.environ.setdefault("RAY_worker_register_timeout_seconds", f"{limit(60):.0f}")  # 60: Ray's own
     services.start_raylet = after_port(services.start_raylet)
     services.get_node = patient(services.get_node)
     plain_wait = services.wait_for_node
