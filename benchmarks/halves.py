@@ -29,7 +29,7 @@ from stages.memorization.seeds import over_seeds
 from stages.memorization.statistics import Z95
 from stages.search.nearest import nearest
 
-RATIO, HELD_OUT = 0.7, 1000
+RATIO, HELD_OUT, CONTROL = 0.7, 2000, 1000
 CLOSED: dict[str, dict[str, Any]] = {
     "conditioning": {"form": "conditioning"},
     "wiener": {"form": "wiener"},
@@ -69,11 +69,10 @@ def closed_form(name: str, train: np.ndarray, count: int, seed: int) -> np.ndarr
     return draw_samples(model, seed, count, min(50, count))
 
 
-def trained(name: str, train: np.ndarray, count: int, seed: int, steps: int) -> np.ndarray:
+def trained(name: str, train: np.ndarray, count: int, seed: int, steps: int, keep: Path | None) -> np.ndarray:
     """Samples of a network after `steps` steps, uint8 (count, H, W, C)."""
-    spec, params = small_models.variant(name), small_models.optimization(steps=steps)
-    ((_, network),) = small_models.trained(spec, train, params, seed, [steps])
-    return small_models.samples(spec, network, train, count, seed)
+    network = small_models.network_of(name, train, seed, steps, keep)
+    return small_models.samples(small_models.variant(name), network, train, count, seed)
 
 
 def measure(name: str, size: int, seed: int, count: int, draw: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
@@ -87,7 +86,7 @@ def measure(name: str, size: int, seed: int, count: int, draw: Callable[[np.ndar
         "model": name, "size": size, "seed": seed, "samples": count,
         "alikeness": found, "low": low, "high": high,
         "copies": [copies(images, half) for images, half in zip((one, other), halves)],
-        "control": copies(held_out, halves[0]), "held_out": HELD_OUT,
+        "control": copies(held_out[:CONTROL], halves[0]), "held_out": CONTROL,
         "processor_seconds": round(time.process_time() - started, 1),
     }  # fmt: skip
 
@@ -115,18 +114,19 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--networks", nargs="*", default=["plain"], choices=list(small_models.PRESET["variants"]))
     parser.add_argument("--steps", type=int, default=1000, help="of the networks' training")
+    parser.add_argument("--keep", type=Path, help="folder that keeps the networks")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("halves.jsonl"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     done = {(row["model"], row["size"], row["seed"]) for row in rows}
-    count, steps = arguments.samples, arguments.steps
+    count, steps, keep = arguments.samples, arguments.steps, arguments.keep
     for seed in arguments.seeds:
         for size in arguments.sizes:
             models = {name: lambda half, n=name, s=seed: closed_form(n, half, count, s) for name in CLOSED}
             for name in arguments.networks:
-                models[f"{name}, {steps} steps"] = lambda half, n=name, s=seed: trained(n, half, count, s, steps)
+                models[f"{name}, {steps} steps"] = lambda half, n=name, s=seed: trained(n, half, count, s, steps, keep)
             for name, draw in models.items():
                 if (name, size, seed) not in done:
                     rows.append(measure(name, size, seed, count, draw))

@@ -5,18 +5,22 @@ Noise levels, network, optimization and variants are those of pipeline/presets/o
 
 import copy
 import functools
-from collections.abc import Callable, Collection, Iterator
+import hashlib
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from stages.diffusion.model import make_model
 from stages.diffusion.parameters import NetworkParams, NoiseParams, OptimizationParams, Variant
 from stages.diffusion.sampling import draw_samples
 from stages.diffusion.trainer import update_average
 from stages.diffusion.training import build_training, train_steps
+from stages.files.artifacts import sha256_json
+from stages.files.tensors import load_tensors, save_tensors
 from stages.images.sources.open import open_source
 from stages.images.subset import read_subset
 from stages.protocol import load_tree
@@ -69,13 +73,32 @@ def trained(
     spec: Variant, train: np.ndarray, params: OptimizationParams, seed: int, snapshots: Collection[int]
 ) -> Iterator[tuple[int, torch.nn.Module]]:
     """Yield (step, averaged network) after each of the snapshots; the seed alone determines all that is random."""
-    near = None if spec.neighbors is None else neighbors(train, spec.neighbors.k)
-    training = build_training(spec, NOISE, network(), params, train, near, CPU, seed)
+    training = build_training(spec, NOISE, network(), params, train, _near(spec, train), CPU, seed)
     average = copy.deepcopy(training.network).requires_grad_(False).eval()
     for losses in train_steps(training):
         update_average(average, training.network, losses.step, params.ema)
         if training.step in snapshots:
             yield training.step, average
+
+
+def network_of(name: str, train: np.ndarray, seed: int, steps: int, keep: Path | None) -> torch.nn.Module:
+    """The averaged network of a variant after `steps` steps; from the folder `keep`, if it was trained before."""
+    spec, params = variant(name), optimization(steps=steps)
+    settings = [name, seed, steps, PRESET["train"], PRESET["variants"][name]]
+    digest = sha256_json([*settings, hashlib.sha256(train.tobytes()).hexdigest()])[:16]
+    place = None if keep is None else keep / f"{digest}.safetensors"
+    if place is not None and place.exists():
+        made = build_training(spec, NOISE, network(), params, train, _near(spec, train), CPU, seed).network
+        made.load_state_dict(load_tensors(place)[0])
+        return made.requires_grad_(False).eval()
+    ((_, average),) = trained(spec, train, params, seed, [steps])
+    if place is not None:
+        save_tensors(place, average.state_dict(), {})
+    return average
+
+
+def _near(spec: Variant, train: np.ndarray) -> np.ndarray | None:
+    return None if spec.neighbors is None else neighbors(train, spec.neighbors.k)
 
 
 def samples(spec: Variant, network: torch.nn.Module, train: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
@@ -89,4 +112,6 @@ def flat(images: np.ndarray) -> np.ndarray:
     return images.reshape(len(images), -1)
 
 
-Progress = Callable[[str], None]
+def picture(image: np.ndarray) -> Image.Image:
+    """An image uint8 (H, W, C) as a picture."""
+    return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)

@@ -1,4 +1,4 @@
-"""The commands audit and copybench: the options of the modules of stages, repeated so that --help needs no pydantic."""
+"""The commands audit, copybench and risk: options of modules of stages, repeated so that --help needs no pydantic."""
 
 import sys
 from pathlib import Path
@@ -104,3 +104,16 @@ def copybench(
     from stages.copybench import Options, run
 
     run(Options(**{name: value for name, value in options.items() if value is not None}))
+
+
+def risk(
+    train: Annotated[str, typer.Option(help="the training images: folder:PATH, zip:PATH, parquet:PATH, npz:PATH, ...")],
+    out: Annotated[Path, typer.Option(help="the table that is written")] = Path("risk.csv"),
+    resolution: Annotated[int | None, typer.Option(min=8, help="side in pixels; default: the images' own")] = None,
+    share: Annotated[float, typer.Option(help="share of the training images that the model copies, in (0, 1)")] = 0.1,
+) -> None:
+    """Rank training images by how likely a model that is trained on them copies each of them."""
+    options = dict(locals())
+    from stages.risk import Options, run
+
+    run(Options(**options))

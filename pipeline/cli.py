@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from pipeline.audit_command import audit, copybench
+from pipeline.audit_command import audit, copybench, risk
 from pipeline.processes import WorkFailed
 from stages.errors import InputError
 
@@ -178,6 +178,7 @@ def review(
 
 app.command()(audit)
 app.command()(copybench)
+app.command()(risk)
 
 
 @app.command()

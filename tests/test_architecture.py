@@ -35,6 +35,7 @@ REACH = {
     "report": (51, ["engine", "files", "memorization", "reporting", "search", "theory"]),
     "audit": (100, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
     "copybench": (60, ["engine", "features", "files", "images", "memorization", "search"]),
+    "risk": (49, ["engine", "files", "images", "memorization", "search"]),
 }
 """Stage: how many files its results depend on, at most, and in which folders they may lie (besides stages/ itself).
 Every file more is one whose edit computes the stage again. Raise a number only with a reason in the commit."""
@@ -55,7 +56,7 @@ ARROWS = {
 BASE = ("errors", "protocol", "device")
 
 STALE = {
-    "engine": {"deduplicate", "index", "sample", "filter", "fid", "verify", "report", "audit", "copybench"},
+    "engine": {"deduplicate", "index", "sample", "filter", "fid", "verify", "report", "audit", "copybench", "risk"},
     "theory": {"verify", "report"},
     "reporting": {"report", "audit"},
 }
@@ -70,7 +71,7 @@ MEDIAN_FUNCTION = 8
 FUNCTION_IMPORTS = 241
 """Imports inside functions of stages/ and pipeline/, at most. Each delays a slow import that not every caller needs."""
 
-ENTRIES = ("audit", "copybench")
+ENTRIES = ("audit", "copybench", "risk")
 """Commands of stages/ that dvc.yaml has no stage for."""
 
 
@@ -245,7 +246,9 @@ def test_the_dispatch_goes_through_the_stages(graph):
     review = {f"stages.memorization.{name}" for name in ("candidates", "verdict_log", "verified")}
     for importer, imported in imports(graph, "pipeline"):
         if imported.startswith("stages."):
-            allowed = {f"stages.{name}" for name in ("errors", "protocol", "audit", "copybench", "reporting.terminal")}
+            allowed = {
+                f"stages.{name}" for name in ("errors", "protocol", "audit", "copybench", "risk", "reporting.terminal")
+            }
             allowed |= review if importer.startswith("pipeline.review.") else set()
             assert imported in allowed or part(imported) == "files", f"{importer} imports {imported}"
 

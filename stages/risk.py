@@ -1,0 +1,78 @@
+"""Rank training images by how likely a model that is trained on them copies each of them.
+
+    python -m stages.risk --train SRC [--resolution PIXELS] [--share SHARE] [--out risk.csv]
+
+The table has a row for every image, the riskiest first: row, name, probability, the size of its duplicate group, and
+the features of stages/memorization/risk.py. docs/results.md says how good the order is: better than chance and than
+counting duplicates, and far from certain.
+"""
+
+import argparse
+import csv
+import io
+import sys
+from pathlib import Path
+
+from pydantic import Field
+
+from stages.errors import InputError
+from stages.files.artifacts import write_text
+from stages.images.sources.open import open_source
+from stages.protocol import Section
+
+SHOWN = 10
+
+
+class Options(Section):
+    """The options; the descriptions are the text of --help."""
+
+    train: str = Field(description="the training images: folder:PATH, zip:PATH, parquet:PATH, npz:PATH, …")
+    out: Path = Field(Path("risk.csv"), description="the table that is written")
+    resolution: int | None = Field(None, ge=8, description="side in pixels; default: the images' own")
+    share: float = Field(0.1, gt=0, lt=1, description="share of the training images that the model copies")
+
+
+def run(options: Options) -> list[dict[str, object]]:
+    """Write the table and print its first rows; return all of them."""
+    import numpy as np
+
+    from stages.images.subset import read_subset
+    from stages.memorization.risk import FEATURES, WEIGHTS, features, probabilities
+
+    source = open_source(options.train)
+    found = features(read_subset(source, np.arange(len(source)), options.resolution), source.labels)
+    chance = probabilities(found, WEIGHTS, options.share)
+    rows = [
+        {"row": int(i), "name": source.where(int(i)), "probability": round(float(chance[i]), 4)}
+        | {"images_in_group": round(float(np.exp(found[i, FEATURES.index("duplicates")])))}
+        | {name: round(float(value), 4) for name, value in zip(FEATURES, found[i])}
+        for i in np.argsort(-chance, kind="stable")
+    ]
+    text = io.StringIO()
+    table = csv.DictWriter(text, rows[0])
+    table.writeheader()
+    table.writerows(rows)
+    write_text(options.out, text.getvalue())
+    print(f"{len(rows):,} images, the riskiest first: {options.out}")
+    for row in rows[:SHOWN]:
+        group = row["images_in_group"]
+        print(f"{row['probability']:6.1%}  {row['name']}{f' ({group} alike)' if group != 1 else ''}")
+    return rows
+
+
+def main() -> None:
+    """The command line of `python -m stages.risk`; `scoresmooth risk` is the same."""
+    parser = argparse.ArgumentParser(prog="python -m stages.risk", description=__doc__.splitlines()[0])
+    for name, field in Options.model_fields.items():
+        parser.add_argument(
+            f"--{name}", default=argparse.SUPPRESS, help=field.description, required=field.is_required()
+        )
+    try:
+        run(Options(**vars(parser.parse_args())))
+    except (InputError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()
