@@ -11,6 +11,7 @@ them searched). Prints a table with the standard error over points, and one line
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -75,6 +76,7 @@ def errors(images: np.ndarray, points: int, seed: int = 0) -> dict[str, dict[flo
         estimates = {f"batches of {size}": x + level**2 * loader_batches(centres, size)(x, sigmas) for size in BATCHES}
         estimates |= {f"exact top {k}": over(rows, x, level, order[:, :k]) for k in most}
         estimates |= {f"IVF top {k}": over(rows, x, level, search(x, k)) for k in most}
+        print(f"sigma {sigma:g} done", file=sys.stderr, flush=True)
         for name, estimate in estimates.items():
             own = 2 * (estimate - exact).square().mean(1).sqrt()
             found.setdefault(name, {})[sigma] = own.tolist()

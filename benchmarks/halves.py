@@ -29,7 +29,7 @@ from stages.memorization.seeds import over_seeds
 from stages.memorization.statistics import Z95
 from stages.search.nearest import nearest
 
-RATIO, HELD_OUT, CONTROL = 0.7, 2000, 1000
+RATIO, HELD_OUT = 0.7, 1000
 CLOSED: dict[str, dict[str, Any]] = {
     "conditioning": {"form": "conditioning"},
     "wiener": {"form": "wiener"},
@@ -86,7 +86,7 @@ def measure(name: str, size: int, seed: int, count: int, draw: Callable[[np.ndar
         "model": name, "size": size, "seed": seed, "samples": count,
         "alikeness": found, "low": low, "high": high,
         "copies": [copies(images, half) for images, half in zip((one, other), halves)],
-        "control": copies(held_out[:CONTROL], halves[0]), "held_out": CONTROL,
+        "control": copies(held_out, halves[0]), "held_out": HELD_OUT,
         "processor_seconds": round(time.process_time() - started, 1),
     }  # fmt: skip
 

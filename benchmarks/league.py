@@ -43,6 +43,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "tikhonov": {"form": "tikhonov", "penalty": 0.1, "sampler": HEUN},
     "loader-25": {"form": "loader-batches", "loader_batch": 25, "sampler": HEUN},
     "loader-100": {"form": "loader-batches", "loader_batch": 100, "sampler": HEUN},
+    "loader-250": {"form": "loader-batches", "loader_batch": 250, "sampler": HEUN},
     "loader-500": {"form": "loader-batches", "loader_batch": 500, "sampler": HEUN},
     "kernel": {"form": "kernel-smoothed", "kernel": {"h": 0.4, "draws": 32}, "sampler": HEUN},
     "cfdm": {"form": "cfdm", "kernel": {"h": 0.3, "draws": 32}, "sampler": {"name": "cfdm", "levels": 60}},
@@ -108,14 +109,15 @@ def rows(size: int, seed: int, steps: int, keep: Path | None, done: set[str]) ->
     about = {"size": size, "seed": seed, "steps": steps}
     if "held-out" not in done:
         yield {**about, "form": "held-out", **of_samples(held_out[:SAMPLES], train, held_out)}
-    network = small_models.network_of("plain", train, seed, steps, keep)
-    if "network" not in done:
+    network = small_models.network_of("plain", train, seed, steps, keep) if steps else None
+    if network is not None and "network" not in done:
         drawn = small_models.samples(plain, network, train, SAMPLES, seed)
         yield {**about, "form": "network", **of_samples(drawn, train, held_out)}
     for name, spec in FORMS.items():
         if name not in done:
             model = make_model(Variant(score="closed-form", **spec), small_models.NOISE, train, None, small_models.CPU)
-            found = {} if spec["form"] == "cfdm" else by_level(model, network, held_out, seed)
+            alone = network is None or spec["form"] == "cfdm"
+            found = {} if alone else by_level(model, network, held_out, seed)
             drawn = draw_samples(model, seed, SAMPLES, 50)
             yield {**about, "form": name, **found, **of_samples(drawn, train, held_out)}
 
@@ -142,7 +144,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--steps", type=int, default=1000, help="of the network's training")
+    parser.add_argument("--steps", type=int, default=1000, help="of the network's training; 0: samples alone")
     parser.add_argument("--keep", type=Path, help="folder that keeps the networks")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("league.jsonl"))
