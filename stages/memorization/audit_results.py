@@ -31,6 +31,7 @@ from stages.memorization.pairs import (
     training_image,
 )
 from stages.memorization.sample_groups import groups_result
+from stages.memorization.scores import TRANSFORMS
 from stages.memorization.self_test import failure, self_test
 from stages.memorization.verdict_log import LOG
 from stages.memorization.verified import verified_summary
@@ -118,8 +119,11 @@ def _verdict_counts(judged: Judged) -> dict[str, int]:
 
 
 def _extraction(samples: Judged, train: ImageSet, group: np.ndarray) -> dict[str, Any]:
-    """Which training images the copies and near copies are of, how often each, and per class."""
-    rows = samples.shown.row[samples.copied]
+    """Which training images the copies and near copies are of, how often each, per class, and how they were changed.
+
+    Those that are "covered" show a training image with a part replaced: copies of a template.
+    """
+    rows, how = samples.shown.row[samples.copied], samples.shown.transform[samples.copied]
     hits = Counter(rows.tolist()).most_common()
     names = train.classes
     labels = [int(train.table.labels[row]) for row in rows]
@@ -132,6 +136,7 @@ def _extraction(samples: Judged, train: ImageSet, group: np.ndarray) -> dict[str
             {"train_index": row, "train_id": train.table.ids[row], "where": train.where[row], "hits": count}
             for row, count in hits[:MOST_HIT]
         ],
+        "per_change": {name: int((how == place).sum()) for place, name in enumerate(TRANSFORMS)},
         "images_by_hits": {str(n): count for n, count in sorted(Counter(count for _, count in hits).items())},
         "per_class": dict(sorted(per_class.items())),
     }

@@ -70,6 +70,10 @@ def test_planted_copies_are_found_and_told_apart(planted):
     assert result["extraction"]["unique_training_images"] == len(
         {p["train_index"] for p in pairs if p["verdict"] in ("copy", "near_copy")}
     )
+    changed = result["extraction"]["per_change"]
+    assert sum(changed.values()) == result["extraction"]["copies"]
+    assert changed["plain"] >= 6
+    assert changed["mirrored"] >= 4
     kept = (out / "samples-kept.txt").read_text().splitlines()
     assert kept == [p["sample_where"] for p in pairs if p["verdict"] not in ("copy", "near_copy")]
 
