@@ -172,7 +172,7 @@ def eigenvalue_row(model: Model, sigma: float, number: int, count: int, seed: in
         return pixel_rows(_network_score(model)(as_images(points, like), level)).double()
 
     own = (sigma**2 * learned_top(score, x, sigma, axes)).cpu().numpy()
-    power, frozen = shell_power(x.shape[1], spec.power), spec.form == "conditioning"
+    power, frozen = shell_power(x.shape[1], spec.power), spec.conditioned
     closed = (sigma**2 * closed_tops(model.centres, x, power, frozen)).cpu().numpy()
     error = float(own.std(ddof=1) / math.sqrt(len(own))) if len(own) > 1 else None
     found = by_expansion(own, closed, x.shape[1], np.random.default_rng([seed, len(model.images)]))
