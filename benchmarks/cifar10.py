@@ -61,7 +61,7 @@ def main() -> None:
             rows[name] = {"seconds": round(seconds, 1), "peak_gb": round(memory, 2)}
             print(f"| {name:11} | {seconds:7.1f} s | {memory:5.2f} GB |", flush=True)
         headline = json.loads((Path(folder) / "data/filter" / VARIANT / "filter.json").read_text())["metrics"][
-            "nn_ratio_0_7"
+            "nn_ratio_near_copy"
         ]
     print(
         json.dumps({"train": arguments.train, "samples": arguments.samples, "copies": headline["rate"], "stages": rows})

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 class Ratios(Section):
-    """Thresholds of r1/r2 for the verdicts; the metrics nn_ratio_1_3 and nn_ratio_0_7 have theirs in the name."""
+    """Thresholds of r1/r2: of the verdicts, and of the metrics nn_ratio_copy and nn_ratio_near_copy."""
 
     copy_below: float = Field(gt=0, lt=1, description="verdict copy")
     near_copy_below: float = Field(gt=0, lt=1, description="verdict near_copy, unless the features deny it")
@@ -117,7 +117,8 @@ class Params(StageParams):
         """The metrics' parameters."""
         from stages.memorization.metrics import Rules
 
-        return Rules(self.percentile, self.margin, self.carlini.alpha, self.carlini.n, self.percentile_of)
+        carlini, ratios = self.carlini, (self.ratios.copy_below, self.ratios.near_copy_below)
+        return Rules(self.percentile, self.margin, carlini.alpha, carlini.n, self.percentile_of, *ratios)
 
 
 def plan(params: Params) -> list[Shard]:
@@ -263,7 +264,7 @@ def gather(params: Params, parts: Parts) -> None:
     (out / "runs.tsv").unlink(missing_ok=True)  # of an earlier run, when it was a network
     if "runs" in parts:
         source, near = run_samples_of(params.variant), found.nearness[1]
-        rows = run_rows(source, parts["runs"], reference, near, params.rules, found.copied_below)
+        rows = run_rows(source, parts["runs"], reference, near, params.rules)
         write_tsv(out / "runs.tsv", rows)
 
 

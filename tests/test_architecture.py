@@ -30,10 +30,10 @@ REACH = {
     "train": (26, ["diffusion", "files"]),
     "sample": (41, ["diffusion", "engine", "files", "search"]),
     "filter": (65, ["engine", "features", "files", "images", "memorization", "search"]),
-    "fid": (27, ["engine", "features", "files", "images"]),
-    "verify": (59, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
+    "fid": (28, ["engine", "features", "files", "images"]),
+    "verify": (60, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
     "report": (51, ["engine", "files", "memorization", "reporting", "search", "theory"]),
-    "audit": (100, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
+    "audit": (101, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
     "copybench": (60, ["engine", "features", "files", "images", "memorization", "search"]),
     "risk": (49, ["engine", "files", "images", "memorization", "search"]),
 }

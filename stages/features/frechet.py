@@ -12,19 +12,23 @@ import math
 import numpy as np
 
 from stages.errors import InputError
+from stages.features.growing_error import quantile, reach, tilted
 
 BLOCK_ROWS = 4096
-Z95 = 1.959963984540054
 
 
-def moments(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (D,) and unbiased covariance (D, D) of features (N, D), float64, in two passes over blocks of rows."""
-    mean = _mean(features)
+def moments(features: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (D,) and unbiased covariance (D, D) of features (N, D), float64, in two passes over blocks of rows.
+
+    weights: of each row, (N,) of sum 1; None: even ones.
+    """
+    mean, count = _mean(features, weights), len(features)
     covariance = np.zeros((len(mean), len(mean)))
-    for start in range(0, len(features), BLOCK_ROWS):
+    for start in range(0, count, BLOCK_ROWS):
         centred = features[start : start + BLOCK_ROWS].astype(np.float64) - mean
-        covariance += centred.T @ centred
-    return mean, covariance / (len(features) - 1)
+        shared = centred if weights is None else centred * (weights[start : start + BLOCK_ROWS, None] * count)
+        covariance += centred.T @ shared
+    return mean, covariance / (count - 1)
 
 
 def frechet_distance(mean1: np.ndarray, cov1: np.ndarray, mean2: np.ndarray, cov2: np.ndarray) -> float:
@@ -55,43 +59,64 @@ def frechet_interval(samples: np.ndarray, reference: np.ndarray) -> tuple[float,
 
     The standard error is the infinitesimal jackknife's (Efron 1982), from the distance's derivative by the weight of
     each sample: 2 (μ1−μ2)·x + |x|² − xᵀTx for the centred x, where T is the linear map that transports N(0, C1) to
-    N(0, C2). It costs no second distance. The interval is symmetric in ln d².
+    N(0, C2). It costs no second distance.
 
-    Coverage of the nominal 95 % in 2,000 simulated repetitions (tests/features/test_frechet_interval.py repeats 1,000),
-    D from 8 to 160, N from 30 to 300, below and above D: Gaussian samples 95.2–96.9 %, heavy tails 96.5 %, half of them
-    copies of 30 images 94.9 %, samples of the reference's own law 97.9–98.5 % (it errs towards caution there). It errs
-    the other way for samples of few modes: six narrow ones, N = 60, 90.2 % (D = 40) and 94.2 % (D = 160).
+    The standard error mostly grows with the distance, which a second one measures (`growing_error`). Upwards the growth
+    is at least error/d, with which the interval is symmetric in ln d; downwards it is symmetric there, or longer.
+
+    benchmarks/README.md has its coverage (python -m benchmarks.intervals).
     """
-    (mean1, factor1), (mean2, factor2) = _mean_and_factor(samples), _mean_and_factor(reference)
-    distance = _distance(mean1, factor1, mean2, factor2)
+    other = _mean_and_factor(reference)
+    distance, influence, error = _with_error(samples, None, other)
+    if not error:  # all samples are equal
+        return distance, distance, distance
+    further, _, larger = _with_error(samples, tilted(influence), other)
+    growth = (larger - error) / (further - distance) if further > distance else 0.0
+    found = reach(error, growth, quantile(influence), least=error / max(distance, error))
+    if found.plain >= distance:  # nothing but rounding is left of the distance, or nearly so
+        return distance, 0.0, distance + found.up
+    low = min(distance * math.exp(-found.plain / distance), distance - found.down if growth < 0 else math.inf)
+    return distance, max(0.0, low), distance + found.up
+
+
+def _with_error(
+    features: np.ndarray, weights: np.ndarray | None, other: tuple[np.ndarray, np.ndarray]
+) -> tuple[float, np.ndarray, float]:
+    """Return the distance of weighted features, its derivative by the weights (N,) and its standard error.
+
+    weights: (N,) of sum 1, None: even ones; other: the mean and factor of the reference.
+    """
+    (mean1, factor1), (mean2, factor2) = _mean_and_factor(features, weights), other
     _, singular, right = np.linalg.svd(factor1.T @ factor2, full_matrices=False)
     kept = singular > len(singular) * np.finfo(np.float64).eps * singular.max(initial=0)
     axes, difference = factor2 @ right[kept].T, mean1 - mean2
-    influence = np.empty(len(samples))
-    for start in range(0, len(samples), BLOCK_ROWS):
-        rows = samples[start : start + BLOCK_ROWS].astype(np.float64) - mean1
+    influence = np.empty(len(features))
+    for start in range(0, len(features), BLOCK_ROWS):
+        rows = features[start : start + BLOCK_ROWS].astype(np.float64) - mean1
         transported = (np.square(rows @ axes) / singular[kept]).sum(axis=1)
         influence[start : start + BLOCK_ROWS] = 2 * rows @ difference + np.square(rows).sum(axis=1) - transported
-    half = Z95 * float(influence.std(ddof=1)) / math.sqrt(len(samples))
-    if half >= distance:  # nothing but rounding is left of the distance, or nearly so
-        return distance, 0.0, distance + half
-    return distance, distance * math.exp(-half / distance), distance * math.exp(half / distance)
+    influence -= np.average(influence, weights=weights)
+    error = math.sqrt(np.average(np.square(influence), weights=weights) / (len(features) - 1))
+    return _distance(mean1, factor1, mean2, factor2), influence, error
 
 
-def _mean(features: np.ndarray) -> np.ndarray:
+def _mean(features: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
     if len(features) < 2:
         raise InputError(f"a Fréchet distance needs at least 2 images on each side, got {len(features)}")
+    if weights is not None:
+        return weights @ features.astype(np.float64)
     return np.mean(features, axis=0, dtype=np.float64)
 
 
-def _mean_and_factor(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean (D,) and F (D, r) with F Fᵀ the unbiased covariance, r = min(N, D)."""
+def _mean_and_factor(features: np.ndarray, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Mean (D,) and F (D, r) with F Fᵀ the unbiased covariance, r = min(N, D), of rows with `weights`."""
     count, dimension = features.shape
     if count > dimension:
-        mean, covariance = moments(features)
+        mean, covariance = moments(features, weights)
         return mean, _factor(covariance)
-    mean = _mean(features)
-    return mean, (features.astype(np.float64) - mean).T / np.sqrt(count - 1)
+    mean = _mean(features, weights)
+    scale = 1.0 if weights is None else np.sqrt(weights * count)
+    return mean, (features.astype(np.float64) - mean).T * scale / np.sqrt(count - 1)
 
 
 def _factor(covariance: np.ndarray) -> np.ndarray:

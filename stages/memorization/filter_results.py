@@ -85,7 +85,8 @@ class Measured:
 
     def flags(self, thresholds: Thresholds, rules: Rules) -> Flags:
         """Every metric's flags."""
-        return published_flags(self.searched, self.features, rules) | grouped_flags(self.searched, thresholds)
+        published = published_flags(self.searched, self.features, rules)
+        return published | grouped_flags(self.searched, thresholds, rules)
 
     def only(self, kept: np.ndarray) -> "Measured":
         """The images that are kept, bool (N,)."""

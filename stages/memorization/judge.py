@@ -125,7 +125,7 @@ class Suspects:
         nearest[:, one], match[:, two] = answers[:2, : len(one)], answers[::2, len(one) :]
         features = FeatureDistances(*match)
         flags = published_flags(self.searched, FeatureDistances(*nearest), rules)
-        flags |= grouped_flags(self.searched, self.thresholds)
+        flags |= grouped_flags(self.searched, self.thresholds, rules)
         evidence = Evidence(
             flags["byte_identical"],
             self.searched.scores.ratio,

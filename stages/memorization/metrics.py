@@ -16,7 +16,7 @@ from stages.memorization.statistics import newcombe, rate_with_interval
 from stages.memorization.thresholds import Thresholds, calibrate, copies
 from stages.search.pixel_distance import pixel_distance
 
-GROUPED = ("nn_ratio_1_3_grouped", "nn_ratio_0_7_grouped", "authenticity_grouped", "calibrated")
+GROUPED = ("nn_ratio_copy_grouped", "nn_ratio_near_copy_grouped", "authenticity_grouped", "calibrated")
 
 FIRST_STAGE = {
     "holdout": "rho = l1/mean(l1..lk) is below the {q:g} % quantile of held-out images",
@@ -33,6 +33,7 @@ class Rules:
     """The metrics' parameters: percentile and margin of the two-stage filter, alpha and n of Carlini's rule.
 
     percentile_of: whose ρ the percentile is taken of, "samples" (each set's own, as published) or "holdout".
+    copy_below, near_copy_below: r₁/r₂ of a copy, and of a near copy; 1/3 and 0.7 are the literature's.
     """
 
     percentile: float
@@ -40,6 +41,13 @@ class Rules:
     alpha: float
     n: int
     percentile_of: str = "samples"
+    copy_below: float = 1 / 3
+    near_copy_below: float = 0.7
+
+    @property
+    def ratios(self) -> dict[str, float]:
+        """The metrics of r₁/r₂ and their thresholds."""
+        return {"nn_ratio_copy": self.copy_below, "nn_ratio_near_copy": self.near_copy_below}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +124,8 @@ def published_flags(searched: Searched, features: FeatureDistances, rules: Rules
     around_train = np.sqrt(m.own_squared[:, : rules.n]).mean(axis=1)
     flags = (
         m.squared[:, 0] == 0,
-        ratio < 1 / 3,
-        ratio < 0.7,
+        ratio < rules.copy_below,
+        ratio < rules.near_copy_below,
         carlini(nearest, around_sample, rules.alpha),
         carlini(nearest, around_train, rules.alpha),
         two_stage(searched.candidate, features.distance, rules.margin * features.spacing),
@@ -126,16 +134,21 @@ def published_flags(searched: Searched, features: FeatureDistances, rules: Rules
     return dict(zip(PUBLISHED, flags))
 
 
-def grouped_flags(searched: Searched, thresholds: Thresholds) -> Flags:
+def grouped_flags(searched: Searched, thresholds: Thresholds, rules: Rules) -> Flags:
     """Return the flags of GROUPED: what a repeated training image does not blind, and the calibrated rule."""
     m, found = searched.matches, searched.scores
     flags = (
-        found.ratio_grouped < 1 / 3,  # NaN is below nothing
-        found.ratio_grouped < 0.7,
+        found.ratio_grouped < rules.copy_below,  # NaN is below nothing
+        found.ratio_grouped < rules.near_copy_below,
         (m.squared[:, 0] <= m.own_outside) | (m.squared[:, 0] == 0),
         copies(found.best, thresholds),
     )
     return dict(zip(GROUPED, flags))
+
+
+def _share(value: float) -> str:
+    """A threshold as it is written: 1/3, 0.7."""
+    return "1/3" if value == 1 / 3 else f"{value:g}"
 
 
 def definitions(rules: Rules, encoder: str, thresholds: Thresholds) -> dict[str, tuple[str, float]]:
@@ -145,8 +158,7 @@ def definitions(rules: Rules, encoder: str, thresholds: Thresholds) -> dict[str,
     ratio, grouped = "nearest over second nearest training image, native resolution", "duplicate group"
     return {
         "byte_identical": ("equals a training image byte for byte: squared pixel distance 0", 0.0),
-        "nn_ratio_1_3": (f"r1/r2 < 1/3, {ratio}", 1 / 3),
-        "nn_ratio_0_7": (f"r1/r2 < 0.7, {ratio}", 0.7),
+        **{name: (f"r1/r2 < {_share(value)}, {ratio}", value) for name, value in rules.ratios.items()},
         "carlini_sample": (f"l1 < {a:g} x mean distance of the sample to its {n} nearest training images", a),
         "carlini_train": (
             f"l1 < {a:g} x mean distance of the nearest training image to the {n} training images nearest to it",
@@ -155,11 +167,11 @@ def definitions(rules: Rules, encoder: str, thresholds: Thresholds) -> dict[str,
         "two_stage": (f"{FIRST_STAGE[rules.percentile_of].format(q=q)}, {second}", margin),
         "authenticity": ("not authentic: l1 <= the nearest training image's distance to its own nearest", 1.0),
         **{
-            f"nn_ratio_{name}_grouped": (
-                f"l1 over the distance to the next training image outside the nearest one's {grouped} < {value:.3g}",
+            f"{name}_grouped": (
+                f"l1 over the distance to the next training image outside the nearest's {grouped} < {_share(value)}",
                 value,
             )
-            for name, value in (("1_3", 1 / 3), ("0_7", 0.7))
+            for name, value in rules.ratios.items()
         },
         "authenticity_grouped": (
             f"not authentic: l1 <= the nearest training image's distance to the next one outside its {grouped}",

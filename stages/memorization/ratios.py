@@ -10,8 +10,8 @@ import numpy as np
 
 PUBLISHED = (
     "byte_identical",
-    "nn_ratio_1_3",
-    "nn_ratio_0_7",
+    "nn_ratio_copy",
+    "nn_ratio_near_copy",
     "carlini_sample",
     "carlini_train",
     "two_stage",

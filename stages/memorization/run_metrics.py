@@ -27,14 +27,14 @@ def search(images: np.ndarray, reference: Reference, count: int) -> Arrays:
 
 
 def run_rows(
-    source: Path, parts: Sequence[Path], reference: Reference, held_out: Nearness, rules: Rules, copied_below: float
+    source: Path, parts: Sequence[Path], reference: Reference, held_out: Nearness, rules: Rules
 ) -> list[dict[str, Any]]:
     """Return one row per run: its key, its number of samples, and how many of them each measure flags.
 
     Args:
         source: the samples of all runs; parts: files of what `search` found of them.
         reference: the training images with their duplicate groups and their own neighbours.
-        held_out: how near the held-out images lie; `copied_below` is the r₁/r₂ of a copy there and here.
+        held_out: how near the held-out images lie.
 
     Numbers under cross-fitted thresholds are means over the two halves and may end in a half. median_effective is the
     median effective number of the hull's weights, unique_training_images counts those that the copies are nearest to.
@@ -46,9 +46,9 @@ def run_rows(
     first = np.sqrt(found["squared"][:, 0])
     grouped = over(first, np.where(beyond < 0, np.nan, np.sqrt(np.maximum(beyond, 0))))
     around = np.sqrt(reference.neighbors(nearest, rules.n)[1]).mean(axis=1)
+    copied_below = rules.near_copy_below
     flags = {
-        "nn_ratio_1_3": ratio < 1 / 3,
-        "nn_ratio_0_7": ratio < copied_below,
+        **{name: ratio < value for name, value in rules.ratios.items()},
         "carlini_train": carlini(first, around, rules.alpha),
     }
     distance = pixel_distance(found["squared"][:, 0], images.shape[1])

@@ -25,6 +25,9 @@ from scipy.special import stdtrit
 
 from stages.memorization.statistics import Z95
 
+SHARE, DIFFERENCE = (0.0, 1.0), (-1.0, 1.0)
+"""What a share can be, and a difference of two."""
+
 
 @dataclasses.dataclass(frozen=True)
 class SeedMean:
@@ -42,12 +45,17 @@ class SeedMean:
     points: tuple[float, ...]
 
 
-def over_seeds(values: Sequence[float], sampling_variance: Sequence[float] | None = None) -> SeedMean:
+def over_seeds(
+    values: Sequence[float],
+    sampling_variance: Sequence[float] | None = None,
+    within: tuple[float, float] = (-np.inf, np.inf),
+) -> SeedMean:
     """Return the mean over seeds with its t-interval.
 
     Args:
         values: one finite number per seed, at least one.
         sampling_variance: of each value given its seed, for the least length of the interval; None: no such bound.
+        within: what a mean can be, (0, 1) for shares; the interval ends there.
 
     Raises ValueError for no values, or a NaN.
     """
@@ -60,7 +68,7 @@ def over_seeds(values: Sequence[float], sampling_variance: Sequence[float] | Non
     half = float(stdtrit(n - 1, 0.975) * points.std(ddof=1) / np.sqrt(n))
     if sampling_variance is not None:
         half = max(half, Z95 * float(np.sqrt(np.sum(sampling_variance))) / n)
-    return SeedMean(mean, mean - half, mean + half, tuple(points.tolist()))
+    return SeedMean(mean, max(within[0], mean - half), min(within[1], mean + half), tuple(points.tolist()))
 
 
 def paired_difference(of: Sequence[float], against: Sequence[float]) -> SeedMean:
@@ -84,7 +92,7 @@ def paired_rates(of: Sequence[float], against: Sequence[float], count: int) -> S
     one, other = _paired(of, against)
     if count < 1 or min(one.min(), other.min()) < 0 or max(one.max(), other.max()) > count:
         raise ValueError(f"flagged {list(of)} and {list(against)} are not within 0..{count}")
-    return over_seeds((one - other) / count, rate_variance(one, count) + rate_variance(other, count))
+    return over_seeds((one - other) / count, rate_variance(one, count) + rate_variance(other, count), DIFFERENCE)
 
 
 def _paired(of: Sequence[float], against: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from stages.reporting.inputs import Variant
 from stages.reporting.runs import RATIO, over_seeds_by_step, rates
-from stages.reporting.words import number, percent
+from stages.reporting.words import limit, number, percent
 
 INK, MUTED, GRID, CONTROL = "#010203", "#020304", "#030405", "#040506"
 CLOSED, NETWORK = "#060708", "#070809"
@@ -161,12 +161,13 @@ def ratio_figure(variants: Sequence[Variant], held_out: np.ndarray, columns: int
 
 
 def _ratio_panel(axis: Any, variant: Variant, held_out: np.ndarray) -> None:
-    for threshold in (1 / 3, 0.7):
+    limits = variant.limits
+    for threshold in limits:
         axis.axvline(threshold, color=MUTED, linewidth=0.8, linestyle=":")
     axis.plot(*cumulative(held_out), color=CONTROL, linewidth=1.8)
     axis.plot(*cumulative(variant.pairs.column("ratio").to_numpy()), color=color(variant), linewidth=1.8)
     axis.set(title=variant.name, xlim=(0, 1), ylim=(0, 100), yticks=[0, 50, 100])
-    axis.set_xticks([0, 1 / 3, 0.7, 1], ["0", "⅓", "0.7", "1"])
+    axis.set_xticks([0, *limits, 1], ["0", *map(limit, limits), "1"])
 
 
 def cumulative(values: np.ndarray, points: int = 400) -> tuple[np.ndarray, np.ndarray]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stages.memorization.seeds import SeedMean, over_seeds, rate_variance
+from stages.memorization.seeds import DIFFERENCE, SeedMean, over_seeds, rate_variance
 from stages.memorization.statistics import Z95
 from stages.reporting.changes import Change, basis
 from stages.reporting.contrasts import PLAIN, TARGET, ContrastParams, contrast
@@ -145,7 +145,7 @@ def _difference(inside: Sequence[tuple[Columns, Columns, Stop]], measure: str) -
         sampling = _variance(smoothed, measure)[-1] + stop.value(_variance(plain, measure))
         fd = _fd_variance(smoothed)[-1] + stop.value(_fd_variance(plain))
         variances.append(sampling + stop.slope(share, plain["fd"]) ** 2 * fd)
-    return over_seeds(values, variances)
+    return over_seeds(values, variances, DIFFERENCE)
 
 
 def _variance(runs: Columns, measure: str) -> np.ndarray:

@@ -12,9 +12,10 @@ from stages.reporting.frontier import baselines
 from stages.reporting.inputs import Variant
 from stages.reporting.panels import MARKERS, plain_ticks
 from stages.reporting.runs import BLEND, DISTANCE, RATIO, of_seed, rates, seeds
+from stages.reporting.words import limit
 
 PANELS = {
-    RATIO: "copied: r₁/r₂ < 0.7",
+    RATIO: "copied: r₁/r₂ < {limit}",
     DISTANCE: "nearer than 99 % of held-out images",
     BLEND: "blends",
 }
@@ -35,7 +36,7 @@ def frontier_figure(variants: Sequence[Variant]) -> str | None:
         for row, (own, title) in zip(axes, rows):
             for axis, (measure, words) in zip(row, PANELS.items()):
                 _panel(axis, own, measure)
-                axis.set_title(words)
+                axis.set_title(words.format(limit=limit(variants[0].limits[-1])))
             row[0].set_ylabel(title)
             row[-1].legend(*row[0].get_legend_handles_labels(), frameon=False, fontsize=8)
         axes[0][0].set_ylim(0, None)

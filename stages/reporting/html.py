@@ -24,9 +24,9 @@ from stages.reporting.inputs import Inputs, Variant
 from stages.reporting.onsets import onset_rows
 from stages.reporting.pictures import file_uri, png_uri
 from stages.reporting.provenance import provenance
-from stages.reporting.results import THIRD, kind, result_row
+from stages.reporting.results import STRICT, kind, result_row
 from stages.reporting.theory_figures import theory_figures
-from stages.reporting.words import cell, interval, number, percent, times
+from stages.reporting.words import cell, interval, limit, number, percent, times
 
 FOLDER = Path(__file__).parent
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "pyarrow", "faiss-gpu", "clean-fid", "pillow", "matplotlib")
@@ -77,7 +77,8 @@ def render(
             published=published,
             inputs=inputs,
             metrics=variants[0].filter["metrics"],
-            third=THIRD,
+            strict=STRICT,
+            limits=[limit(value) for value in inputs.variants[0].limits],
             checks=found,
             failing=[check for check in found if not check.passed],
             loud=sorted((c for c in found if not (c.sanity and c.passed)), key=lambda check: check.passed),

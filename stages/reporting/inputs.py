@@ -93,6 +93,11 @@ class Variant:
         return self.filter["headline"]
 
     @property
+    def limits(self) -> list[float]:
+        """The r₁/r₂ of a copy and of a near copy (filter.ratios), ascending."""
+        return [self.filter["metrics"][name]["threshold"] for name in ("nn_ratio_copy", "nn_ratio_near_copy")]
+
+    @property
     def copies(self) -> Rate:
         """Samples that the headline metric flags."""
         return Rate.of(self.filter["metrics"][self.metric])

@@ -14,7 +14,10 @@ UNJUDGED = "nobody has judged the pairs (scoresmooth review)"
 MEASURES = {  # measure -> (what the page calls it, its number; None where there is none)
     "fid_train": ("Fréchet distance to train", lambda v: v.fid["train"]["distance"]),
     "fid_test": ("Fréchet distance to test", lambda v: v.fid["test"]["distance"]),
-    "copies_0_7": ("samples with r1/r2 below 0.7", lambda v: v.filter["metrics"]["nn_ratio_0_7"]["flagged"]),
+    "near_copies": (
+        "samples with r1/r2 below filter.ratios.near_copy_below",
+        lambda v: v.filter["metrics"]["nn_ratio_near_copy"]["flagged"],
+    ),
     "ratio_mean": ("mean of r1/r2", lambda v: v.filter["ratio"]["mean"]),
     "ratio_min": ("least r1/r2", lambda v: v.filter["ratio"]["min"]),
     "verified": ("verified copies", lambda v: v.verified and v.verified.flagged),

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from stages.errors import InputError
-from stages.memorization.seeds import SeedMean, over_seeds, rate_variance
+from stages.memorization.seeds import SHARE, SeedMean, over_seeds, rate_variance
 
-RATIO, DISTANCE, BLEND = "nn_ratio_0_7", "calibrated_distance", "blend"
+RATIO, DISTANCE, BLEND = "nn_ratio_near_copy", "calibrated_distance", "blend"
 SHARES = (RATIO, DISTANCE, BLEND)
-FLAGGED = (*SHARES, "nn_ratio_1_3", "carlini_train")
+FLAGGED = (*SHARES, "nn_ratio_copy", "carlini_train")
 FILTER = ("seed", "step", "count", *FLAGGED, "median_effective", "unique_training_images")
 FID = ("seed", "step", "count", "fd", "fd_low", "fd_high", "recall", "coverage", "vendi", "sharpness")
 
@@ -72,7 +72,4 @@ def mean_at_the_end(runs: Columns, measure: str) -> SeedMean:
     ends = final(runs, sorted(seeds(runs)))
     if measure not in FLAGGED:
         return over_seeds(ends[measure])
-    found = over_seeds(rates(ends, measure), rate_variance(ends[measure], ends["count"]))
-    if found.low is None or found.high is None:
-        return found
-    return SeedMean(found.mean, max(0.0, found.low), min(1.0, found.high), found.points)
+    return over_seeds(rates(ends, measure), rate_variance(ends[measure], ends["count"]), SHARE)

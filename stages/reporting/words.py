@@ -31,6 +31,11 @@ class Rate:
         return f"{self.flagged:,} of {self.count:,} ({percent(self.rate)} {interval(self.low, self.high)})"
 
 
+def limit(value: float) -> str:
+    """A threshold of r₁/r₂: ⅓, 0.7."""
+    return "⅓" if value == 1 / 3 else f"{value:.3g}"
+
+
 def percent(rate: float) -> str:
     """0.7321 → 73.2 %; rates below 1 % keep two digits."""
     value = 100 * rate

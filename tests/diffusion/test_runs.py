@@ -200,7 +200,7 @@ def test_two_seeds_and_two_snapshots_are_measured_as_by_hand(measurable):
         own = drawn.reshape(COUNT, -1).astype(np.float64)
         r, index = distances(own, flat)
         ratio = r[:, 0] / r[:, 1]
-        assert (copies["nn_ratio_0_7"], copies["nn_ratio_1_3"]) == ((ratio < 0.7).sum(), (ratio < 1 / 3).sum())
+        assert (copies["nn_ratio_near_copy"], copies["nn_ratio_copy"]) == ((ratio < 0.7).sum(), (ratio < 1 / 3).sum())
         around = distances(flat, flat)[0][:, 1:9].mean(1)
         assert copies["carlini_train"] == (r[:, 0] < 0.5 * around[index[:, 0]]).sum()
         wanted = {
@@ -281,7 +281,7 @@ def test_runs_of_copies_of_blends_and_of_other_images_are_told_apart(measurable)
     write_images(f"data/sample/{VARIANT}/runs.arrow", image_table(planted, metadata=runs.metadata))
     measure("filter", "fid")
     found = rows("filter")
-    assert [row["nn_ratio_0_7"] for row in found] == [0, 10, 0]
+    assert [row["nn_ratio_near_copy"] for row in found] == [0, 10, 0]
     assert [row["unique_training_images"] for row in found] == [0, 2, 0]
     assert [row["blend"] for row in found] == [0, 0, 10]
     assert found[1]["calibrated_distance"] == found[2]["calibrated_distance"] == 10

@@ -19,7 +19,7 @@ from stages.memorization.judge import METRICS
 from stages.memorization.matching import Matches, match, whole_reference, with_groups
 from stages.memorization.metrics import compare, compare_calibrated
 from stages.memorization.scores import scores
-from stages.memorization.statistics import wilson
+from stages.memorization.statistics import rate_interval
 from stages.memorization.thresholds import calibrate, copies
 from stages.memorization.verdict_log import Act, VerdictLog, now
 from stages.reporting.progress import SecondsBar
@@ -88,7 +88,7 @@ def test_every_named_field_is_there(planted):
     keys = ("definition", "threshold", "flagged", "rate", "ci_low", "ci_high", "holdout_rate", "excess")
     for name, metric in result["metrics"].items():
         assert set(keys) <= set(metric), name
-        assert (metric["ci_low"], metric["ci_high"]) == wilson(metric["flagged"], 200)
+        assert (metric["ci_low"], metric["ci_high"]) == rate_interval(metric["flagged"], 200)
         assert metric["excess_low"] <= metric["excess"] <= metric["excess_high"]
     for name in ("frechet", "kid", "precision", "recall", "density", "coverage_prdc"):
         assert result[name]["encoder"] == "pixels"
@@ -97,7 +97,7 @@ def test_every_named_field_is_there(planted):
     tested = result["thresholds_self_test"]
     assert tested["metrics"]["calibrated"]["recall"]["exact"] == 1
     assert tested["metrics"]["calibrated"]["recall"]["mirrored"] == 1
-    assert tested["metrics"]["nn_ratio_0_7"]["recall"]["mirrored"] < 0.5
+    assert tested["metrics"]["nn_ratio_near_copy"]["recall"]["mirrored"] < 0.5
     assert {"versions", "seeds", "digests", "extraction", "agreement"} <= set(result)
     assert set(result["extraction"]) >= {"unique_training_images", "hits_per_image", "per_class"}
 
@@ -251,7 +251,7 @@ def test_a_holdout_audited_as_samples_has_no_excess(digits):
     pool, train = digits[300:], digits[:300]
     reference = whole_reference(train)
     found = scores(Matches(**with_groups(match(pool, reference), pool, reference), dimension=pool[0].size))
-    held = {"calibrated": 0, "nn_ratio_0_7": 0}
+    held = {"calibrated": 0, "nn_ratio_near_copy": 0}
     generator, rounds = np.random.default_rng(0), 200
     for _ in range(rounds):
         order = generator.permutation(len(pool))
@@ -259,7 +259,7 @@ def test_a_holdout_audited_as_samples_has_no_excess(digits):
         thresholds = calibrate(control.best, 10.0)
         found_excess = {
             "calibrated": compare_calibrated(copies(samples.best, thresholds), copies(control.best, thresholds)),
-            "nn_ratio_0_7": compare(samples.ratio < 0.7, control.ratio < 0.7),
+            "nn_ratio_near_copy": compare(samples.ratio < 0.7, control.ratio < 0.7),
         }
         for name, excess in found_excess.items():
             held[name] += excess["excess_low"] <= 0 <= excess["excess_high"]

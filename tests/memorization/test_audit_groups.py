@@ -15,7 +15,7 @@ from stages.files.png import png_bytes
 from stages.images.sources.image_groups import group_values
 from stages.images.sources.open import open_source
 from stages.memorization.group_rates import class_rates, holm, more_than_the_others
-from stages.memorization.statistics import wilson
+from stages.memorization.statistics import rate_interval
 
 
 def test_holm_is_the_closed_test_of_bonferroni():
@@ -63,7 +63,7 @@ def test_copies_are_counted_per_group(grouped, audit, tmp_path):
     for name, entry in found.items():
         rows = [row for row, prompt in enumerate(prompts) if prompt == name]
         assert (entry["count"], entry["flagged"]) == (len(rows), sum(flags[row] for row in rows))
-        assert (entry["ci_low"], entry["ci_high"]) == wilson(entry["flagged"], entry["count"])
+        assert (entry["ci_low"], entry["ci_high"]) == rate_interval(entry["flagged"], entry["count"])
     assert found["cat"]["flagged"] == 8
     assert found["cat"]["p_holm"] < 0.001
     assert result["groups"]["above"] == 1

@@ -18,7 +18,7 @@ from pipeline.cli import app
 from stages import audit as stage
 from stages.audit import COPIES_ABOVE_LIMIT, INTERRUPTED, audit_params, run
 from stages.errors import InputError
-from stages.memorization.statistics import wilson
+from stages.memorization.statistics import rate_interval
 
 ROOT = Path(__file__).parents[2]
 
@@ -71,7 +71,7 @@ def test_one_sample_and_one_held_out_image_are_enough(digits, audit):
     _, result, pairs = audit(digits[:30], digits[:1], digits[40:41])
     assert pairs["verdict"].to_pylist() == ["copy"]
     assert result["metrics"]["calibrated"]["rate"] == 1
-    assert result["metrics"]["calibrated"]["ci_low"] == wilson(1, 1)[0]
+    assert result["metrics"]["calibrated"]["ci_low"] == rate_interval(1, 1)[0]
     assert result["frechet"]["value"] is None
     assert result["c_t"]["value"] is None
 

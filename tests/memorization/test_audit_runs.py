@@ -12,7 +12,7 @@ from stages.audit import COPIES_ABOVE_LIMIT, DONE, run_all, run_curve
 from stages.errors import InputError
 from stages.memorization import audit_work
 from stages.memorization.audit_runs import Run, named_runs
-from stages.memorization.statistics import wilson
+from stages.memorization.statistics import rate_interval
 
 
 @pytest.fixture
@@ -33,7 +33,7 @@ def test_a_pattern_gives_a_curve_by_step_from_one_search(checkpoints, monkeypatc
     monkeypatch.setattr(
         audit_work, "match", lambda queries, *rest: searched.append(len(queries)) or match(queries, *rest)
     )
-    high = wilson(3, 30)[1]
+    high = rate_interval(3, 30)[1]
     assert run_curve(named_runs([pattern]), {**options, "fail_above": high}, quiet=True) == COPIES_ABOVE_LIMIT
     assert sorted(searched)[:3] == [30, 30, 30]
     assert len(searched) == 5  # the control and the planted copies once
@@ -41,7 +41,7 @@ def test_a_pattern_gives_a_curve_by_step_from_one_search(checkpoints, monkeypatc
     assert [(row["name"], row["step"], row["flagged"]) for row in found["runs"]] == [
         ("step-900", 900, 0), ("step-1000", 1000, 3), ("step-2000", 2000, 12)
     ]  # fmt: skip
-    assert [(row["ci_low"], row["ci_high"]) for row in found["runs"]] == [wilson(n, 30) for n in (0, 3, 12)]
+    assert [(row["ci_low"], row["ci_high"]) for row in found["runs"]] == [rate_interval(n, 30) for n in (0, 3, 12)]
     assert found["last_below"] == "step-1000"
     with (options["out"] / "curve.tsv").open() as file:
         table = list(csv.DictReader(file, delimiter="\t"))

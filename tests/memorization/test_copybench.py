@@ -18,7 +18,7 @@ from stages.images.sources.open import open_source
 from stages.memorization.copybench import measure, plant_benchmark, threshold, variants
 from stages.memorization.detectors import cosine_score, encoder, pixel_scores
 from stages.memorization.planting import plant
-from stages.memorization.statistics import wilson
+from stages.memorization.statistics import rate_interval
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_recall_and_false_positives_are_counted(source):
     assert found["threshold"] == 0.5
     assert (found["false_positives"]["flagged"], found["false_positives"]["count"]) == (10, 20)
     assert {kind for kind, rate in found["recall"].items() if rate["flagged"]} == {"jpeg 60"}
-    assert (found["recall"]["jpeg 60"]["ci_low"], found["recall"]["jpeg 60"]["ci_high"]) == wilson(5, 5)
+    assert (found["recall"]["jpeg 60"]["ci_low"], found["recall"]["jpeg 60"]["ci_high"]) == rate_interval(5, 5)
     scores[3] = np.nan
     with pytest.raises(InputError, match="one number for every image"):
         measure(bench, scores)

@@ -19,7 +19,7 @@ from stages.memorization.candidates import read_candidates
 from stages.memorization.matching import Matches, match, whole_reference, with_groups
 from stages.memorization.ratios import PUBLISHED
 from stages.memorization.scores import scores
-from stages.memorization.statistics import wilson
+from stages.memorization.statistics import rate_interval
 from stages.memorization.thresholds import calibrate, copies
 from stages.memorization.verdict_log import Act, VerdictLog, now
 from stages.protocol import run_plain
@@ -80,8 +80,8 @@ def test_against_brute_force(project, percentile_of):
         candidate = rho < held[8] if percentile_of == "holdout" else candidate  # a tenth of 80 lie below
         flags = {
             "byte_identical": near[:, 0] == 0,
-            "nn_ratio_1_3": ratio < 1 / 3,
-            "nn_ratio_0_7": ratio < 0.7,
+            "nn_ratio_copy": ratio < 1 / 3,
+            "nn_ratio_near_copy": ratio < 0.7,
             "carlini_sample": near[:, 0] < 0.5 * near[:, :8].mean(1),
             "carlini_train": near[:, 0] < 0.5 * own[:, :8].mean(1),
             "two_stage": candidate & (near[:, 0] <= own[:, 0]),  # features are pixels here
@@ -99,12 +99,27 @@ def test_against_brute_force(project, percentile_of):
     )
     assert ("held-out" in two_stage["definition"]) is (percentile_of == "holdout")
     assert ("published reading" in two_stage["definition"]) is (percentile_of == "samples")
-    assert summary["metrics"]["nn_ratio_1_3"]["flagged"] == IDENTICAL + NOISY
-    assert summary["metrics"]["nn_ratio_1_3"]["excess_low"] > 0.15
+    assert summary["metrics"]["nn_ratio_copy"]["flagged"] == IDENTICAL + NOISY
+    assert summary["metrics"]["nn_ratio_copy"]["excess_low"] > 0.15
     assert summary["verdicts"]["copy"] == IDENTICAL + NOISY
     assert summary["unique_training_images"] >= IDENTICAL + NOISY
     expected = np.sqrt(np.square(samples[:, None] - train[None]).sum(-1).min(1) / 432) / 255
     np.testing.assert_allclose([p["distance"] for p in sorted(pairs, key=lambda p: p["sample_index"])], expected)
+
+
+def test_ratios_set_the_metrics_as_well_as_the_verdicts(project):
+    """filter.ratios moves r1/r2 of a copy and of a near copy, and with them rates, definitions and control."""
+    usual, pairs = run()
+    low, *_, high, last = sorted({pair["ratio"] for pair in pairs if pair["ratio"] > 0})
+    limits = {"nn_ratio_copy": low, "nn_ratio_near_copy": (high + last) / 2}  # images of ratio 0, and all but the last
+    summary, pairs = run(ratios=dict(zip(("copy_below", "near_copy_below"), limits.values())))
+    for name, value in limits.items():
+        found = summary["metrics"][name]
+        assert (found["threshold"], found["flagged"]) == (value, sum(pair["ratio"] < value for pair in pairs))
+        assert found["flagged"] != usual["metrics"][name]["flagged"]
+        assert f"r1/r2 < {value:g}," in found["definition"]
+        assert summary["metrics"][f"{name}_grouped"]["threshold"] == value
+    assert "r1/r2 < 1/3," in usual["metrics"]["nn_ratio_copy"]["definition"]
 
 
 def test_held_out_images_as_samples_have_as_many_two_stage_copies(project):
@@ -349,7 +364,7 @@ def test_verified_pairs_are_counted_with_and_without_repeated_training_images(pr
     verified = run(**VERDICTS)[0]["verified"]
     assert verified["outcomes"] == {"copy": 3, "not": 1, "unsure": 1, "disputed": 1, "undecided": COUNT - 6}
     assert (verified["flagged"], verified["count"], verified["rate"]) == (3, COUNT, 3 / COUNT)
-    assert (verified["ci_low"], verified["ci_high"]) == wilson(3, COUNT)
+    assert (verified["ci_low"], verified["ci_high"]) == rate_interval(3, COUNT)
     assert verified["unique_training_images"] == 3  # of samples 0, 3 and 11
     without = verified["without_repeated"]
     assert (without["flagged"], without["unique_training_images"], without["repeated_images"]) == (2, 2, 1)

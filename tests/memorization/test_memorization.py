@@ -22,7 +22,7 @@ from stages.memorization.ratios import (
     two_stage,
 )
 from stages.memorization.scores import Scores
-from stages.memorization.statistics import newcombe, wilson
+from stages.memorization.statistics import newcombe, rate_interval, wilson
 from stages.memorization.verdicts import Evidence, decide, order, ratio_rules
 from stages.memorization.vocabulary import VERDICTS
 from stages.search.pixel_distance import pixel_distance
@@ -46,6 +46,18 @@ def test_wilson_published():
     }
     for (flagged, count), expected in cases.items():
         assert wilson(flagged, count) == pytest.approx(expected, abs=5e-5)
+
+
+@pytest.mark.parametrize("count", [100, 300, 1000])
+def test_the_interval_of_a_rate_holds_every_rate(count):
+    """The exact coverage, a sum over the binomial law. Wilson's own falls to 84 % at a rate of 0.18/count."""
+    ends, counts = np.array([rate_interval(k, count) for k in range(count + 1)]), np.arange(count + 1)
+    rates = np.concatenate([np.geomspace(1e-3 / count, 0.05, 400), np.linspace(0.05, 0.5, 200)])
+    rates = np.concatenate([rates, 1 - rates])
+    covered = [binom.pmf(counts, count, p) @ ((ends[:, 0] <= p) & (p <= ends[:, 1])) for p in rates]
+    assert min(covered) >= 0.927
+    assert np.mean(covered[400:600]) == pytest.approx(0.95, abs=0.005)  # rates from 0.05 to 0.5
+    assert rate_interval(10, count) == wilson(10, count)
 
 
 def test_wilson_edges():
@@ -162,7 +174,7 @@ def test_metrics_table():
     rng = np.random.default_rng(0)
     ours, theirs = flags(rng, 200, 0.25), flags(rng, 100, 0.0)
     table = metrics_table(ours, theirs, {name: ("words", 0.5) for name in ours}, ())
-    ratio = table["nn_ratio_1_3"]
+    ratio = table["nn_ratio_copy"]
     assert (ratio["flagged"], ratio["count"], ratio["rate"], ratio["holdout_flagged"]) == (50, 200, 0.25, 0)
     assert (ratio["excess_low"], ratio["excess_high"]) == newcombe(50, 200, 0, 100)
     assert table["two_stage"]["flagged"] == 10  # 5 % of 200, all confirmed

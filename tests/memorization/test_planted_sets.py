@@ -42,7 +42,7 @@ def filtered(samples: np.ndarray, faults: set[str] | None = None) -> tuple[dict,
 
 
 def rates(metrics: dict) -> tuple[float, float, float]:
-    return tuple(metrics[name]["rate"] for name in ("nn_ratio_0_7", "calibrated_distance", "blend"))
+    return tuple(metrics[name]["rate"] for name in ("nn_ratio_near_copy", "calibrated_distance", "blend"))
 
 
 def test_copies_are_near_one_image_and_no_blends(project):

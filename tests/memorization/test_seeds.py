@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+from scipy.special import stdtrit
 from scipy.stats import ttest_rel
 
-from stages.memorization.seeds import over_seeds, paired_difference, paired_rates
+from benchmarks.intervals import seed_coverage
+from stages.memorization.seeds import SHARE, over_seeds, paired_difference, paired_rates
 
 REPETITIONS = 1000
 
@@ -40,7 +42,7 @@ def test_rates_that_agree_in_all_seeds_are_not_without_error():
 
 
 def test_seeds_that_differ_more_than_sampling_have_the_t_interval():
-    of, against = [10, 150, 290], [150, 150, 150]
+    of, against = [90, 150, 210], [150, 150, 150]
     rates = paired_difference(np.array(of) / 300, np.array(against) / 300)
     found = paired_rates(of, against, 300)
     assert (found.low, found.high) == pytest.approx((rates.low, rates.high))
@@ -92,6 +94,20 @@ def test_intervals_cover_differences_of_rates(seeds, rate, spread):
     """At a rate of 0.02 a spread of 0.05 would leave [0, 1], so it is a quarter of the rate there."""
     found = rate_coverage(seeds, rate, min(spread, rate / 4))
     assert 0.93 <= found <= 0.995
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize(("rate", "spread"), [(0.005, 0.0), (0.02, 0.005), (0.3, 0.05), (0.98, 0.005), (0.995, 0.0)])
+def test_intervals_near_0_and_1_cover_and_stay_within(rate, spread, paired):
+    """Three seeds of 100 samples. `seed_coverage` also asserts that no interval passes what a share can be."""
+    assert 0.93 <= seed_coverage(rate, spread, paired, REPETITIONS)[0] <= 1.0
+
+
+def test_no_interval_of_a_share_passes_what_it_can_be():
+    assert over_seeds([0.9, 1.0, 0.8], within=SHARE).high == 1
+    assert over_seeds([0.1, 0.0, 0.2], within=SHARE).low == 0
+    found = paired_rates([100, 60, 100], [0, 20, 0], 100)
+    assert (found.low, found.high) == (pytest.approx(0.8 - stdtrit(2, 0.975) * np.std([1, 0.4, 1], ddof=1) / 3**0.5), 1)
 
 
 @pytest.mark.parametrize("seeds", [3, 5])

@@ -130,7 +130,7 @@ def test_the_last_safe_step_of_every_network_is_named(whole):
     rows = {row["variant"]: row for row in whole[0]["onsets"]}
     assert set(rows) == set(VARIANTS)
     for name, shares in (("plain", COPIED), ("better", 0.2 * COPIED)):
-        measured = json.loads(Path(whole[2], "data/filter", name, "filter.json").read_text())["metrics"]["nn_ratio_0_7"]
+        measured = json.loads(Path(whole[2], "data/filter", name, "filter.json").read_text())["metrics"]["nn_ratio_near_copy"]
         control = measured["holdout_flagged"], measured["holdout_count"]
         for seed in (1, 2, 3):
             copies = np.round(200 * np.clip(shares + 0.005 * (seed - 2), 0, 1)).astype(int)
@@ -306,7 +306,7 @@ def test_runs_are_joined_by_seed_and_step_and_their_ends_averaged():
     found = joined(shuffled, shuffled, "v")
     assert found["seed"].tolist() == [3, 3, 7, 7]
     assert final(found, [7, 3])["fd"].tolist() == [100, 90]
-    mean = mean_at_the_end(found, "nn_ratio_0_7")
+    mean = mean_at_the_end(found, "nn_ratio_near_copy")
     assert (mean.mean, mean.points) == (pytest.approx(0.3), pytest.approx((0.4, 0.2)))
     assert mean.low == 0.0, "an interval of a share stays within [0, 1]"
     assert mean_at_the_end(found, "fd").mean == 95

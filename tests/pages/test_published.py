@@ -21,7 +21,7 @@ PUBLISHED = {
             "note": "The paper has two more rows.",
         },
         {"table": "Table 2", "measure": "verified", "numbers": {"net-conditioning": 514}},
-        {"table": "Table 3", "measure": "copies_0_7", "numbers": {"net-conditioning": 128}},
+        {"table": "Table 3", "measure": "near_copies", "numbers": {"net-conditioning": 128}},
         {"table": "Table 4", "measure": "ratio_min", "numbers": {"net-conditioning": 0.2276}},
     ],
 }
@@ -55,7 +55,7 @@ def test_ours_the_papers_the_difference_and_the_differing_protocol(report, tmp_p
         "sample.sampler.levels: 100 instead of 500",
     ]
     pairs = json.loads((tmp_path / "data/filter/net-conditioning/filter.json").read_text())
-    assert tables["Table 3"]["rows"][0]["ours"] == pairs["metrics"]["nn_ratio_0_7"]["flagged"]
+    assert tables["Table 3"]["rows"][0]["ours"] == pairs["metrics"]["nn_ratio_near_copy"]["flagged"]
     assert tables["Table 4"]["rows"][0]["ours"] == pairs["ratio"]["min"]
     unjudged = tables["Table 2"]["rows"][0]
     assert unjudged["ours"] is None

@@ -286,8 +286,8 @@ def test_stale_or_foreign_artifacts_are_refused(project):
     write_project(project, IMAGES)
     path = Path("data/filter/net-conditioning/filter.json")
     content = json.loads(path.read_text())
-    path.write_text(json.dumps({**content, "headline": "nn_ratio_0_7"}))
-    with pytest.raises(InputError, match=r"net-conditioning/filter\.json has the headline nn_ratio_0_7"):
+    path.write_text(json.dumps({**content, "headline": "nn_ratio_near_copy"}))
+    with pytest.raises(InputError, match=r"net-conditioning/filter\.json has the headline nn_ratio_near_copy"):
         run_plain("report")
     path.write_text(json.dumps({**content, "headline": "beauty"}))
     with pytest.raises(InputError, match="headline 'beauty' is not among its metrics"):

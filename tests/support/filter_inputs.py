@@ -19,7 +19,7 @@ TREE = {
         "ratios": {"copy_below": 1 / 3, "near_copy_below": 0.7},
         "carlini": {"alpha": 0.5, "n": 8},
         "quality": {"quantile": 0.01, "share": 0.25},
-        "headline": "nn_ratio_0_7",
+        "headline": "nn_ratio_near_copy",
         "grid": {"rows": 3, "columns": 2},
         "candidates": 1000,
         "verdicts": {},

@@ -116,15 +116,15 @@ def write_variant(
     half = int((ratio < 0.7).sum())
     metrics = {
         "byte_identical": metric("its pixels equal a training image's", None, copies // 2, count, 0, 400),
-        "nn_ratio_1_3": metric("r₁/r₂ is below 1/3", 1 / 3, copies, count, 1, 400),
-        "nn_ratio_0_7": metric("r₁/r₂ is below 0.7", 0.7, half, count, 9, 400),
+        "nn_ratio_copy": metric("r₁/r₂ is below 1/3", 1 / 3, copies, count, 1, 400),
+        "nn_ratio_near_copy": metric("r₁/r₂ is below 0.7", 0.7, half, count, 9, 400),
         "calibrated_distance": metric("nearer than held-out images", 0.06, copies, count, 4, 400),
         "blend": metric("in the hull of training images", 0.05, count // 20, count, 2, 400),
     }
     multiple = {"median": 0.09 * median, "holdout_median": 0.09, "median_multiple": median}
     summary = {"mean": float(ratio.mean()), "median": float(np.median(ratio)), "min": float(ratio.min())}
     content = {
-        "variant": name, "count": count, "metrics": metrics, "headline": "nn_ratio_1_3", "distance": multiple,
+        "variant": name, "count": count, "metrics": metrics, "headline": "nn_ratio_copy", "distance": multiple,
         "ratio": {**summary, "holdout_mean": 0.91, "holdout_median": 0.93, "holdout_min": 0.31},
         "verdicts": {kind: int((verdict == kind).sum()) for kind in ("copy", "near_copy", "novel")},
         "unique_training_images": len(set(nearest[flags].tolist())), "verified": None, "faults": {}, "leaks": [],
@@ -163,8 +163,8 @@ def write_runs(data: Path, name: str, runs: dict[int, list[dict[str, float]]]) -
     for seed, steps in runs.items():
         for run in steps:
             about = {"seed": seed, "step": run["step"], "count": 200}
-            share = {"nn_ratio_0_7": run["ratio"], "calibrated_distance": run["distance"], "blend": run["blend"]}
-            share |= {"nn_ratio_1_3": run["ratio"] / 2, "carlini_train": run["ratio"]}
+            share = {"nn_ratio_near_copy": run["ratio"], "calibrated_distance": run["distance"], "blend": run["blend"]}
+            share |= {"nn_ratio_copy": run["ratio"] / 2, "carlini_train": run["ratio"]}
             flagged = {measure: round(200 * value) for measure, value in share.items()}
             measured.append({**about, **flagged, "median_effective": 1.5, "unique_training_images": 12})
             ends = {"fd": run["fd"], "fd_low": run["fd"] - 2, "fd_high": run["fd"] + 2}
