@@ -130,7 +130,8 @@ def test_the_last_safe_step_of_every_network_is_named(whole):
     rows = {row["variant"]: row for row in whole[0]["onsets"]}
     assert set(rows) == set(VARIANTS)
     for name, shares in (("plain", COPIED), ("better", 0.2 * COPIED)):
-        measured = json.loads(Path(whole[2], "data/filter", name, "filter.json").read_text())["metrics"]["nn_ratio_near_copy"]
+        metrics = json.loads(Path(whole[2], "data/filter", name, "filter.json").read_text())["metrics"]
+        measured = metrics["nn_ratio_near_copy"]
         control = measured["holdout_flagged"], measured["holdout_count"]
         for seed in (1, 2, 3):
             copies = np.round(200 * np.clip(shares + 0.005 * (seed - 2), 0, 1)).astype(int)
