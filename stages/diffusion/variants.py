@@ -18,6 +18,9 @@ from stages.diffusion.parameters import ScoreSpec
 from stages.diffusion.samplers import Score
 from stages.diffusion.temperature import is_smoothed, shell_power, shell_precisions, temperature_rule
 
+DRAWN_BYTES = 1 << 27
+"""Memory that a batch's kernel draws may take along its trajectory; more are made again at every evaluation."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
@@ -99,14 +102,14 @@ def _shells(spec: ScoreSpec, centres: scores.Centres, sigmas: Tensor, batch: Bat
 def kernel_draws(spec: ScoreSpec, dimension: int, batch: Batch) -> scores.Draws:
     """Return the kernel's draws of each sample, float32 (B, draws, d), in pairs xi, -xi, so that their mean is 0."""
     half = -(-spec.kernel.draws // 2)
+    kept = half if 4 * half * len(batch.indices) * dimension <= DRAWN_BYTES else 1
 
-    @functools.lru_cache(maxsize=1)  # few draws are made once; many are made again at every evaluation, in parts
+    @functools.lru_cache(maxsize=kept)  # where they take little memory, they are made once and not at every evaluation
+    def drawn(n: int) -> Tensor:
+        return normal(batch.seed, batch.indices, Stream.KERNEL.draw(n), (dimension,))
+
     def take(start: int, stop: int) -> Tensor:
-        drawn = {
-            n: normal(batch.seed, batch.indices, Stream.KERNEL.draw(n), (dimension,))
-            for n in {number % half for number in range(start, stop)}
-        }
-        return torch.stack([drawn[n] if n < half else -drawn[n - half] for n in range(start, stop)], dim=1)
+        return torch.stack([drawn(n) if n < half else -drawn(n - half) for n in range(start, stop)], dim=1)
 
     return scores.Draws(spec.kernel.draws, take)
 

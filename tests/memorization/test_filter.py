@@ -1,13 +1,11 @@
 """The filter stage on a small project with planted copies: against brute force, for any number of shards."""
 
-import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-import yaml
 from filter_inputs import TREE, write_index
+from small_filter import COUNT, IDENTICAL, NOISY, VERDICTS, decide, run, smooth_images, write_small_project
 
 from stages import filter as stage
 from stages.errors import InputError
@@ -19,41 +17,15 @@ from stages.memorization.candidates import read_candidates
 from stages.memorization.matching import Matches, match, whole_reference, with_groups
 from stages.memorization.ratios import PUBLISHED
 from stages.memorization.scores import scores
-from stages.memorization.statistics import rate_interval
 from stages.memorization.thresholds import calibrate, copies
-from stages.memorization.verdict_log import Act, VerdictLog, now
 from stages.protocol import run_plain
-
-IDENTICAL, NOISY, COUNT = 10, 20, 100
-
-
-def smooth_images(rng: np.random.Generator, count: int) -> np.ndarray:
-    """Random smooth RGB images: near neighbours differ in distance, as those of photographs do."""
-    coarse = rng.integers(20, 236, (count, 3, 3, 3)).astype(np.float64)
-    return np.rint(np.kron(coarse, np.ones((1, 4, 4, 1)))).astype(np.uint8)
 
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    """60 training, 80 held-out and 100 sample images: 10 equal a training image, 20 are noisy copies, 70 are new."""
     monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    train, holdout, new = smooth_images(rng, 60), smooth_images(rng, 80), smooth_images(rng, 70)
-    noisy = np.clip(train[10:30] + 4 * rng.standard_normal((NOISY, 12, 12, 3)), 0, 255).astype(np.uint8)
-    samples = np.concatenate([train[:IDENTICAL], noisy, new])
-    for path, images in (("deduplicate/train", train), ("deduplicate/holdout", holdout), ("sample/v/samples", samples)):
-        write_images(Path("data") / f"{path}.arrow", image_table(images))
-    write_index(train)
-    Path("params.yaml").write_text(yaml.safe_dump(TREE))
+    write_small_project()
     return tmp_path
-
-
-def run(**changes) -> tuple[dict, list[dict]]:
-    tree = {**TREE, "filter": {**TREE["filter"], **changes}}
-    Path("params.yaml").write_text(yaml.safe_dump(tree))
-    run_plain("filter", "v")
-    summary = json.loads(Path("data/filter/v/filter.json").read_text())
-    return summary, pq.read_table("data/filter/v/pairs.parquet").to_pylist()
 
 
 @pytest.mark.parametrize("percentile_of", ["holdout", "samples"])
@@ -225,7 +197,7 @@ def test_any_number_of_shards_gives_the_same_bytes(project):
 
 def test_what_only_judges_does_not_search_again(project):
     """Margins, verdict thresholds, headline and grid are gather's: the shards stay as they are."""
-    judge(Path(VERDICTS["verdicts"]["v"]), [])
+    decide(Path(VERDICTS["verdicts"]["v"]), [])
     base = stage.plan(stage.Params.from_tree(TREE, "v"))
     changes = {
         "margin": 2.0,
@@ -331,78 +303,3 @@ def test_a_limit_of_candidates_is_said(project):
     table = read_candidates("data/filter/v/candidates.parquet")
     assert table.num_rows == 4
     assert read_metadata(table.schema)["suspected"] > 4
-
-
-def judge(path: Path, decisions: list[tuple[str, str, str, str]]) -> None:
-    """Write (reviewer, sample id, train id, verdict) as a log of verdicts."""
-    log = VerdictLog(path)
-    for number, (reviewer, sample, nearest, verdict) in enumerate(decisions):
-        log.append(Act(str(number), now(), reviewer, (sample, nearest), verdict))
-    log.close()
-
-
-VERDICTS = {"verdicts": {"v": "data/verdicts/v/verdicts.jsonl"}}
-
-
-def test_verified_pairs_are_counted_with_and_without_repeated_training_images(project):
-    """Six pairs judged by two people; training images 0 and 1 are made to repeat each other."""
-    train = read_images("data/deduplicate/train.arrow")
-    images = np.array(train.images)
-    images[1] = images[0] + 1  # at a distance of 1/255
-    write_images("data/deduplicate/train.arrow", image_table(images))
-    write_index(images)
-    summary, pairs = run()
-    assert summary["verified"] is None
-    pair = {p["sample_index"]: (p["sample_id"], p["train_id"]) for p in pairs}
-    one = {0: "copy", 2: "copy", 3: "copy", 4: "not", 5: "unsure"}
-    other = {0: "copy", 2: "not", 4: "not", 11: "copy"}
-    stale = ("gone", pair[3][1])
-    crossed = (pair[3][0], pair[4][1])  # both ids exist, but not as a pair
-    decided = [("anna", *pair[row], verdict) for row, verdict in one.items()]
-    decided += [("bert", *pair[row], verdict) for row, verdict in other.items()]
-    judge(Path(VERDICTS["verdicts"]["v"]), [*decided, ("anna", *stale, "copy"), ("anna", *crossed, "copy")])
-    verified = run(**VERDICTS)[0]["verified"]
-    assert verified["outcomes"] == {"copy": 3, "not": 1, "unsure": 1, "disputed": 1, "undecided": COUNT - 6}
-    assert (verified["flagged"], verified["count"], verified["rate"]) == (3, COUNT, 3 / COUNT)
-    assert (verified["ci_low"], verified["ci_high"]) == rate_interval(3, COUNT)
-    assert verified["unique_training_images"] == 3  # of samples 0, 3 and 11
-    without = verified["without_repeated"]
-    assert (without["flagged"], without["unique_training_images"], without["repeated_images"]) == (2, 2, 1)
-    assert verified["reviewers"] == {"anna": 7, "bert": 4}
-    assert verified["stale"] == 2
-    assert verified["stale_pairs"] == sorted([list(stale), list(crossed)])
-    assert verified["open"] == verified["suspected"] - 6 == verified["offered"] - 6
-    # both decided 0 (copy, copy), 2 (copy, not), 4 (not, not): p_o = 2/3, p_e = (2/3)(1/3) + (1/3)(2/3) = 4/9
-    assert verified["agreement"] == [
-        {"reviewers": ["anna", "bert"], "pairs": 3, "alike": 2, "kappa": pytest.approx((2 / 3 - 4 / 9) / (1 - 4 / 9))}
-    ]
-    few = run(**VERDICTS, candidates=2)[0]["verified"]  # what is not offered stays open
-    assert (few["offered"], few["suspected"], few["open"]) == (2, verified["suspected"], verified["open"])
-    near = run(**VERDICTS, repeated_within=0.0039)[0]["verified"]["without_repeated"]  # 1/255 = 0.00392...
-    assert (near["flagged"], near["repeated_images"]) == (3, 0)
-
-
-def test_verdicts_change_no_other_number(project):
-    plain, pairs = run()
-    row = pairs[0]
-    judge(Path(VERDICTS["verdicts"]["v"]), [("anna", row["sample_id"], row["train_id"], "not")])
-    judged, same = run(**VERDICTS)
-    assert same == pairs
-    assert {**judged, "verified": None} == plain
-
-
-def test_samples_with_equal_pixels_share_their_verdict(project):
-    samples = read_images("data/sample/v/samples.arrow")
-    write_images("data/sample/v/samples.arrow", samples.take(np.array([0, 0, 0, *range(40, 90)])))
-    _, pairs = run()
-    row = next(p for p in pairs if p["sample_index"] == 1)
-    judge(Path(VERDICTS["verdicts"]["v"]), [("anna", row["sample_id"], row["train_id"], "copy")])
-    verified = run(**VERDICTS)[0]["verified"]
-    assert (verified["flagged"], verified["unique_training_images"]) == (3, 1)
-
-
-def test_missing_verdicts_are_named(project):
-    with pytest.raises(
-        InputError, match=r"data/verdicts/v/verdicts\.jsonl is missing: make it with scoresmooth review"
-    ):
-        run(**VERDICTS)
