@@ -197,7 +197,9 @@ def test_the_comparison_with_the_empirical_score():
         assert one.keys() == other.keys()
         for key, value in one.items():
             same = value is None or isinstance(value, str)
-            assert other[key] == (value if same else pytest.approx(value, rel=1e-3)), key
+            # sigma^2 times a difference of float32 scores of norm 30, over steps of 1e-3: 0.25 * 30 * 6e-8 / 1e-3
+            rounding = 5e-4 if key in ("jacobian", "jacobian_error") else 1e-12
+            assert other[key] == (value if same else pytest.approx(value, rel=1e-3, abs=rounding)), key
 
 
 def test_noise_is_the_same():
