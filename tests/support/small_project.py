@@ -75,6 +75,10 @@ COMMON = """
     class Spec(Section):
         network: bool
         temperature: float = Field(gt=0)
+
+        @property
+        def score(self):
+            return "toy network" if self.network else "closed-form"
 """
 
 STAGES = {
