@@ -3,8 +3,8 @@
     python -m benchmarks.audit PATH/train.parquet [PATH/test.parquet] [--train 50000] [--copies 40] [--without-holdout]
 
 Training images: the first --train of train.parquet. Held out: half of the test images. Samples: the other half, of
-which --copies are replaced by copies of every kind of KINDS, and as many by each of MIXTURES of
-training images, which are no copies. Prints recall per kind with its interval, what the mixtures are called, the false
+which --copies are replaced by copies of every kind of KINDS, and equally many by each of MIXTURES of
+training images, which are not copies. Prints recall per kind with its interval, what the mixtures are called, the false
 positives among the test images that are left, time and peak memory, and one JSON line.
 
 CIFAR-10's two sets share pictures. cifar10_shared.tsv lists test images that somebody looked at beside their match:

@@ -54,7 +54,7 @@ def onset(
 
 
 def _exceeds(flagged: int, count: int, control: int, control_count: int) -> float:
-    """Return Fisher's one-sided p: the chance that so many of the flagged are among `count`, if all are alike."""
+    """Return Fisher's one-sided p: the chance of at least `flagged` copies among `count`, if all are alike."""
     return float(hypergeom.sf(flagged - 1, count + control_count, flagged + control, count))
 
 

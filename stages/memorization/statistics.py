@@ -7,7 +7,7 @@ from scipy.special import chdtri
 
 Z95 = 1.959963984540054  # two-sided 95 %
 FEW = 3
-"""Up to so many flagged samples Wilson's lower end is too high (Brown, Cai & DasGupta 2001)."""
+"""Wilson's lower end is too high for 1 to FEW flagged samples (Brown, Cai & DasGupta 2001)."""
 
 
 def wilson(flagged: int, count: int, z: float = Z95) -> tuple[float, float]:
