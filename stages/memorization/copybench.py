@@ -1,9 +1,9 @@
 """A planted benchmark of copy detectors: known copies of known images, and what each detector finds of them.
 
-From one source: training images, held-out images in two halves, and copies of training images, equally many of every kind
-and strength of stages.memorization.planting. A detector gives every image a score, the lower the
-more it is a copy. The first half of the
-held-out images sets its threshold at FALSE_POSITIVES, the second half measures the false positives that it has there.
+From one source: training images, held-out images in two halves, and copies of training images, equally many of every
+kind and strength of stages.memorization.planting. A detector gives every image a score, the lower the more it is a
+copy. The first half of the held-out images sets its threshold at FALSE_POSITIVES, the second half measures the false
+positives that it has there.
 Everything follows from the source, the sizes and the seed; the version changes when the same arguments give others.
 """
 

@@ -20,7 +20,7 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def more_than_the_others(flagged: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """Return Fisher's one-sided p of every group: the chance of at least its number of copies if its rate is the others'.
+    """Return Fisher's one-sided p of every group: the chance of its copies, or more, if its rate is the others'.
 
     flagged, count: int64 (G,).
     """

@@ -65,8 +65,8 @@ def _unseen(variant: "Variant") -> Check:
     return Check(
         title="No held-out image is a training image",
         passed=not leaks,
-        sentence=f"{len(leaks):,} held-out images are training images, equal, re-encoded or changed, and were left out of every "
-        f"control: {named}."
+        sentence=f"{len(leaks):,} held-out images are training images, equal, re-encoded or changed, and were left out "
+        f"of every control: {named}."
         if leaks
         else "None equals a training image or is a re-encoded or changed copy of one.",
     )
