@@ -85,8 +85,8 @@ def check_leaks(leaks: list[Leak], count: int, source: str) -> None:
 def leak_note(leaks: list[Leak], count: int) -> str:
     """Return the sentence that tells of the leaks among the `count` images of a control."""
     return (
-        f"{len(leaks):,} of the {count:,} unseen images are training images, equal, re-encoded or changed, and are left "
-        f"out of the control: {_named(leaks)} (all are in rejected.parquet)"
+        f"{len(leaks):,} of the {count:,} unseen images are training images, equal, re-encoded or changed, and are "
+        f"left out of the control: {_named(leaks)} (all are in rejected.parquet)"
     )
 
 

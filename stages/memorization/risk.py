@@ -91,7 +91,7 @@ def fit(x: np.ndarray, copied: np.ndarray, run: np.ndarray, ridge: float = 1.0) 
     """Return the weights of least penalized logistic loss, with an intercept of its own for every run.
 
     x: float64 (N, F); copied: bool (N,); run: int64 (N,), from 0. ridge: weight of |weights|^2 / 2; the intercepts have
-    1e-3 of it, so that a run in which all images are copied has one.
+    1e-3 of it, so that a run in which all images are copied has one. Raises ArithmeticError without convergence.
     """
     design = np.concatenate([x, np.eye(run.max() + 1)[run]], axis=1)
     penalty = ridge * np.concatenate([np.ones(x.shape[1]), np.full(run.max() + 1, 1e-3)])
@@ -102,8 +102,8 @@ def fit(x: np.ndarray, copied: np.ndarray, run: np.ndarray, ridge: float = 1.0) 
         step = np.linalg.solve((design * (p * (1 - p))[:, None]).T @ design + np.diag(penalty), slope)
         beta -= step * min(1.0, 5 / max(float(np.abs(step).max()), 1e-12))
         if np.abs(step).max() < 1e-8:
-            break
-    return Fit(beta[: x.shape[1]], beta[x.shape[1] :])
+            return Fit(beta[: x.shape[1]], beta[x.shape[1] :])
+    raise ArithmeticError(f"the logistic fit did not converge: its last step was {np.abs(step).max():.3g}")
 
 
 def probabilities(x: np.ndarray, weights: np.ndarray, share: float) -> np.ndarray:
