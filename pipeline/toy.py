@@ -29,7 +29,15 @@ def shrink(document: dict[str, Any]) -> None:
     train |= {"threads": 1, "seeds": train["seeds"][:1], "snapshots": []}
     count = _count(sample["count"])
     sample |= {"count": count, "batch": 20, "shards": 1, "compile": False, "curve_count": 20}
-    sample["alignment"] |= {"levels": 2, "images": 4, "pairs": 2, "paths": 1, "points": 3, "steps": 2}
+    sample["alignment"] |= {
+        "levels": 2,
+        "images": 4,
+        "expansion_pairs": 4,
+        "pairs": 2,
+        "paths": 1,
+        "points": 3,
+        "steps": 2,
+    }
     for variant in document["variants"].values():
         if variant.get("count"):
             variant["count"] = _count(variant["count"])

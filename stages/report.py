@@ -21,7 +21,9 @@ from stages.reporting.frontier import frontier
 from stages.reporting.published import Published, published_tables
 
 if TYPE_CHECKING:
-    from stages.reporting.inputs import Inputs
+    import numpy as np
+
+    from stages.reporting.inputs import Inputs, Variant
 
 OUT = DATA / "report"
 
@@ -88,6 +90,7 @@ def gather(params: Params, parts: Parts) -> None:
 
     from stages.reporting.html import render
     from stages.reporting.inputs import read_inputs
+    from stages.reporting.most_copied import Across, columns, most_copied, nearest_rows
     from stages.reporting.results import copy_rows, loss_rows, metrics, results, run_rows
 
     variants = {name: variant.model_dump(mode="json") for name, variant in params.variants.items()}
@@ -99,8 +102,12 @@ def gather(params: Params, parts: Parts) -> None:
     rows = [contrast_row(*pair) for pair in changes]
     opening = Opening(answer(inputs.variants, changes, compared), rates(inputs.variants, contrasts), compared)
     beside = published_tables(params.published, inputs)
+    copied = most_copied(inputs.variants)
+    images = inputs.train.flat[[image.row for image in copied]]
+    nearest = {variant.name: _nearest_samples(variant, images) for variant in inputs.variants}
+    across = Across(columns(copied, inputs.train.images), nearest_rows(copied, inputs.variants, nearest))
     shown = {"report": params.model_dump(mode="json", exclude={"variants"}), "variants": variants}
-    write_text(OUT / "report.html", render(inputs, opening, found, rows, beside, shown))
+    write_text(OUT / "report.html", render(inputs, opening, found, rows, beside, across, shown))
     write_json(OUT / "metrics.json", metrics(inputs, found))
     write_json(OUT / "results.json", {**results(inputs, opening, found, rows), "published": beside})
     plots = {
@@ -111,6 +118,20 @@ def gather(params: Params, parts: Parts) -> None:
     for name, rows in plots.items():
         if rows:
             write_tsv(OUT / "plots" / f"{name}.tsv", rows)
+
+
+def _nearest_samples(variant: "Variant", images: "np.ndarray") -> "tuple[np.ndarray, np.ndarray]":
+    """Return the sample nearest to each image, int64 (n,), and its pixel distance, float64 (n,).
+
+    images: uint8 (n, d).
+    """
+    from stages.search.nearest import nearest
+    from stages.search.pixel_distance import pixel_distance
+
+    if not len(images):
+        return np.zeros(0, np.int64), np.zeros(0)
+    index, squared = nearest(images, variant.samples.flat, 1)
+    return index[:, 0], pixel_distance(squared[:, 0], images.shape[1])
 
 
 def _with_learned(inputs: "Inputs") -> "Inputs":

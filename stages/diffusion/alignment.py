@@ -7,7 +7,9 @@ The network works in float32; empirical scores, cosines and distances are float6
 
 import collections
 import dataclasses
+import itertools
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from torch import Tensor
 
 from stages.diffusion import samplers
 from stages.diffusion.eigenvalues import closed_tops, learned_top
-from stages.diffusion.expansion import Pair, factor_conditioning, place, point_exists
+from stages.diffusion.expansion import Pair, factor_conditioning, factor_unconditioning, place, point_exists
 from stages.diffusion.model import Model
 from stages.diffusion.noise import Stream, integers, normal
 from stages.diffusion.parameters import AlignmentParams
@@ -25,6 +27,20 @@ from stages.diffusion.scores import conditioning
 from stages.diffusion.temperature import shell_power
 from stages.diffusion.thermometer import READINGS, by_expansion, closed_scores
 from stages.diffusion.variants import as_images, network_score, pixel_rows
+
+CLOSED_TEMPERATURES = (1, 10, 100, 1000)
+"""The temperatures of the closed forms beside a network's expansion factor, those of [P]."""
+
+FACTORS = (
+    "expansion",
+    "expansion_empirical",
+    "expansion_closed_form",
+    *(f"expansion_t_{temperature}" for temperature in CLOSED_TEMPERATURES),
+)
+"""Columns of mean expansion factors: a network's, that of the empirical score, and those of closed forms of a pair."""
+
+PAIRS_AT_ONCE = 128
+"""Pairs that are evaluated together."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,16 +62,17 @@ def align(model: Model, params: AlignmentParams, seed: int) -> Aligned:
         np.geomspace(float(model.sigmas[-1]), float(model.sigmas[0]), params.levels).tolist()
     ):
         x, learned = at_noised_images(model, sigma, number, params.images, seed)
-        expansion = expansion_row(model, sigma, number, params.pairs, seed)
+        expansion = expansion_row(model, sigma, number, params, seed)
         eigenvalue = eigenvalue_row(model, sigma, number, params.pairs, seed)
         levels.append({**cosine_row(model, sigma, x, learned), **expansion, **eigenvalue})
         temperatures += temperature_rows(model, sigma, x, learned, seed)
     return Aligned(levels, temperatures, *interpolate(model, params, seed))
 
 
-def chosen(model: Model, count: int, stream: Stream, seed: int) -> Tensor:
-    """Return `count` training images float64 (count, C, H, W), a function of (seed, stream)."""
-    rows = integers(seed, torch.arange(count, device=model.device), stream.draw(), len(model.images))
+def chosen(model: Model, count: int, stream: Stream, seed: int, start: int = 0) -> Tensor:
+    """Return `count` training images float64 (count, C, H, W): image i is a function of (seed, stream, start + i)."""
+    numbers = torch.arange(start, start + count, device=model.device)
+    rows = integers(seed, numbers, stream.draw(), len(model.images))
     return model.training_images(rows).double() / 255
 
 
@@ -121,35 +138,68 @@ def _network_score(model: Model) -> samplers.Score:
     return network_score(model.network, model.variant.conditioned)
 
 
-def expansion_row(model: Model, sigma: float, number: int, count: int, seed: int) -> dict[str, float | None]:
+def expansion_row(
+    model: Model, sigma: float, number: int, params: AlignmentParams, seed: int
+) -> dict[str, float | bool | None]:
     """Return mean expansion factors of the step x + σ² s(x) at r_1 = σ√d, C = 1 + 1/√d (METHODS §2).
 
     They are the network's, with its standard error (None for a single pair), that of the empirical score over all
-    training images, and the closed form for the two centres alone. Where σ√d is below half the distance of two images
-    no such points exist; such pairs are left out, and a level without any pair has None. The thermometer's reading is
-    the T at which the closed form of METHODS §1.4-1.5 has the network's mean factor.
+    training images, and the closed forms for the two centres alone: with the noise level, and without it at each of
+    CLOSED_TEMPERATURES. Where σ√d is below half the distance of two images no such points exist; such pairs are left
+    out, and a level without any pair has None. The thermometer's reading is the T at which the closed form of METHODS
+    §1.4-1.5 has the network's mean factor over the first `params.pairs`.
     """
-    pairs = _pairs(model, sigma, number, count, seed)
-    names = ("expansion", "expansion_error", "expansion_empirical", "expansion_closed_form")
-    reading = {name: f"expansion_{name}" for name in ("t_eff", "low", "high", "identified")}
-    if not pairs:
-        return {**dict.fromkeys((*names, *reading.values())), "expansion_pairs": 0}
+    factors = np.concatenate([*_factors(model, sigma, number, params.expansion_pairs, seed)], axis=1)
+    row = {name: float(values.mean()) if len(values) else None for name, values in zip(FACTORS, factors)}
+    own = factors[0]
+    reading = _expansion_reading(model, sigma, number, params.pairs, own, seed)
+    return {**row, "expansion_error": standard_error(own), **reading, "expansion_pairs": len(own)}
+
+
+def _factors(model: Model, sigma: float, number: int, count: int, seed: int) -> Iterator[np.ndarray]:
+    """Yield the factors of FACTORS, float64 (len(FACTORS), pairs), of the existing pairs, PAIRS_AT_ONCE at a time."""
+    yield np.empty((len(FACTORS), 0))
+    pairs = mirrored_pairs(model, sigma, number, count, seed)
+    while some := list(itertools.islice(pairs, PAIRS_AT_ONCE)):
+        yield _factors_of(model, sigma, some)
+
+
+def _factors_of(model: Model, sigma: float, pairs: Sequence[Pair]) -> np.ndarray:
+    """Return the factors of FACTORS of every pair, float64 (len(FACTORS), pairs)."""
     flat = torch.tensor(np.stack([[pair.point, pair.mirror] for pair in pairs]), device=model.device).flatten(0, 1)
     level = torch.full((len(flat),), sigma, dtype=torch.float64, device=model.device)
     x = as_images(flat, torch.empty((len(flat), *model.shape), device=model.device))
     learned = pixel_rows(x).double() + sigma**2 * pixel_rows(_network_score(model)(x, level)).double()
     empirical = flat + sigma**2 * conditioning(model.centres, flat, level)
-    before = spread(flat)
-    closed = [factor_conditioning(flat.shape[1], pair.ratio, 1.0, pair.stretch) for pair in pairs]
-    factors = spread(learned) / before
-    error = factors.std(ddof=1) / math.sqrt(len(factors)) if len(factors) > 1 else math.inf
-    values = factors.mean(), error, (spread(empirical) / before).mean(), np.mean(closed)
-    rounded = [float(value) if math.isfinite(value) else None for value in values]
-    hot = np.stack([spread(flat + sigma**2 * score) / before for score in _closed(model, flat, sigma)])
-    found = by_expansion(factors, hot, flat.shape[1], np.random.default_rng([seed, len(model.images)]))
-    temperature = {own: getattr(found, name) for name, own in reading.items()}
-    temperature["expansion_identified"] &= bool(found.error <= 2 * error)  # otherwise no T has the network's factor
-    return {**dict(zip(names, rounded)), **temperature, "expansion_pairs": len(pairs)}
+    closed = [[factor_conditioning(flat.shape[1], pair.ratio, 1.0, pair.stretch) for pair in pairs]]
+    for temperature in CLOSED_TEMPERATURES:
+        closed.append(
+            [factor_unconditioning(flat.shape[1], pair.ratio, 1.0, pair.stretch, temperature) for pair in pairs]
+        )
+    return np.stack([spread(learned) / spread(flat), spread(empirical) / spread(flat), *closed])
+
+
+def standard_error(values: np.ndarray) -> float | None:
+    """Return the standard error of the mean of float64 (n,); None for fewer than two."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else None
+
+
+def _expansion_reading(
+    model: Model, sigma: float, number: int, count: int, factors: np.ndarray, seed: int
+) -> dict[str, float | bool | None]:
+    """Return the thermometer's reading of the network's factors, float64 (P,), over its first `count` images' pairs."""
+    names = {name: f"expansion_{name}" for name in ("t_eff", "low", "high", "identified")}
+    pairs = list(mirrored_pairs(model, sigma, number, count, seed))
+    if not pairs:
+        return dict.fromkeys(names.values())
+    own = factors[: len(pairs)]
+    flat = torch.tensor(np.stack([[pair.point, pair.mirror] for pair in pairs]), device=model.device).flatten(0, 1)
+    hot = np.stack([spread(flat + sigma**2 * score) / spread(flat) for score in _closed(model, flat, sigma)])
+    found = by_expansion(own, hot, flat.shape[1], np.random.default_rng([seed, len(model.images)]))
+    reading = {own_name: getattr(found, name) for name, own_name in names.items()}
+    error = standard_error(own)  # where it is exceeded, no T has the network's factor
+    reading["expansion_identified"] &= error is None or bool(found.error <= 2 * error)
+    return reading
 
 
 def eigenvalue_row(model: Model, sigma: float, number: int, count: int, seed: int) -> dict[str, float | bool | None]:
@@ -159,7 +209,7 @@ def eigenvalue_row(model: Model, sigma: float, number: int, count: int, seed: in
     form's eigenvalue falls as T rises. With its standard error (None for a single point); None without points, and for
     a target with precision `scheduled`, whose Jacobian is another one.
     """
-    pairs, spec = _pairs(model, sigma, number, count, seed), model.variant
+    pairs, spec = list(mirrored_pairs(model, sigma, number, count, seed)), model.variant
     names = {name: f"jacobian_{name}" for name in ("t_eff", "low", "high", "identified")}
     if not pairs or spec.precision == "scheduled":
         return dict.fromkeys(("jacobian", "jacobian_error", *names.values()))
@@ -174,7 +224,7 @@ def eigenvalue_row(model: Model, sigma: float, number: int, count: int, seed: in
     own = (sigma**2 * learned_top(score, x, sigma, axes)).cpu().numpy()
     power, frozen = shell_power(x.shape[1], spec.power), spec.conditioned
     closed = (sigma**2 * closed_tops(model.centres, x, power, frozen)).cpu().numpy()
-    error = float(own.std(ddof=1) / math.sqrt(len(own))) if len(own) > 1 else None
+    error = standard_error(own)
     found = by_expansion(own, closed, x.shape[1], np.random.default_rng([seed, len(model.images)]))
     reading = {own_name: getattr(found, name) for name, own_name in names.items()}
     reading["jacobian_identified"] &= error is not None and bool(found.error <= 2 * error)
@@ -186,19 +236,22 @@ def spread(points: Tensor) -> np.ndarray:
     return (points[1::2] - points[::2]).norm(dim=1).cpu().numpy()
 
 
-def _pairs(model: Model, sigma: float, number: int, count: int, seed: int) -> list[Pair]:
-    """Return the mirrored pairs that exist at this level, in the plane of two images and a random direction."""
-    centres = pixel_rows(chosen(model, 2 * count, Stream.PAIR_IMAGE, seed)).cpu().numpy().reshape(count, 2, -1)
-    dimension = centres.shape[2]
-    radius, ratio = sigma * math.sqrt(dimension), 1 + 1 / math.sqrt(dimension)
+def mirrored_pairs(model: Model, sigma: float, number: int, count: int, seed: int) -> Iterator[Pair]:
+    """Yield the mirrored pairs that exist at this level among `count` pairs of images, in the plane of the two images
+    and a random direction. The first of them do not depend on `count`."""
     generator = np.random.default_rng([seed, number])
-    found = []
-    for pair in centres:
-        direction = generator.standard_normal(dimension)
-        gap = float(np.linalg.norm(pair[0] - pair[1]))
-        if gap > 0 and point_exists(radius / gap, ratio):
-            found.append(place(pair, radius / gap, ratio, direction))
-    return found
+    for start in range(0, count, PAIRS_AT_ONCE):
+        some = min(PAIRS_AT_ONCE, count - start)
+        images = chosen(model, 2 * some, Stream.PAIR_IMAGE, seed, 2 * start)
+        for centres in pixel_rows(images).cpu().numpy().reshape(some, 2, -1):
+            yield from _placed(centres, sigma, generator.standard_normal(centres.shape[1]))
+
+
+def _placed(centres: np.ndarray, sigma: float, direction: np.ndarray) -> Iterator[Pair]:
+    dimension, gap = centres.shape[1], float(np.linalg.norm(centres[0] - centres[1]))
+    ratio = 1 + 1 / math.sqrt(dimension)
+    if gap > 0 and point_exists(sigma * math.sqrt(dimension) / gap, ratio):
+        yield place(centres, sigma * math.sqrt(dimension) / gap, ratio, direction)
 
 
 def mixtures(one: Tensor, other: Tensor, shares: np.ndarray) -> Tensor:

@@ -301,11 +301,20 @@ class AlignmentParams(Section):
 
     levels: int = Field(ge=2, description="noise levels, log-uniform between sigma_min and sigma_max")
     images: int = Field(ge=1, description="noised training images per level")
-    pairs: int = Field(ge=1, description="pairs of training images per level, for the expansion factor")
+    expansion_pairs: int = Field(
+        ge=1, description="pairs of training images per level, for the expansion factor; at least `pairs`"
+    )
+    pairs: int = Field(ge=1, description="of these, the pairs that the temperature and the eigenvalue are read from")
     paths: int = Field(ge=1, description="pairs of noised images that are interpolated")
     points: int = Field(ge=3, description="mixtures per pair, the two ends included")
     level: float = Field(gt=0, description="noise level of the interpolated images")
     steps: int = Field(ge=1, description="steps of the deterministic sampler that runs from there")
+
+    @model_validator(mode="after")
+    def _pairs_among_them(self) -> Self:
+        if self.pairs > self.expansion_pairs:
+            raise ValueError(f"pairs {self.pairs} are more than expansion_pairs {self.expansion_pairs}: lower pairs")
+        return self
 
 
 def check_temperature(rule: float | str) -> None:

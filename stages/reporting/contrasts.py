@@ -36,6 +36,7 @@ LEVEL_GIVEN = (
 
 FACTORS = (  # dotted keys of a variant's tree -> the factor that they belong to; the first pattern that fits
     ("spec.score", "network or closed form"),
+    ("spec.conditioning", "class conditioning"),
     ("spec.temperature", "temperature"),
     ("spec.smooth_below", "the levels that are smoothed"),
     ("spec.neighbors.space", "the neighbours' space"),

@@ -21,6 +21,7 @@ from stages.reporting.checks import Check
 from stages.reporting.evaluations import evaluation_figure, evaluation_groups
 from stages.reporting.frontier_figure import frontier_figure
 from stages.reporting.inputs import Inputs, Variant
+from stages.reporting.most_copied import Across
 from stages.reporting.onsets import onset_rows
 from stages.reporting.pictures import file_uri, png_uri
 from stages.reporting.provenance import provenance
@@ -54,6 +55,7 @@ def render(
     found: Sequence[Check],
     contrasts: Sequence[dict[str, Any]],
     published: Sequence[dict[str, Any]],
+    across: Across,
     params: dict[str, Any],
 ) -> str:
     """Write the whole page.
@@ -89,6 +91,7 @@ def render(
             evaluations=evaluations,
             evaluation_figure=evaluation_figure(evaluations, variants[0].fid["name"]),
             beside=BESIDE,
+            across=across,
             neighbors=neighbor_rows(_most_copied(variants), inputs.train.images),
             nearest_of=_most_copied(variants),
             curve_figure=figures.copy_curve_figure(variants),

@@ -171,35 +171,63 @@ def _smoothed_images(tables: Tables) -> list[Figure]:
 
 
 def _learned_score(tables: Tables) -> list[Figure]:
-    figure, axes = panels.canvas(3, 3.5)
+    figure, axes = panels.canvas(2, 3.5)
     table = tables["learned_levels"]
     panels.curves(axes[0], table, "variant", "sigma", "cosine")
-    pulled = [row for row in table if row["expansion"] is not None]
-    panels.curves(axes[1], pulled, "variant", "sigma", "expansion", named=False)
     axes[0].set(xscale="log", ylabel="cosine with the empirical score, and angle", title="Direction")
+    axes[0].set_xlabel("noise level σ (pixels in [0, 1])")
     panels.expected_line(axes[0], 1)
     _angles(axes[0])
-    first = [row for row in table if row["variant"] == table[0]["variant"] and row["expansion_empirical"] is not None]
-    axes[1].plot(
-        column(first, "sigma"),
-        column(first, "expansion_empirical"),
-        **panels.DASHED,
-        label="empirical score",
-    )
-    scale = "log" if pulled else "linear"  # a level may have no pairs, and with few levels none has
-    axes[1].set(xscale="log", yscale=scale, ylabel="expansion factor γₑₓ", title="How far one step pulls points apart")
-    panels.legend(axes[1], loc="best", fontsize=8)
-    panels.plain_ticks(axes[1].xaxis)
-    for axis in axes[:2]:
-        axis.set_xlabel("noise level σ (pixels in [0, 1])")
-    _longest_steps(axes[2], tables)
+    _longest_steps(axes[1], tables)
     panels.shared_legend(figure, axes[0], min(4, len(panels.groups(table, "variant"))))
     caption = (
         "Trained networks beside the empirical score of their training images. Left: mean cosine at noised training "
-        "images. Middle: mirrored pairs of points between two training images (none exist at low levels). Right: the "
-        "longest of the steps between neighbouring mixtures, after denoising; dashed: a path of even steps."
+        "images. Right: the longest of the steps between neighbouring mixtures, after denoising; dashed: a path of "
+        "even steps."
     )
-    return [*panels.drawn(figure, "learned-score", caption), *_learned_temperatures(tables)]
+    rest = *_learned_expansion(tables), *_learned_temperatures(tables)
+    return [*panels.drawn(figure, "learned-score", caption), *rest]
+
+
+CLOSED_FACTORS = {  # column of learned_levels -> how its line is named
+    "expansion_empirical": "empirical score, all images",
+    "expansion_closed_form": "two images, level given",
+    **{f"expansion_t_{t}": f"two images, T = {t}" for t in (1, 10, 100, 1000)},
+}
+
+
+def _learned_expansion(tables: Tables) -> list[Figure]:
+    """The expansion factors of all networks and of the closed forms, over the same pairs (METHODS §2)."""
+    table = [row for row in tables["learned_levels"] if row["expansion"] is not None]
+    if not table:
+        return []
+    figure, (axis,) = panels.canvas(1, 4.2)
+    networks = panels.groups(table, "variant")
+    panels.curves(axis, table, "variant", "sigma", "expansion", zorder=3)
+    first = next(iter(networks.values()))
+    for index, (name, label) in enumerate(CLOSED_FACTORS.items()):
+        style = {**panels.DASHED, "marker": panels.MARKERS[index % len(panels.MARKERS)], "markersize": 4}
+        axis.plot(column(first, "sigma"), column(first, name), **style, markerfacecolor="none", label=label)
+    panels.expected_line(axis, 1.0)
+    axis.set(xscale="log", yscale="log", xlabel="noise level σ (pixels in [0, 1])", ylabel="expansion factor γₑₓ")
+    panels.plain_ticks(axis.xaxis)
+    panels.legend(axis, fontsize=8)
+    return panels.drawn(figure, "learned-expansion", _expansion_caption(networks))
+
+
+def _expansion_caption(networks: dict[str, Table]) -> str:
+    counts = sorted({int(row["expansion_pairs"]) for rows in networks.values() for row in rows})
+    errors = [
+        row["expansion_error"] for rows in networks.values() for row in rows if row["expansion_error"] is not None
+    ]
+    largest = f"; their largest standard error is {max(errors):.2g}" if errors else ""
+    span = f"{counts[0]:,}" if len(counts) == 1 else f"{counts[0]:,} to {counts[-1]:,}"
+    return (
+        "How far one step x + σ² s(x) pulls a point and its mirror point between two training images apart: mean over "
+        f"{span} pairs per level (at low levels few images are near enough to have such points). Lines: trained "
+        f"networks{largest}. Dashed: closed forms at the same points, the hotter the lower. Above 1 a step separates "
+        "points that were near each other."
+    )
 
 
 def _learned_temperatures(tables: Tables) -> list[Figure]:

@@ -13,7 +13,7 @@ from stages.diffusion.model import Model
 from stages.diffusion.parameters import AlignmentParams, Variant
 from stages.theory import expansion, learned
 
-SETTINGS = AlignmentParams(levels=3, images=6, pairs=4, paths=2, points=5, level=0.8, steps=40)
+SETTINGS = AlignmentParams(levels=3, images=6, expansion_pairs=7, pairs=4, paths=2, points=5, level=0.8, steps=40)
 CONDITIONED = Variant(score="network", form="conditioning", sampler={"name": "euler", "levels": 4})
 BLIND = Variant(
     score="network", form="unconditioning",
@@ -75,10 +75,16 @@ def pair_factor(pair):
     return np.linalg.norm(step[0] - step[1]) / np.linalg.norm(pair.point - pair.mirror)
 
 
+def expansion_row(own, sigma, pairs, few=1):
+    """The row of a level over `pairs` pairs of images, `few` of which the thermometer reads."""
+    settings = SETTINGS.model_copy(update={"expansion_pairs": pairs, "pairs": few})
+    return alignment.expansion_row(own, sigma, 0, settings, seed=0)
+
+
 def test_expansion_of_two_centres_is_the_closed_form():
     # with two training images the empirical score is that of the two centres, and the factor the formula's
     pictures = images(2, 8)
-    row = alignment.expansion_row(model(pictures=pictures), 2.0, 0, 6, seed=0)
+    row = expansion_row(model(pictures=pictures), 2.0, 6)
     assert row["expansion_empirical"] == pytest.approx(row["expansion_closed_form"], rel=1e-7)
     assert row["expansion"] == pytest.approx(row["expansion_closed_form"], rel=1e-3)
     assert 0 < row["expansion_pairs"] <= 6  # a pair of an image with itself has no such points
@@ -89,8 +95,54 @@ def test_expansion_of_two_centres_is_the_closed_form():
     assert row["expansion_closed_form"] == pytest.approx(pair_factor(pair), rel=1e-9)
 
 
+@pytest.mark.parametrize("temperature", alignment.CLOSED_TEMPERATURES)
+def test_the_closed_form_at_a_temperature_is_a_step_of_that_score(temperature):
+    """Two training images: the shells' score at T, which knows no formula of a pair, has the same factor."""
+    pictures = images(2, 8)
+    own = model(BLIND, pictures=pictures)
+    row = expansion_row(own, 2.0, 6)
+    centres = empirical_score.make_centres(pictures.movedim(1, -1))
+    (pair, *_) = alignment.mirrored_pairs(own, 2.0, 0, 6, 0)
+    points = torch.from_numpy(np.stack([pair.point, pair.mirror]))
+    shells = pair.radius**2 / (points.shape[1] - 2)
+    after = points + shells * empirical_score.unconditioning(centres, points, float(temperature))
+    factor = np.linalg.norm(after[1] - after[0]) / np.linalg.norm(points[1] - points[0])
+    assert row[f"expansion_t_{temperature}"] == pytest.approx(factor, rel=1e-9)
+
+
+def test_the_factors_are_the_same_in_batches_of_any_size(monkeypatch):
+    """The mean over all pairs is the plain mean, however few are evaluated together; the first are always the same."""
+    own = model()
+    whole = expansion_row(own, 0.8, 9, few=3)
+    single = [expansion_row(own, 0.8, count) for count in range(1, 10)]
+    monkeypatch.setattr(alignment, "PAIRS_AT_ONCE", 2)
+    batched = expansion_row(own, 0.8, 9, few=3)
+    assert batched == pytest.approx(whole, rel=1e-6)
+    assert 2 < whole["expansion_pairs"] <= 9
+    counts = [row["expansion_pairs"] for row in single]
+    assert counts == sorted(counts)
+    last = [row for row in single if row["expansion_pairs"] == whole["expansion_pairs"]][-1]
+    assert last["expansion"] == pytest.approx(whole["expansion"], rel=1e-6)
+    sums = {row["expansion_pairs"]: row["expansion"] * row["expansion_pairs"] for row in single if row["expansion"]}
+    factors = np.diff([0.0, *(sums[count] for count in sorted(sums))])
+    assert whole["expansion_error"] == pytest.approx(factors.std(ddof=1) / math.sqrt(len(factors)), rel=1e-4)
+
+
+def test_the_temperature_is_read_from_the_first_pairs_alone():
+    own = model(turn=0.7)
+    few, many = expansion_row(own, 0.8, 3, few=3), expansion_row(own, 0.8, 9, few=3)
+    assert few["expansion"] != many["expansion"]
+    for name in ("t_eff", "low", "high", "identified"):
+        assert few[f"expansion_{name}"] == many[f"expansion_{name}"]
+
+
+def test_more_pairs_for_the_temperature_than_there_are_is_an_error():
+    with pytest.raises(ValueError, match="pairs 8 are more than expansion_pairs 7: lower pairs"):
+        AlignmentParams(**{**SETTINGS.model_dump(), "pairs": 8})
+
+
 def test_a_level_too_low_for_mirrored_points_has_none():
-    row = alignment.expansion_row(model(), 0.01, 0, 4, seed=0)
+    row = expansion_row(model(), 0.01, 4)
     assert row.pop("expansion_pairs") == 0
     assert set(row.values()) == {None}
 

@@ -155,7 +155,15 @@ def told(project):
     tree["train"]["optimization"] |= {"steps": 100, "batch": 8, "learning_rate": 0.01, "ema": 0.9}
     tree["train"]["snapshots"] = [50]
     tree["sample"] |= {"count": 61, "batch": 10, "curve_count": 20}
-    tree["sample"]["alignment"] |= {"levels": 2, "images": 4, "pairs": 2, "paths": 1, "points": 3, "steps": 2}
+    tree["sample"]["alignment"] |= {
+        "levels": 2,
+        "images": 4,
+        "expansion_pairs": 4,
+        "pairs": 2,
+        "paths": 1,
+        "points": 3,
+        "steps": 2,
+    }
     actual = {"name": "actual-noise", "levels": 10, "step": 0.3, "exact_below": 5.0}
     common = {"score": "network", "conditioning": "class"}
     tree["variants"] = {

@@ -188,7 +188,7 @@ def test_training_in_passes_and_in_bfloat16(tmp_path, changes):
 
 
 def test_the_comparison_with_the_empirical_score():
-    settings = AlignmentParams(levels=3, images=4, pairs=4, paths=2, points=3, level=1.0, steps=2)
+    settings = AlignmentParams(levels=3, images=4, expansion_pairs=8, pairs=4, paths=2, points=3, level=1.0, steps=2)
     variant, images = Variant(score="network", form="conditioning", sampler=EULER), pictures()
     own = align(make_model(variant, LEVELS, images, network(), CPU), settings, 0)
     with simulated_gpu():

@@ -7,7 +7,7 @@ import torch
 from stages.diffusion import scores, thermometer
 from stages.diffusion.alignment import expansion_row, temperature_rows
 from stages.diffusion.model import Model
-from stages.diffusion.parameters import Variant
+from stages.diffusion.parameters import AlignmentParams, Variant
 
 SIDE, POINTS = 16, 48
 DIMENSION = SIDE * SIDE
@@ -127,7 +127,8 @@ def expansion(temperature, sigma, times=1.0):
     )  # fmt: skip
     levels = torch.tensor([2.0, 0.5], dtype=torch.float64)
     model = Model(variant, levels, centres()[..., None].numpy(), torch.device("cpu"), Shells())
-    return expansion_row(model, sigma, 0, 12, seed=0)
+    settings = AlignmentParams(levels=2, images=1, expansion_pairs=12, pairs=12, paths=1, points=3, level=1.0, steps=1)
+    return expansion_row(model, sigma, 0, settings, seed=0)
 
 
 @pytest.mark.parametrize(("temperature", "sigma"), [(1.0, 1.3), (5.0, 0.7), (30.0, 0.7)])

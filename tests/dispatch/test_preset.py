@@ -16,12 +16,14 @@ from pipeline.params import load_params
 from stages.diffusion.network import NCSNpp
 from stages.errors import InputError
 from stages.protocol import load_tree
+from stages.reporting.contrasts import TARGET, ContrastParams, read_contrasts
 
 ROOT = Path(__file__).parents[2]
 EXPECTED = {  # METHODS §4: sigma_max, steps, batch, resolution
     "cifar10": (50.0, 1_000_000, 128, 32),
     "cifar10-deduplicated": (50.0, 1_000_000, 128, 32),
     "cifar10-ablations": (50.0, 1_000_000, 128, 32),
+    "cifar10-classes": (50.0, 1_000_000, 128, 32),
     "celeba64": (90.0, 700_000, 64, 64),
     "celebahq256": (348.0, 500_000, 36, 256),
     "imagenet64": (90.0, 700_000, 64, 64),
@@ -108,6 +110,32 @@ def test_the_leagues_contrasts_have_one_factor(project):
     for pair in tree["report"]["contrasts"]:
         of, against = (tree["variants"][pair[key]] for key in ("of", "against"))
         assert of["sampler"] == against["sampler"]
+
+
+def contrasted(name):
+    """Contrast -> what its two variants differ in, by the report's own rule."""
+    preset.apply(name)
+    parameters, tree = load_params("params.yaml"), load_tree("params.yaml")
+    specs = {v: {"spec": parameters.stages["train", v].spec.model_dump(mode="json")} for v in parameters.variants}
+    entries = [ContrastParams(**entry) for entry in tree["report"]["contrasts"]]
+    return {found.name: found.factors for found in read_contrasts(entries, specs)}
+
+
+def test_the_preset_of_classes_tells_the_class_alone_and_lists_neighbours_within_it(project):
+    found = contrasted("cifar10-classes")
+    assert {name for name, factors in found.items() if factors == ("class conditioning",)} == {
+        "the class with the noise level", "the class without the noise level", "the class with a smoothed target",
+    }  # fmt: skip
+    assert {name for name, factors in found.items() if factors == (TARGET,)} == {
+        "smoothing with the class", "smoothing without the class"
+    }  # fmt: skip
+    parameters = load_params("params.yaml")
+    assert parameters.stages["index", None].within_class
+
+
+def test_the_papers_presets_measure_the_expansion_on_as_many_pairs_as_the_paper(project):
+    for name in EXPECTED:
+        assert applied(name)["sample"]["alignment"]["expansion_pairs"] == 10_000, name
 
 
 def applied(name, toy=False):

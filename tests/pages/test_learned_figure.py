@@ -1,21 +1,42 @@
-"""The figure of trained scores where few levels were measured, none of which has pairs of points."""
+"""The figures of trained scores: which are drawn, and what they say."""
 
 import pytest
 
 from stages.reporting.theory_figures import theory_figures
 
+CLOSED = ("expansion_empirical", "expansion_closed_form", *(f"expansion_t_{t}" for t in (1, 10, 100, 1000)))
 
-@pytest.mark.parametrize("expansion", [None, 2.5])
-def test_it_is_drawn_whether_or_not_a_level_has_pairs(expansion):
-    level = {"variant": "net", "sigma": 0.1, "cosine": 0.9, "angle": 26.0, "smooth_below": None}
-    level |= {"expansion": expansion, "expansion_empirical": expansion}
-    path = {"variant": "net", "path": 0, "length": 3.0, "longest_step": 0.9, "even_step": 1.0, "median_ratio": 0.2}
-    paths = [{"mixture": mixture, **path} for mixture in ("linear", "spherical")]
-    levels = [level, {**level, "sigma": 50.0, "cosine": 0.99}]
-    tables = {"learned_levels": levels, "learned_paths": paths, "learned_temperatures": readings()}
-    figure, thermometer = theory_figures("learned_score", tables)
-    assert "expansion factor" in figure.svg
-    assert "T_eff" in thermometer.svg
+
+def tables(*levels):
+    """Tables of networks with these rows by level, an interpolation each."""
+    path = {"path": 0, "length": 3.0, "longest_step": 0.9, "even_step": 1.0, "median_ratio": 0.2}
+    names = dict.fromkeys(level["variant"] for level in levels)
+    paths = [{"variant": name, "mixture": mixture, **path} for name in names for mixture in ("linear", "spherical")]
+    return {"learned_levels": list(levels), "learned_paths": paths, "learned_temperatures": readings()}
+
+
+def level(variant="net", **changes):
+    row = {"variant": variant, "sigma": 0.1, "cosine": 0.9, "angle": 26.0, "smooth_below": None}
+    row |= dict.fromkeys(("expansion", "expansion_error", *CLOSED)) | {"expansion_pairs": 0}
+    return row | changes
+
+
+def test_levels_without_pairs_have_no_figure_of_the_expansion():
+    figures = theory_figures("learned_score", tables(level(), level(sigma=50.0)))
+    assert len(figures) == 2
+    assert "T_eff" in figures[-1].svg
+    assert not any("expansion factor" in figure.svg for figure in figures)
+
+
+def test_one_figure_has_the_expansion_of_all_networks_and_closed_forms():
+    found = {"expansion": 2.5, "expansion_error": 0.03, "expansion_pairs": 9876, **dict.fromkeys(CLOSED, 3.0)}
+    rows = [level(name, sigma=sigma, **found) for name in ("net", "smoothed") for sigma in (0.5, 5.0)]
+    figures = theory_figures("learned_score", tables(level(), level("smoothed"), *rows))
+    (drawn,) = (figure for figure in figures if "expansion factor" in figure.svg)
+    for name in ("net", "smoothed", "empirical score, all images", "T = 1", "T = 10", "T = 100", "T = 1000"):
+        assert f">{name}<" in drawn.svg or f", {name}<" in drawn.svg, name
+    assert "mean over 9,876 pairs per level" in drawn.caption
+    assert "largest standard error is 0.03" in drawn.caption
 
 
 def readings(**changes):
@@ -39,7 +60,5 @@ def readings(**changes):
     ],
 )
 def test_the_caption_names_only_temperatures_that_both_readings_tell_from_one(changes, said):
-    levels = [{"variant": "net", "sigma": 0.1, "cosine": 0.9, "expansion": None, "expansion_empirical": None}]
-    path = {"variant": "net", "mixture": "linear", "longest_step": 0.9, "even_step": 1.0}
-    tables = {"learned_levels": levels, "learned_paths": [path], "learned_temperatures": readings(**changes)}
-    assert said in theory_figures("learned_score", tables)[1].caption
+    found = {**tables(level()), "learned_temperatures": readings(**changes)}
+    assert said in theory_figures("learned_score", found)[-1].caption

@@ -3,8 +3,10 @@
 import base64
 import io
 import re
+import types
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 from report_project import COPIED, REPORT, VARIANTS
@@ -12,10 +14,11 @@ from report_project import COPIED, REPORT, VARIANTS
 from stages.files.images import read_images
 from stages.files.paths import images_of
 from stages.reporting import words
+from stages.reporting.most_copied import most_copied
 
 
 def test_sample_i_of_every_variant_stands_in_one_column_with_its_ratio(page):
-    block = page[page.index('<div class="beside') : page.index("Variant by variant")]
+    block = page[page.index('<div class="beside') : page.index("One training image across the variants")]
     rows = block.split('<div class="row">')[1:]
     assert len(rows) == len(VARIANTS)
     for name, row in zip(VARIANTS, rows):
@@ -56,3 +59,52 @@ def test_the_nearest_training_images_are_those_of_the_network_that_copies_most(p
             shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
             assert np.array_equal(shown, (train if kind == "training image" else samples)[int(index), :, :, 0])
     assert "Where the second row is missing" in page
+
+
+def copied_images():
+    """Training image -> (variants that copy it, samples in all), counted with plain loops."""
+    found = {}
+    for name in VARIANTS:
+        for pair in pq.read_table(f"data/filter/{name}/pairs.parquet").to_pylist():
+            if pair["ratio"] < 0.7:
+                names, number = found.get(pair["train_index"], (set(), 0))
+                found[pair["train_index"]] = (names | {name}, number + 1)
+    return {row: (len(names), number) for row, (names, number) in found.items()}
+
+
+def test_the_images_that_most_variants_copy_stand_above_the_nearest_sample_of_each(page):
+    counted = copied_images()
+    expected = sorted(counted, key=lambda row: (-counted[row][0], -counted[row][1], row))[:12]
+    block = page[page.index('<div class="beside copied') : page.index('<div class="beside nearest')]
+    head, *rows = block.split('<div class="row across">')
+    shown = re.findall(r'title="training image (\d+): copied by (\d) of 4 variants, in (\d+) samples"', head)
+    assert [tuple(map(int, texts)) for texts in shown] == [(row, *counted[row]) for row in expected]
+    train = read_images(images_of("train")).images
+    assert len(rows) == len(VARIANTS)
+    for name, text in zip(VARIANTS, rows, strict=True):
+        samples = read_images(f"data/sample/{name}/samples.arrow").images
+        tiles = re.findall(r'class="tile (\w*)".*?base64,([^"]+)" alt="(\S+), sample (\d+)"><small>([\d.]+)<', text)
+        pairs = {pair["sample_index"]: pair for pair in pq.read_table(f"data/filter/{name}/pairs.parquet").to_pylist()}
+        for row, (bar, content, own, index, distance) in zip(expected, tiles, strict=True):
+            away = ((samples.astype(np.int64) - train[row]) ** 2).sum((1, 2, 3))
+            assert (own, int(index)) == (name, away.argmin())
+            assert distance == words.number(float(np.sqrt(away.min() / samples[0].size)) / 255, 2)
+            pair = pairs[int(index)]
+            assert bar == (pair["verdict"] if pair["train_index"] == row else "")
+            picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+            assert np.array_equal(picture, samples[int(index), :, :, 0])
+
+
+def test_where_nothing_is_copied_no_image_is_shown():
+    pairs = pa.table({"train_index": [0, 1], "ratio": [0.7, 0.9]})
+    variant = types.SimpleNamespace(pairs=pairs, limits=[1 / 3, 0.7])
+    assert most_copied([variant, variant]) == []
+
+
+def test_an_image_of_more_variants_goes_before_one_of_more_samples():
+    def variant(*rows):
+        table = pa.table({"train_index": rows, "ratio": [0.1] * len(rows)})
+        return types.SimpleNamespace(pairs=table, limits=[1 / 3, 0.7])
+
+    found = most_copied([variant(5, 5, 5, 2, 4), variant(2, 3, 3), variant(2, 4)], count=3)
+    assert [(image.row, image.variants, image.samples) for image in found] == [(2, 3, 3), (4, 2, 2), (5, 1, 3)]

@@ -178,13 +178,15 @@ def write_learned(folder: Path, images: np.ndarray, seed: int) -> None:
     level = {
         "sigma": 0.1, "cosine": 0.8, "cosine_low": 0.7, "cosine_high": 0.9, "angle": 36.0, "length_ratio": 0.9,
         "expansion": None, "expansion_error": None, "expansion_empirical": None,
-        "expansion_closed_form": None, "expansion_pairs": 0,
+        "expansion_closed_form": None, "expansion_t_1": None, "expansion_t_10": None, "expansion_t_100": None,
+        "expansion_t_1000": None, "expansion_pairs": 0,
     }  # fmt: skip
     some = {
         "expansion": 2.0 - 0.1 * seed,
         "expansion_error": 0.01,
         "expansion_empirical": 3.0,
         "expansion_closed_form": 3.1,
+        **{f"expansion_t_{t}": 3.0 / t for t in (1, 10, 100, 1000)},
     }
     higher = {**level, **some, "sigma": 1.0, "cosine": 0.999, "expansion_pairs": 4}
     path = {"path": 0, "length": 3.0, "longest_step": 0.9 - 0.1 * seed, "even_step": 1.0, "median_ratio": 0.2}
