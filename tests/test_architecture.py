@@ -32,7 +32,7 @@ REACH = {
     "filter": (65, ["engine", "features", "files", "images", "memorization", "search"]),
     "fid": (28, ["engine", "features", "files", "images"]),
     "verify": (60, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
-    "report": (52, ["engine", "files", "memorization", "reporting", "search", "theory"]),
+    "report": (53, ["engine", "files", "memorization", "reporting", "search", "theory"]),
     "audit": (101, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
     "copybench": (60, ["engine", "features", "files", "images", "memorization", "search"]),
     "risk": (49, ["engine", "files", "images", "memorization", "search"]),
