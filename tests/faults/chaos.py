@@ -6,7 +6,8 @@ A round makes some results missing, starts the command, disturbs it once at a ra
 disk, and starts the command again. The second one must end with exit code 0 and outs equal byte for byte to those of a
 run without dispatch or faults. Nothing may hang, and no process may be left over. Each line of the log is a round; it
 counts rounds, faults by kind, hangs, orphans, failures and different outs so far. Seed and number determine a round's
-project and fault. With several jobs, each plays its rounds on projects of its own.
+project and fault. With several jobs, each plays its rounds on projects of its own. SIGTERM and Ctrl-C end it: no
+process, disk or folder is left.
 """
 
 import argparse
@@ -34,7 +35,7 @@ from diffusion_project import small_params
 from dispatched import Dispatched
 from full_disks import fill
 from small_project import ROOT, SmallProject
-from watching import orphans, processes
+from watching import orphans, processes, workers
 
 from stages.files.artifacts import write_json
 from stages.files.images import image_table, write_images
@@ -306,6 +307,13 @@ def left_over(arena: Arena) -> list[int]:
     return living
 
 
+def kill_all(folder: Path) -> None:
+    """Kill every process that works below a folder."""
+    for pid in workers(folder):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
 def play(arena: Arena, number: int, rng: random.Random, usual: float, tally: Tally) -> tuple[str, float]:
     """Play round `number`; return its fault and how long its undisturbed run took. Threads add to one tally."""
     kind = rng.choice(arena.FAULTS)
@@ -344,16 +352,19 @@ def play(arena: Arena, number: int, rng: random.Random, usual: float, tally: Tal
 
 
 def chaos(folder: Path, rounds: int, seed: int, seconds: float, tell: Callable[[str], None], jobs: int = 1) -> Tally:
-    """Play `rounds` rounds, or as many as `seconds` allow, and return what happened."""
+    """Play `rounds` rounds, or as many as `seconds` allow, and return what happened.
+
+    An exception, such as an interruption of the calling thread, ends the players' commands and closes their arenas.
+    """
     tally, end = Tally(), time.monotonic() + seconds
-    numbers, guard = iter(range(rounds)), threading.Lock()
+    numbers, guard, stopped = iter(range(rounds)), threading.Lock(), threading.Event()
     folder.mkdir(exist_ok=True)
 
     def player(own: Path) -> None:
         own.mkdir()
         usual: dict[Arena, float] = {}
         with contextlib.ExitStack() as stack:
-            while time.monotonic() < end:
+            while time.monotonic() < end and not stopped.is_set():
                 with guard:
                     number = next(numbers, None)
                 if number is None:
@@ -365,6 +376,8 @@ def chaos(folder: Path, rounds: int, seed: int, seconds: float, tell: Callable[[
                     usual[arena := kind(own / kind.__name__)] = 3.0
                     stack.callback(arena.close)
                 fault, took = play(arena, number, rng, usual[arena], tally)
+                if stopped.is_set():  # its commands were killed
+                    break
                 usual[arena] = max(0.5, 0.5 * usual[arena] + 0.5 * took)
                 with guard:
                     tally.rounds += 1
@@ -372,10 +385,25 @@ def chaos(folder: Path, rounds: int, seed: int, seconds: float, tell: Callable[[
                     tell(json.dumps({"round": number, "usual": round(usual[arena], 2), **tally.summary()}))
 
     with concurrent.futures.ThreadPoolExecutor(jobs) as threads:
-        for future in [threads.submit(player, folder / str(job)) for job in range(jobs)]:
-            future.result()
+        players = [threads.submit(player, folder / str(job)) for job in range(jobs)]
+        try:
+            for each in players:
+                each.result()
+        except BaseException:
+            stopped.set()
+            while concurrent.futures.wait(players, timeout=0.1).not_done:
+                kill_all(folder)
+            kill_all(folder)
+            raise
     tell(json.dumps(tally.summary()))
     return tally
+
+
+def _interrupt(number: int, _: object) -> None:
+    """End the driver in order, once: a second signal must not disturb that."""
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(128 + number)
 
 
 def main() -> None:
@@ -386,6 +414,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=float("inf"), help="begin no round after these")
     parser.add_argument("--log", type=Path, default=Path("chaos.jsonl"))
     arguments = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _interrupt)
     with tempfile.TemporaryDirectory() as folder, arguments.log.open("w", buffering=1) as log:
         rounds, seed, seconds = arguments.rounds, arguments.seed, arguments.seconds
         tally = chaos(Path(folder), rounds, seed, seconds, lambda line: log.write(line + "\n"), arguments.jobs)

@@ -1,6 +1,7 @@
 """Observe a small project while its commands run: its log, its processes, its server's runs, its outs."""
 
 import base64
+import contextlib
 import json
 import shutil
 import time
@@ -60,6 +61,16 @@ def of_project(pid: str, folder: Path) -> bool:
         return Path(f"/proc/{pid}/cwd").readlink() == folder
     except OSError:
         return False
+
+
+def workers(folder: Path) -> list[int]:
+    """Processes that work in this folder or below it."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended, or it is another user's
+            if (entry / "cwd").readlink().is_relative_to(folder):
+                found.append(int(entry.name))
+    return found
 
 
 def processes(project: SmallProject, word: str) -> list[int]:
