@@ -1,9 +1,27 @@
 """Benchmarks in a small form: they call the stages' own code, which changes."""
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 
 from benchmarks import audit, closed_form, network, onset, published, search
 from stages.search.nearest import nearest
+
+ROOT = Path(__file__).parents[1]
+
+IMPORT_ALL = """
+import importlib, pathlib
+for path in sorted(pathlib.Path("benchmarks").glob("*.py")):
+    importlib.import_module(f"benchmarks.{path.stem}")
+"""
+
+
+def test_every_benchmark_starts_as_its_command_does():
+    """Without the folders that pytest adds to Python's path."""
+    done = subprocess.run([sys.executable, "-c", IMPORT_ALL], cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_default_network_trains_and_samples(tmp_path):
