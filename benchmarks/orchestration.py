@@ -34,8 +34,7 @@ from typing import Any
 
 import yaml
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))  # whose modules import each other by name
-from small_project import ROOT, SmallProject
+from tests.support.small_project import ROOT, SmallProject
 
 Numbers = dict[str, Any]
 

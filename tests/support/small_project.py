@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from crowding import Process, limit
+
+from tests.support.crowding import Process, limit  # benchmarks.orchestration imports this file without pytest
 
 ROOT = Path(__file__).parents[2]
 
