@@ -153,7 +153,7 @@ def run_graph(targets: list[str], jobs: int, dry: bool, path: Path | str = "para
 
     with locked(LOCAL / "locks" / "repro.lock", waiting) if not dry else nullcontext():
         graph = StageGraph(targets)
-        changed = graph.changed(graph.names)
+        changed = graph.changed_first
         stages = graph.below(changed)
         if not stages:
             say("Data and pipelines are up to date.")

@@ -16,7 +16,8 @@ from pydantic import Field
 
 from stages.errors import InputError
 from stages.features.weights import EncoderParams, pinned
-from stages.files.artifacts import write_json, write_parquet
+from stages.files.arrow import write_parquet
+from stages.files.artifacts import write_json
 from stages.files.images import JoinedTables, read_images, write_selection
 from stages.files.paths import DATA, SPLITS, SPREAD, images_of, ingested
 from stages.images.duplicates import (

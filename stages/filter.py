@@ -22,7 +22,8 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from stages.errors import InputError
 from stages.features.weights import EncoderParams, pinned
 from stages.files.arrays import Arrays, write_arrays
-from stages.files.artifacts import write_json, write_parquet, write_tsv
+from stages.files.arrow import write_parquet
+from stages.files.artifacts import write_json, write_tsv
 from stages.files.images import ImageTable, read_images
 from stages.files.paths import DATA, VERDICTS, images_of, run_samples_of, samples_of
 from stages.memorization.quality_rule import QualityRule

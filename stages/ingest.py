@@ -19,7 +19,8 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from stages.errors import InputError
-from stages.files.artifacts import sha256_json, write_json, write_parquet
+from stages.files.arrow import write_parquet
+from stages.files.artifacts import sha256_json, write_json
 from stages.files.images import JoinedTables, read_images, write_selection
 from stages.files.paths import DATA, ingested
 from stages.images.decode import CHANGES

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from stages.files.artifacts import atomic_path, write_json, write_parquet, write_text, write_tsv
+from stages.files.arrow import write_parquet
+from stages.files.artifacts import atomic_path, write_json, write_text, write_tsv
 from stages.files.images import read_images
 from stages.files.paths import DATA, images_of
 from stages.protocol import Parts, Shard, StageParams, main

@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from stages.errors import InputError
-from stages.files.artifacts import read_metadata, sha256_file
+from stages.files.arrow import read_metadata
+from stages.files.artifacts import sha256_file
 from stages.memorization.candidates import NAME, read_candidates
 from stages.memorization.verdict_log import Act, Pair, VerdictLog, agreement, now
 from stages.memorization.verified import agreement_numbers

@@ -1,14 +1,19 @@
-"""Arrow IPC files: written atomically with one record batch, memory-mapped and checked when they are read."""
+"""Tables on disk, and the metadata in their schemas.
 
+Arrow IPC files are written with one record batch, memory-mapped and checked when they are read.
+"""
+
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stages.errors import InputError, missing
-from stages.files.artifacts import atomic_path, with_metadata
+from stages.files.artifacts import atomic_path
 
 
 def write_table(path: Path | str, columns: dict[str, pa.Array], metadata: dict[str, Any]) -> Path:
@@ -34,6 +39,25 @@ def open_table(path: Path | str, what: str, columns: Sequence[str], optional: Se
     if [name for name in names if name not in optional] != list(columns):
         raise InputError(f"{path} has columns {names}, not {', '.join(columns)}: it is not an Arrow {what}")
     return table
+
+
+def write_parquet(path: Path | str, table: pa.Table, metadata: dict[str, Any] | None = None) -> Path:
+    """Write a Parquet table atomically; `metadata` values are stored as JSON in the schema."""
+    with atomic_path(path) as temporary:
+        pq.write_table(with_metadata(table, metadata or {}), temporary)
+    return Path(path)
+
+
+def with_metadata(table: pa.Table, metadata: dict[str, Any]) -> pa.Table:
+    """The table with `metadata` (JSON-encoded values) added to its schema."""
+    encoded = {key.encode(): json.dumps(value, sort_keys=True).encode() for key, value in metadata.items()}
+    return table.replace_schema_metadata({**(table.schema.metadata or {}), **encoded})
+
+
+def read_metadata(schema: pa.Schema) -> dict[str, Any]:
+    """The metadata that `with_metadata` added to a schema, without Arrow's own entries."""
+    own = (item for item in (schema.metadata or {}).items() if not item[0].startswith((b"ARROW:", b"pandas")))
+    return {key.decode(): json.loads(value) for key, value in own}
 
 
 def fixed_lists(values: np.ndarray) -> pa.Array:

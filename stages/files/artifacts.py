@@ -1,4 +1,4 @@
-"""Atomic writing of files (text, JSON, TSV, Parquet), metadata of tables, and digests."""
+"""Atomic writing of text, JSON and TSV files, and digests. Every command imports this, so it does not import Arrow."""
 
 import csv
 import hashlib
@@ -9,9 +9,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from stages.errors import InputError, missing
 
@@ -76,25 +73,6 @@ def write_tsv(path: Path | str, rows: list[dict[str, Any]]) -> Path:
         writer.writeheader()
         writer.writerows(rows)
     return Path(path)
-
-
-def write_parquet(path: Path | str, table: pa.Table, metadata: dict[str, Any] | None = None) -> Path:
-    """Write a Parquet table atomically; `metadata` values are stored as JSON in the schema."""
-    with atomic_path(path) as temporary:
-        pq.write_table(with_metadata(table, metadata or {}), temporary)
-    return Path(path)
-
-
-def with_metadata(table: pa.Table, metadata: dict[str, Any]) -> pa.Table:
-    """The table with `metadata` (JSON-encoded values) added to its schema."""
-    encoded = {key.encode(): json.dumps(value, sort_keys=True).encode() for key, value in metadata.items()}
-    return table.replace_schema_metadata({**(table.schema.metadata or {}), **encoded})
-
-
-def read_metadata(schema: pa.Schema) -> dict[str, Any]:
-    """The metadata that `with_metadata` added to a schema, without Arrow's own entries."""
-    own = (item for item in (schema.metadata or {}).items() if not item[0].startswith((b"ARROW:", b"pandas")))
-    return {key.decode(): json.loads(value) for key, value in own}
 
 
 def sha256_file(path: Path | str) -> str:

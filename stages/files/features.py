@@ -14,8 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from stages.errors import InputError
-from stages.files.arrow import column_array, fixed_lists, open_table, write_table
-from stages.files.artifacts import read_metadata
+from stages.files.arrow import column_array, fixed_lists, open_table, read_metadata, write_table
 
 
 @dataclasses.dataclass(frozen=True)

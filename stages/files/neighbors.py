@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from stages.errors import InputError
-from stages.files.artifacts import atomic_path, read_metadata, with_metadata
+from stages.files.arrow import read_metadata, with_metadata
+from stages.files.artifacts import atomic_path
 
 
 @dataclasses.dataclass(frozen=True)

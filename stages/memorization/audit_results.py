@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from stages.files.artifacts import write_parquet, write_text
+from stages.files.arrow import write_parquet
+from stages.files.artifacts import write_text
 from stages.images.common_size import ImageSet
 from stages.images.decode import CHANGES
 from stages.images.sources.image_groups import numbered

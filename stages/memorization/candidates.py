@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.errors import InputError
-from stages.files.artifacts import write_parquet
+from stages.files.arrow import write_parquet
 from stages.files.png import png_bytes
 
 NAME = "candidates.parquet"

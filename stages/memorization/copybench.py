@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from stages.errors import InputError
-from stages.files.artifacts import sha256_json, write_json, write_parquet, write_text
+from stages.files.arrow import write_parquet
+from stages.files.artifacts import sha256_json, write_json, write_text
 from stages.files.images import image_id, image_table, write_images
 from stages.images.sources.base import Source
 from stages.images.subset import read_subset

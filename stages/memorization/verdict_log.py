@@ -22,7 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stages.errors import InputError
-from stages.files.artifacts import fsync_folder, write_parquet
+from stages.files.arrow import write_parquet
+from stages.files.artifacts import fsync_folder
 
 LOG = "verdicts.jsonl"
 TABLE = "verdicts.parquet"

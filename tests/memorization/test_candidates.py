@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from stages.errors import InputError
-from stages.files.artifacts import read_metadata
+from stages.files.arrow import read_metadata
 from stages.memorization.candidates import NAME, choose, read_candidates, write_candidates
 
 

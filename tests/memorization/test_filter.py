@@ -9,7 +9,7 @@ from small_filter import COUNT, IDENTICAL, NOISY, VERDICTS, decide, run, smooth_
 
 from stages import filter as stage
 from stages.errors import InputError
-from stages.files.artifacts import read_metadata
+from stages.files.arrow import read_metadata
 from stages.files.features import FeatureTable, write_features
 from stages.files.images import image_table, read_images, write_images
 from stages.files.png import png_bytes

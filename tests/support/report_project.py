@@ -8,7 +8,8 @@ import pyarrow as pa
 import yaml
 from PIL import Image
 
-from stages.files.artifacts import write_json, write_parquet, write_tsv
+from stages.files.arrow import write_parquet
+from stages.files.artifacts import write_json, write_tsv
 from stages.files.images import image_table, write_images
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (100, 8, 8, 1), dtype=np.uint8)
