@@ -1,6 +1,7 @@
 """Ray's simulated cluster, also on a crowded machine: Ray gives a node 30 seconds to start, whatever the load."""
 
 import contextlib
+import functools
 import inspect
 import os
 import socket
@@ -19,7 +20,6 @@ AGENTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_p
 
 def start_cluster(**head: Any) -> Any:
     """A cluster with its head. Import Ray, and set its environment variables, before."""
-    from ray._private import services
     from ray.cluster_utils import Cluster
 
     class Patient(Cluster):
@@ -29,11 +29,19 @@ def start_cluster(**head: Any) -> Any:
             return super().add_node(**dict(zip(AGENTS, free_ports(len(AGENTS)))), **node)
 
     os.environ.setdefault("RAY_worker_register_timeout_seconds", f"{limit(60):.0f}")  # 60: Ray's own
+    make_patient()
+    return Patient(initialize_head=True, head_node_args={"include_dashboard": False, **head})
+
+
+@functools.cache
+def make_patient() -> None:
+    """Let Ray's own start of a node take longer. Once for all clusters of this process: the changes wrap each other."""
+    from ray._private import services
+
     services.start_raylet = after_port(services.start_raylet)
     services.get_node = patient(services.get_node)
     plain_wait = services.wait_for_node
     services.wait_for_node = lambda address, name, timeout=STARTS: plain_wait(address, name, limit(timeout))
-    return Patient(initialize_head=True, head_node_args={"include_dashboard": False, **head})
 
 
 def after_port(start: Callable[..., Any]) -> Callable[..., Any]:
