@@ -29,13 +29,13 @@ REACH = {
     "index": (25, ["engine", "features", "files", "search"]),
     "train": (26, ["diffusion", "files"]),
     "sample": (41, ["diffusion", "engine", "files", "search"]),
-    "filter": (65, ["engine", "features", "files", "images", "memorization", "search"]),
+    "filter": (66, ["engine", "features", "files", "images", "memorization", "search"]),
     "fid": (28, ["engine", "features", "files", "images"]),
     "verify": (60, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
     "report": (53, ["engine", "files", "memorization", "reporting", "search", "theory"]),
-    "audit": (101, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
-    "copybench": (60, ["engine", "features", "files", "images", "memorization", "search"]),
-    "risk": (49, ["engine", "files", "images", "memorization", "search"]),
+    "audit": (102, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
+    "copybench": (61, ["engine", "features", "files", "images", "memorization", "search"]),
+    "risk": (50, ["engine", "files", "images", "memorization", "search"]),
 }
 """Stage: how many files its results depend on, at most, and in which folders they may lie (besides stages/ itself).
 Every file more is one whose edit computes the stage again. Raise a number only with a reason in the commit."""

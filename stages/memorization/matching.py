@@ -3,7 +3,7 @@
 The nearest images of the image and of its mirror image are exact over the whole reference. Shifts, crops and the
 changes of stages.memorization.nuisances are searched in two steps: a shortlist (the nearest by pixels, and the nearest
 among reduced images), then the exact best shift, window or view over the shortlist. The shortlist is the only inexact
-step; the self-test measures what it misses.
+step; the self-test measures what it misses. Crops and shrunk copies are then measured at full resolution.
 """
 
 import dataclasses
@@ -16,8 +16,10 @@ from stages.files.arrays import Arrays
 from stages.memorization import mixtures, nuisances
 from stages.memorization.crops import best_crop
 from stages.memorization.nuisances import OUTSIDE
+from stages.memorization.refined import measured_crops, measured_shrunk
 from stages.search.alignment import best_shift, tile_distance
 from stages.search.nearest import nearest
+from stages.search.pixel_distance import pixel_distance
 
 NEIGHBORS = 50  # of every image, exact
 LEAST_REACH, REACH = 2, 3  # pixels of shift, of small and of other images
@@ -184,12 +186,15 @@ def _match(block: np.ndarray, reference: Reference, count: int, own_count: int) 
     side = min(images.shape[1:3])
     pixels = reach(side)
     changed, lists = nuisances.explain(images, reference.seen, reference.budget, pixels / side)
+    changed = measured_shrunk(images, reference.images, changed)
     near = np.concatenate([index[:, :CANDIDATES], lists["plain"][:, :CANDIDATES]], axis=1)
     candidates = np.concatenate([near, lists["moved"]], axis=1)
     shifted = best_shift(images, reference.images, candidates, pixels)
     turned, best = _nearer_half(shifted.distance)
     cropped = best_crop(images, reference.images, np.concatenate([near, lists["zoomed"]], axis=1))
-    crop_turned, crop_best = _nearer_half(cropped.distance)
+    usual = pixel_distance(squared[:, -1], reference.flat.shape[1])
+    crop_distance = measured_crops(images, reference.images, cropped, usual)
+    crop_turned, crop_best = _nearer_half(crop_distance)
     mine = len(block)
     own = index[:mine]
     return {
@@ -204,7 +209,7 @@ def _match(block: np.ndarray, reference: Reference, count: int, own_count: int) 
         "crop_row": cropped.row[crop_best],
         "crop_window": cropped.window[crop_best],
         "crop_mirrored": crop_turned,
-        "crop_distance": cropped.distance[crop_best],
+        "crop_distance": crop_distance[crop_best],
         **_either(changed),
         "tile": tile_distance(block, reference.images, own),
         **_own(own[:, 0], reference, own_count),

@@ -1,0 +1,120 @@
+"""Copies that were cropped or shrunk, measured again at full resolution.
+
+The search of crops tries whole pixels, that of shrunk copies compares CELLS × CELLS cells: what their interpolation
+leaves is a part of the distance of a true copy, and most of it where an image has fine detail. So where either brings
+an image near, the change itself is made to the training image that it names, at the sizes and places around, and the
+lesser distance counts. Unseen images are measured again by the same rule.
+"""
+
+import itertools
+import math
+
+import numpy as np
+from PIL import Image
+
+from stages.engine import nuisance_kernels
+from stages.files.arrays import Arrays
+from stages.files.png import as_picture
+from stages.memorization.crops import Cropped, shrunk
+from stages.memorization.mixtures import SUSPECT
+from stages.memorization.nuisances import KINDS, ROUNDING, VIEWS
+
+STEPS_PER_SIDE = 64  # the first step of the search of a box, of the side: half of that between two sizes of crops
+FINEST = 0.125  # pixels, its last step
+LARGEST = 128  # pixels per side at which shrunk copies are compared: larger ones are made smaller
+SHRUNK = KINDS.index("shrunk")
+SHRUNK_NEAR = 0.85  # of the last listed match: the cells alone can leave a copy of fine detail this far
+Box = tuple[float, float, float]  # (y, x) of the centre, and the side; pixels
+
+
+def measured_crops(images: np.ndarray, reference: np.ndarray, found: Cropped, usual: np.ndarray) -> np.ndarray:
+    """Return the distances of `found`, float64 (N,), measured again below SUSPECT of what is usual.
+
+    Args:
+        images: uint8 (N, H, W, C); reference: uint8 (M, H, W, C).
+        usual: float64 (N,), a distance that ρ's scale never exceeds: root mean squared difference, pixels in [0, 1].
+    """
+    distance = found.distance.copy()
+    for n in np.flatnonzero(distance < SUSPECT * usual):
+        y, x, side = found.window[n].tolist()
+        box = (y + side / 2, x + side / 2, float(side))
+        distance[n] = min(distance[n], _best_box(images[n], reference[found.row[n]], box))
+    return distance
+
+
+def _best_box(image: np.ndarray, whole: np.ndarray, box: Box) -> float:
+    """Return the least distance of an image from the boxes of `whole` around one, each enlarged to its size.
+
+    A pattern search: the best of 27 boxes a step apart, then around it with half the step.
+    """
+    best, step = _box_distance(image, whole, box), max(FINEST, whole.shape[0] / STEPS_PER_SIDE)
+    while step >= FINEST:
+        around = [
+            (box[0] + step * y, box[1] + step * x, box[2] + 2 * step * side)
+            for y, x, side in itertools.product((-1, 0, 1), repeat=3)
+        ]
+        tried = [(_box_distance(image, whole, near), near) for near in around]
+        best, box = min([(best, box), *tried])
+        step /= 2
+    return best
+
+
+def _box_distance(image: np.ndarray, whole: np.ndarray, box: Box) -> float:
+    """Return the root mean squared difference of an image and a box of `whole`, moved inside it; pixels in [0, 1]."""
+    side = min(box[2], whole.shape[0])
+    top, left = (min(max(0.0, at - side / 2), whole.shape[0] - side) for at in box[:2])
+    window = as_picture(whole).resize(
+        image.shape[1::-1], Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
+    )
+    difference = np.asarray(window, np.float32).reshape(image.shape) - image
+    return float(np.sqrt(np.square(difference).mean())) / 255
+
+
+def measured_shrunk(images: np.ndarray, reference: np.ndarray, found: Arrays) -> Arrays:
+    """Return what `nuisances.explain` found, its best shrunk match measured again where that is near.
+
+    images: uint8 (N, H, W, C); reference: uint8 (M, H, W, C). The match, made smaller to each side around the view's,
+    is compared with the middle of the image up to colours; its residual and relative distance are the lesser ones.
+    """
+    relative, residual = found["relative"].copy(), found["residual"].copy()
+    best, last = relative[:, SHRUNK, 0], np.where(np.isinf(relative[:, SHRUNK]), 0, relative[:, SHRUNK]).max(1)
+    near = np.flatnonzero(best < SHRUNK_NEAR * last)
+    rows, views = found["row"][near, SHRUNK, 0], found["view"][near, SHRUNK, 0]
+    for view in np.unique(views):
+        some = near[views == view]
+        tried = _sizes(images[some], reference[rows[views == view]], VIEWS["shrunk"][view].scale)
+        nearer = tried[:, 1] < best[some]
+        residual[some[nearer], SHRUNK, 0], relative[some[nearer], SHRUNK, 0] = tried[nearer].T
+    return {**found, "residual": residual, "relative": relative}
+
+
+def _sizes(images: np.ndarray, wholes: np.ndarray, part: float) -> np.ndarray:
+    """Return residual and relative distance, float64 (N, 2), at the best of the sizes around `part` of the side."""
+    side = images.shape[1]
+    reach = math.ceil(side / STEPS_PER_SIDE)
+    sizes = range(max(2, round(part * side) - reach), min(side - 1, round(part * side) + reach) + 1)
+    tried = [
+        _colours(_at_most(images[:, top : top + size, left : left + size]), _at_most(shrunk(wholes, size)))
+        for size in sizes
+        for top, left in itertools.product({(side - size) // 2, (side - size + 1) // 2}, repeat=2)
+    ]
+    at = np.argmin([found[:, 1] for found in tried], axis=0)
+    return np.stack(tried)[at, np.arange(len(images))]
+
+
+def _at_most(images: np.ndarray) -> np.ndarray:
+    """Return square images with sides of at most LARGEST pixels."""
+    return images if images.shape[1] <= LARGEST else shrunk(images, LARGEST)
+
+
+def _colours(images: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return residual and relative distance, float64 (N, 2), of images uint8 (N, h, h, C) from others up to colours."""
+    count, channels = len(images), images.shape[3]
+    own, other = (
+        np.ascontiguousarray(some.reshape(count, -1, channels).transpose(0, 2, 1)) for some in (images, others)
+    )
+    mask, alone, found = np.ones((1, own.shape[2]), np.int16), np.zeros((count, 1), np.int64), np.empty((count, 1, 2))
+    rows = np.arange(count)[:, None]
+    nuisance_kernels.residuals(own[None], np.zeros(1, np.int64), mask, alone, other, rows, ROUNDING, found)
+    residual, total = found[:, 0].T
+    return np.stack([residual, np.sqrt((residual + ROUNDING) / (total + ROUNDING))], axis=1)
