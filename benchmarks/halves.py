@@ -1,19 +1,20 @@
 """Two halves: do models of disjoint halves of a set give alike samples from the same noise, or copies of their halves?
 
-    python -m benchmarks.halves [--sizes 100 1000] [--samples 200] [--seeds 0 1 2] [--out FILE]
+    python -m benchmarks.halves [--sizes 100 1000] [--networks plain smoothed] [--steps 400 1131] [--keep FOLDER]
 
 A model that has learned the distribution gives the same sample from the same noise, whichever half it saw (Kadkhodaie
 et al. 2024, arXiv 2310.02557); one that memorizes gives images of its own half. Alikeness needs no threshold of a copy:
 1 - (mean squared distance of the samples i of both) / (that of unrelated samples i and j), 1 for equal and 0 for
-unrelated samples. Beside it stand the copies (r1/r2 < 0.7) and their held-out control. Closed forms, and networks of
-preset onset trained with one seed on both halves; all start from the same noise and take the same sampler, Heun's.
+unrelated samples. Beside it stand the copies (r1/r2 < 0.7), their held-out control, and alikeness minus copies:
+1 for a model that has learned the distribution, below 0 for one that copies. Closed forms, and networks of preset onset
+trained with one seed on both halves; all start from the same noise and take the same sampler, Heun's.
 A line of JSON per pair of models is kept in --out, from which an interrupted run continues.
 """
 
 import argparse
+import itertools
 import json
-import time
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,15 +22,17 @@ import numpy as np
 import torch
 
 from benchmarks import small_models
+from benchmarks.samplers import cell
 from stages.diffusion.model import make_model
 from stages.diffusion.parameters import Variant
 from stages.diffusion.sampling import draw_samples
 from stages.memorization.ratios import nn_ratio
-from stages.memorization.seeds import over_seeds
+from stages.memorization.seeds import SHARE, over_seeds, rate_variance
 from stages.memorization.statistics import Z95
 from stages.search.nearest import nearest
 
 RATIO, HELD_OUT = 0.7, 1000
+Pair = tuple[np.ndarray, np.ndarray]
 CLOSED: dict[str, dict[str, Any]] = {
     "conditioning": {"form": "conditioning"},
     "wiener": {"form": "wiener"},
@@ -69,41 +72,66 @@ def closed_form(name: str, train: np.ndarray, count: int, seed: int) -> np.ndarr
     return draw_samples(model, seed, count, min(50, count))
 
 
-def trained(name: str, train: np.ndarray, count: int, seed: int, steps: int, keep: Path | None) -> np.ndarray:
-    """Samples of a network after `steps` steps, uint8 (count, H, W, C)."""
-    network = small_models.network_of(name, train, seed, steps, keep)
-    return small_models.samples(small_models.variant(name), network, train, count, seed)
-
-
-def measure(name: str, size: int, seed: int, count: int, draw: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
-    """Compare the models of two halves of `size` images each."""
-    started = time.process_time()
-    both, held_out = small_models.drawn(2 * size, HELD_OUT, seed)
-    halves = both[:size], both[size:]
-    one, other = (draw(half) for half in halves)
-    found, low, high = alikeness(small_models.flat(one), small_models.flat(other))
+def compared(images: Pair, halves: Pair, held_out: np.ndarray) -> dict[str, Any]:
+    """Alikeness of two models' samples, and the copies of each among its own half."""
+    found, low, high = alikeness(*map(small_models.flat, images))
     return {
-        "model": name, "size": size, "seed": seed, "samples": count,
-        "alikeness": found, "low": low, "high": high,
-        "copies": [copies(images, half) for images, half in zip((one, other), halves)],
-        "control": copies(held_out, halves[0]), "held_out": HELD_OUT,
-        "processor_seconds": round(time.process_time() - started, 1),
+        "samples": len(images[0]), "alikeness": found, "low": low, "high": high,
+        "copies": [copies(own, half) for own, half in zip(images, halves)],
+        "control": copies(held_out, halves[0]), "held_out": len(held_out),
     }  # fmt: skip
 
 
+def parts(size: int, seed: int) -> tuple[Pair, np.ndarray]:
+    """Two disjoint halves of `size` images each, the first the set of benchmarks.onset, and held-out images."""
+    both, held_out = small_models.drawn(2 * size, HELD_OUT, seed)
+    return (both[:size], both[size:]), held_out
+
+
+def closed_row(name: str, size: int, seed: int, count: int) -> dict[str, Any]:
+    """Compare a closed form of both halves."""
+    halves, held_out = parts(size, seed)
+    images = tuple(closed_form(name, half, count, seed) for half in halves)
+    return {"model": name, "size": size, "seed": seed, **compared(images, halves, held_out)}
+
+
+def network_rows(
+    name: str, size: int, seed: int, count: int, steps: Sequence[int], keep: Path | None
+) -> Iterator[dict[str, Any]]:
+    """Compare networks of both halves after each of the steps; one seed gives both the same weights and order."""
+    (halves, held_out), spec = parts(size, seed), small_models.variant(name)
+    networks = [small_models.snapshots(name, half, seed, steps, keep) for half in halves]
+    for (step, one), (_, other) in zip(*networks, strict=True):
+        images = tuple(small_models.samples(spec, net, half, count, seed) for net, half in zip((one, other), halves))
+        found = compared(images, halves, held_out)
+        yield {"model": f"{name}, {step} steps", "size": size, "seed": seed, **found}
+
+
+def rows(options: argparse.Namespace, done: set[tuple[str, int, int]]) -> Iterator[dict[str, Any]]:
+    """Yield a row for every pair of models that is not done."""
+    for seed, size in itertools.product(options.seeds, options.sizes):
+        for name in CLOSED:
+            if (name, size, seed) not in done:
+                yield closed_row(name, size, seed, options.samples)
+        for name in options.networks:
+            left = [step for step in options.steps if (f"{name}, {step} steps", size, seed) not in done]
+            if left:
+                yield from network_rows(name, size, seed, options.samples, left, options.keep)
+
+
 def table(rows: list[dict[str, Any]]) -> list[str]:
-    """A line per model and size: means over the seeds with their t-intervals."""
-    lines = [f"{'model':22} {'images':>6}  alikeness              copied %               control %  seeds"]
+    """A Markdown line per model and size: means over the seeds with their t-intervals."""
+    lines = ["| model | images per half | alikeness | copies % | control % | alikeness - copies |", "|---" * 6 + "|"]
     for name, size in dict.fromkeys((row["model"], row["size"]) for row in rows):
         own = [row for row in rows if (row["model"], row["size"]) == (name, size)]
-        alike = over_seeds([row["alikeness"] for row in own])
-        copied = over_seeds([50 * sum(row["copies"]) / row["samples"] for row in own])
+        alike = [row["alikeness"] for row in own]
+        share = [sum(row["copies"]) / (2 * row["samples"]) for row in own]
+        sampling = [rate_variance(np.array(sum(row["copies"])), 2 * row["samples"]) for row in own]
+        copied = over_seeds(share, sampling, SHARE)
         control = np.mean([100 * row["control"] / row["held_out"] for row in own])
-        cells = [
-            f"{mean.mean:.2f}" + ("" if mean.low is None else f" [{mean.low:.2f}, {mean.high:.2f}]")
-            for mean in (alike, copied)
-        ]
-        lines.append(f"{name:22} {size:6}  {cells[0]:22} {cells[1]:22} {control:9.1f}  {len(own)}")
+        beyond = over_seeds([one - other for one, other in zip(alike, share)])
+        cells = cell(over_seeds(alike), 1, 2), cell(copied, 100, 1), f"{control:.1f}", cell(beyond, 1, 2)
+        lines.append(f"| {name} | {size:,} | {' | '.join(cells)} |")
     return lines
 
 
@@ -113,27 +141,19 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--networks", nargs="*", default=["plain"], choices=list(small_models.PRESET["variants"]))
-    parser.add_argument("--steps", type=int, default=1000, help="of the networks' training")
-    parser.add_argument("--keep", type=Path, help="folder that keeps the networks")
+    parser.add_argument("--steps", type=int, nargs="+", default=[1131], help="of the networks' training, ascending")
+    parser.add_argument("--keep", type=Path, help="folder that keeps the networks; that of benchmarks.onset has some")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("halves.jsonl"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
-    done = {(row["model"], row["size"], row["seed"]) for row in rows}
-    count, steps, keep = arguments.samples, arguments.steps, arguments.keep
-    for seed in arguments.seeds:
-        for size in arguments.sizes:
-            models = {name: lambda half, n=name, s=seed: closed_form(n, half, count, s) for name in CLOSED}
-            for name in arguments.networks:
-                models[f"{name}, {steps} steps"] = lambda half, n=name, s=seed: trained(n, half, count, s, steps, keep)
-            for name, draw in models.items():
-                if (name, size, seed) not in done:
-                    rows.append(measure(name, size, seed, count, draw))
-                    with arguments.out.open("a") as file:
-                        file.write(json.dumps(rows[-1]) + "\n")
-    print("\n".join(table(rows)))
-    print(json.dumps({"pairs": len(rows)}))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    found = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    for row in rows(options, {(row["model"], row["size"], row["seed"]) for row in found}):
+        found.append(row)
+        with options.out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    print("\n".join(table(found)))
+    print(json.dumps({"pairs": len(found)}))
 
 
 if __name__ == "__main__":

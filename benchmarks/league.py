@@ -53,6 +53,7 @@ FORMS: dict[str, dict[str, Any]] = {
         "sampler": ACTUAL,
     },
 }  # fmt: skip
+ROWS = ("held-out", "network", *FORMS)
 
 
 def points(held_out: np.ndarray, sigma: float, seed: int) -> Tensor:
@@ -145,6 +146,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=1000, help="of the network's training; 0: samples alone")
+    parser.add_argument("--forms", nargs="+", default=ROWS, choices=ROWS)
     parser.add_argument("--keep", type=Path, help="folder that keeps the networks")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("league.jsonl"))
@@ -153,7 +155,7 @@ def main() -> None:
     found = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     for seed in arguments.seeds:
         same = {"size": arguments.size, "seed": seed, "steps": arguments.steps}
-        done = {row["form"] for row in found if same.items() <= row.items()}
+        done = {row["form"] for row in found if same.items() <= row.items()} | set(ROWS) - set(arguments.forms)
         for row in rows(arguments.size, seed, arguments.steps, arguments.keep, done):
             found.append(row)
             with arguments.out.open("a") as file:

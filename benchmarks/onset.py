@@ -1,6 +1,6 @@
 """When copying starts, against the number of training images: small networks of preset onset, plain and smoothed.
 
-    python -m benchmarks.onset [--sizes 25 50 100 200] [--seeds 0 1 2] [--out onset.jsonl] [--threads 1]
+    python -m benchmarks.onset [--sizes 25 50 100 200] [--seeds 0 1 2] [--keep FOLDER] [--out onset.jsonl] [--threads 1]
 
 A seed draws the images (a smaller set lies within a larger one), the weights, the batches and the noise. At every
 snapshot (sqrt 2 apart) 100 samples are compared with the training images, exactly: copies have r1/r2 < 0.7, and the
@@ -42,14 +42,13 @@ def copied(images: np.ndarray, train: np.ndarray) -> np.ndarray:
     return index[nn_ratio(squared) < RATIO, 0]
 
 
-def measure(name: str, size: int, seed: int, first: int, last: int) -> dict[str, Any]:
-    """Train one network, with its copies at every snapshot."""
+def measure(name: str, size: int, seed: int, first: int, last: int, keep: Path | None = None) -> dict[str, Any]:
+    """Train one network, with its copies at every snapshot; the networks stay in the folder `keep`."""
     spec, (train, held_out) = small_models.variant(name), small_models.drawn(size, HELD_OUT, seed)
     steps, started = grid(first, last), time.process_time()
-    params = small_models.optimization(steps=steps[-1])
     row: dict[str, Any] = {"variant": name, "size": size, "seed": seed, "samples": SAMPLES, "held_out": HELD_OUT}
     row |= {"control": len(copied(held_out, train)), "steps": [], "copies": [], "sources": []}
-    for step, network in small_models.trained(spec, train, params, seed, steps):
+    for step, network in small_models.snapshots(name, train, seed, steps, keep):
         sources = copied(small_models.samples(spec, network, train, SAMPLES), train)
         row["steps"].append(step)
         row["copies"].append(len(sources))
@@ -104,6 +103,7 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--first", type=int, default=50, help="the first snapshot")
     parser.add_argument("--steps-per-image", type=float, default=45, help="the longest training")
+    parser.add_argument("--keep", type=Path, help="folder that keeps the networks, for halves, risk and thermometer")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("onset.jsonl"))
     arguments = parser.parse_args()
@@ -115,7 +115,7 @@ def main() -> None:
             for name in arguments.variants:
                 if (name, size, seed) not in done:
                     last = max(4 * arguments.first, round(arguments.steps_per_image * size))
-                    rows.append(measure(name, size, seed, arguments.first, last))
+                    rows.append(measure(name, size, seed, arguments.first, last, arguments.keep))
                     with arguments.out.open("a") as file:
                         file.write(json.dumps(rows[-1]) + "\n")
     print("\n".join(report(rows)))

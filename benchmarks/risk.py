@@ -1,16 +1,18 @@
 """Who is copied: fit the logistic model of stages/memorization/risk.py on our own runs, and test it on other ones.
 
-    python -m benchmarks.risk [--cifar PATH/train.parquet] [--onset onset.jsonl] [--out risk.jsonl]
+    python -m benchmarks.risk [--cifar PATH/train.parquet] [--onset onset.jsonl] [--keep FOLDER] [--out risk.jsonl]
+    python -m benchmarks.risk --parts closed use    # closed forms alone; --sizes 100 200 fits on more of them
 
-A run is a training set of which a tenth of the images is repeated up to three times, and samples of a closed form that
-smooths the empirical score, five per training image. An image is copied if a sample has r1/r2 < 0.7 (r2 outside the
-duplicate group) and its nearest image in the same group. Fitted on digits (8 x 8, seeds 0 to 3, 100 and 200 images);
-tested on other seeds, on 400 images, on another set of digits (scikit-learn's), on classes of CIFAR-10, and on the
-networks of benchmarks.onset, which repeat no image. AUC and slope are means over runs with t-intervals; the number of
-duplicates alone stands beside them. Then the riskiest 5 % of the images are removed, beside 5 % drawn at random.
+The runs are those of benchmarks/risk_runs.py. Fitted on digits (seeds 0 to 3; closed forms of --sizes images, networks
+of 100); tested on other seeds, on twice as many images, on other digits (scikit-learn's), on two classes of CIFAR-10,
+and on the networks of benchmarks.onset (--onset with its --keep), which repeat no image. AUC is a mean over runs, the
+slope over seeds, each with its t-interval. Beside the model's AUC stand that of the number of duplicates, and that of
+the copies among other samples of the very same model, which no prediction can be expected to surpass. Part `use` then
+removes the riskiest 5 % of the images, or puts their four shifts by one pixel in their place, beside 5 % at random.
 """
 
 import argparse
+import itertools
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,180 +21,206 @@ from typing import Any
 import numpy as np
 import torch
 
-from benchmarks import small_models
-from benchmarks.audit import read
-from benchmarks.league import FORMS
-from stages.diffusion.model import make_model
-from stages.diffusion.parameters import Variant
-from stages.diffusion.sampling import draw_samples
+from benchmarks import risk_runs, small_models
+from benchmarks.risk_runs import CLOSED, NETWORKS
+from benchmarks.samplers import cell
 from stages.features.frechet import frechet_from_features
-from stages.files.images import image_id
-from stages.images.decode import to_pixels
-from stages.memorization.groups import find_duplicates
-from stages.memorization.matching import BUDGET, own_neighbors
 from stages.memorization.risk import FEATURES, auc, calibration_slope, features, fit
 from stages.memorization.seeds import over_seeds
-from stages.search.nearest import nearest
 
-SIDE, PER_IMAGE, RATIO, HELD_OUT = 8, 5, 0.7, 500
-SCORES = {
-    "kernel": {**FORMS["kernel"], "kernel": {"h": 0.4, "draws": 16}},
-    **{name: FORMS[name] for name in ("temperature", "loader-25", "tikhonov")},
-}
+FITTED, TESTED = range(4), (10, 11, 12)
 DUPLICATES = FEATURES.index("duplicates")
+RIDGE = 10.0  # the fit's penalty, at which closed forms that were left out of it have slopes around 1
+REMOVED = 0.05
+IMAGES = 100  # of a network's training set, and of those that are changed
+PARTS = ("closed", "networks", "use")
+ONSET = "digits without repeats"
+Row = dict[str, Any]
+Key = tuple[str, str, int, int, int | None]
 
 
-def repeated(images: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """`count` images of a seed's order, of which a tenth stands in place of others up to three more times."""
-    train = small_models.drawn(count, HELD_OUT, seed, images)[0].copy()
-    generator, place = np.random.default_rng([seed, 1]), count - 1
-    for source in range(count // 10):
-        for _ in range(int(generator.integers(1, 4))):
-            train[place], place = train[source], place - 1
-    return train
+def key(row: Row) -> Key:
+    """What names a run."""
+    return row["source"], row["score"], row["size"], row["seed"], row["steps"]
 
 
-def groups(train: np.ndarray) -> np.ndarray:
-    """The duplicate group of every image."""
-    flat = small_models.flat(train)
-    own = own_neighbors(flat, 0, len(flat), BUDGET)
-    return find_duplicates([image_id(image) for image in train], own, flat.shape[1]).group
+def plan(options: argparse.Namespace) -> list[Key]:
+    """The runs, in the order in which they are made: closed forms, then networks; of each those of the fit first."""
+    others = [name for name in risk_runs.sources(options.cifar) if name != "digits"]
+    closed = [("digits", size, seed) for size in options.sizes for seed in FITTED]
+    closed += [(name, IMAGES, seed) for name in ("digits", *others) for seed in TESTED]
+    closed += [("digits", 2 * max(options.sizes), seed) for seed in TESTED]
+    made: list[Key] = []
+    if "closed" in options.parts:
+        made += [(source, form, size, seed, None) for source, size, seed in closed for form in CLOSED]
+    if "networks" in options.parts:
+        made += [("digits", "plain", IMAGES, seed, None) for seed in (*FITTED, *TESTED)]
+        made += [(name, "plain", IMAGES, seed, None) for name in others[-1:] for seed in TESTED]
+    if options.onset is not None:
+        rows = [json.loads(line) for line in options.onset.read_text().splitlines()]
+        made += [(ONSET, row["variant"], row["size"], row["seed"], row["steps"][-1]) for row in rows]
+    return made
 
 
-def copied_images(images: np.ndarray, train: np.ndarray, group: np.ndarray) -> np.ndarray:
-    """Which training images a sample copies, bool (M,)."""
-    flat = small_models.flat(train)
-    index, squared = nearest(small_models.flat(images), flat, min(12, len(flat)))
-    away = group[index] != group[index[:, :1]]
-    beyond = np.where(away, squared, np.iinfo(np.int64).max).min(1)
-    close = np.sqrt(squared[:, 0]) < RATIO * np.sqrt(beyond)
-    return np.isin(group, group[index[close, 0]])
+def training_set(source: str, size: int, seed: int, cifar: Path | None) -> np.ndarray:
+    """The images of a run."""
+    if source == ONSET:
+        return small_models.drawn(size, 1000, seed)[0]
+    return risk_runs.repeated(risk_runs.sources(cifar)[source], size, seed)
 
 
-def drawn(name: str, train: np.ndarray, seed: int) -> np.ndarray:
-    """Samples of a closed form, PER_IMAGE for each training image."""
-    model = make_model(Variant(score="closed-form", **SCORES[name]), small_models.NOISE, train, None, small_models.CPU)
-    return draw_samples(model, seed, PER_IMAGE * len(train), 100)
+def measured(options: argparse.Namespace, done: set[Key]) -> Iterator[Row]:
+    """Yield a row for every run of the plan that is not done."""
+    for source, name, size, seed, steps in plan(options):
+        if (source, name, size, seed, steps) not in done:
+            train = training_set(source, size, seed, options.cifar)
+            yield risk_runs.run(source, name, train, seed, steps, options.keep)
 
 
-def run(source: str, name: str, images: np.ndarray, count: int, seed: int) -> dict[str, Any]:
-    """Features and copies of one run."""
-    train = repeated(images, count, seed)
-    copied = copied_images(drawn(name, train, seed), train, groups(train))
-    row = {"source": source, "score": name, "size": count, "seed": seed}
-    return row | {"x": np.round(features(train), 6).tolist(), "copied": copied.astype(int).tolist()}
+def joined(rows: list[Row], name: str) -> np.ndarray:
+    """A column of several runs, one after the other."""
+    return np.concatenate([row[name] for row in rows])
 
 
-def sources(cifar: Path | None) -> dict[str, np.ndarray]:
-    """Images of 8 x 8 by name."""
-    from sklearn.datasets import load_digits
-
-    found = {"digits": small_models.digits("mnist5k", SIDE)}
-    found["scikit-learn digits"] = np.round(load_digits().images * 255 / 16).astype(np.uint8)[..., None]
-    if cifar is not None:
-        import pyarrow.parquet as pq
-
-        label = pq.read_table(cifar, columns=["label"])["label"].to_numpy()[:12000]
-        images = np.stack([to_pixels(small_models.picture(image), SIDE, 3) for image in read(cifar, 12000)])
-        found |= {f"CIFAR-10 class {wanted}": images[label == wanted] for wanted in (1, 7)}
-    return found
+def places(rows: list[Row]) -> np.ndarray:
+    """The place of the run of every image, int64."""
+    return np.repeat(np.arange(len(rows)), [len(row["copied"]) for row in rows])
 
 
-def networks(path: Path) -> Iterator[dict[str, Any]]:
-    """The runs of benchmarks.onset: the copies of the last snapshot's 100 samples."""
-    for line in path.read_text().splitlines():
-        row = json.loads(line)
-        train, _ = small_models.drawn(row["size"], row["held_out"], row["seed"])
-        copied = np.array(row["sources"][-1]) > 0
-        about = {"source": "digits, networks", "score": row["variant"], "size": row["size"], "seed": row["seed"]}
-        yield about | {"x": features(train).tolist(), "copied": copied.astype(int).tolist()}
+def described(row: Row, cifar: Path | None) -> Row:
+    """A run with the features of its images and which of them are copied."""
+    x = features(training_set(row["source"], row["size"], row["seed"], cifar))
+    return row | {"x": x, "copied": np.array(row["copies"]) > 0}
 
 
-def tested(rows: list[dict[str, Any]], weights: np.ndarray) -> dict[str, Any]:
-    """AUC of the model and of duplicates alone over runs, and the calibration slope of runs of one seed together."""
-    rows = [row for row in rows if 0 < sum(row["copied"]) < len(row["copied"])]
-    ours, alone, slopes = [], [], []
-    for row in rows:
-        x, copied = np.array(row["x"]), np.array(row["copied"], bool)
-        ours.append(auc(x @ weights, copied))
-        alone.append(auc(x[:, DUPLICATES], copied))
+def tested(rows: list[Row], weights: np.ndarray) -> Row | None:
+    """AUC of the model, of duplicates and of the copies among other samples over runs; slopes of runs of one seed."""
+    rows = [row for row in rows if 0 < row["copied"].sum() < len(row["copied"])]
+    if not rows:
+        return None
+    found = {
+        "auc": [auc(row["x"] @ weights, row["copied"]) for row in rows],
+        "alone": [auc(row["x"][:, DUPLICATES], row["copied"]) for row in rows],
+        "ceiling": [auc(np.array(row["again"], float), row["copied"]) for row in rows],
+        "slope": [],
+    }
     for seed in sorted({row["seed"] for row in rows}):
         own = [row for row in rows if row["seed"] == seed]
-        place = np.repeat(np.arange(len(own)), [len(row["copied"]) for row in own])
-        x, copied = (np.concatenate([np.array(row[key]) for row in own]) for key in ("x", "copied"))
-        slopes.append(calibration_slope(x @ weights, copied.astype(bool), place))
-    share = np.mean([np.mean(row["copied"]) for row in rows])
-    found = {name: over_seeds(values) for name, values in (("auc", ours), ("alone", alone), ("slope", slopes))}
-    return {"runs": len(rows), "share": share, **found}
+        found["slope"].append(calibration_slope(joined(own, "x") @ weights, joined(own, "copied"), places(own)))
+    share = np.mean([row["copied"].mean() for row in rows])
+    return {"runs": len(rows), "share": share, **{name: over_seeds(values) for name, values in found.items()}}
 
 
-def cells(found: dict[str, Any]) -> str:
-    """The means with their intervals."""
-    words = []
-    for name in ("auc", "alone", "slope"):
-        mean = found[name]
-        words.append(f"{name} {mean.mean:.2f}" + ("" if mean.low is None else f" [{mean.low:.2f}, {mean.high:.2f}]"))
-    return "  ".join(words)
+def kinds(rows: list[Row]) -> dict[str, list[Row]]:
+    """The tests: the runs of the fit, and every kind of the others."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        what = "networks" if row["score"] in NETWORKS else "closed forms"
+        if row["source"] == ONSET:
+            name = ONSET + ", networks"
+        elif row["seed"] in FITTED:
+            name = f"fitted: {what}"
+        else:
+            name = f"{row['source']}, {row['size']} images, {what}"
+        found.setdefault(name, []).append(row)
+        if row["seed"] not in FITTED or row["source"] == ONSET:
+            found.setdefault(f"all others: {row['score']}", []).append(row)
+            found.setdefault("all others", []).append(row)
+    return dict(sorted(found.items(), key=lambda item: (item[0].startswith("all"), not item[0].startswith("fitted"))))
 
 
-def removed(images: np.ndarray, weights: np.ndarray, name: str, count: int, seed: int) -> dict[str, float]:
-    """Share of copies and FD of the pixels: with all images, and without the riskiest 5 % or 5 % drawn at random."""
-    train, held_out = repeated(images, count, seed), small_models.drawn(count, HELD_OUT, seed, images)[1]
-    out, order = round(0.05 * count), np.argsort(features(train) @ weights)
-    chance = np.random.default_rng(seed).permutation(count)
-    found = {}
-    for kind, kept in (("all", order), ("riskiest removed", order[:-out]), ("random removed", chance[:-out])):
-        samples = drawn(name, train[np.sort(kept)], seed)
-        close = nearest(small_models.flat(samples), small_models.flat(train), 12)
-        group = groups(train)
-        beyond = np.where(group[close[0]] != group[close[0][:, :1]], close[1], np.iinfo(np.int64).max).min(1)
-        found[f"copies, {kind}"] = float((np.sqrt(close[1][:, 0]) < RATIO * np.sqrt(beyond)).mean())
-        found[f"FD, {kind}"] = frechet_from_features(*(small_models.flat(part) / 255 for part in (samples, held_out)))
+def table(rows: list[Row], weights: np.ndarray) -> Iterator[str]:
+    """A Markdown line per kind of test."""
+    yield "| tested on | runs | copied % | AUC | duplicates alone | other samples | calibration slope |"
+    yield "|---" * 7 + "|"
+    for name, own in kinds(rows).items():
+        found = tested(own, weights)
+        if found is not None:
+            cells = [cell(found[key], 1, 2) for key in ("auc", "alone", "ceiling", "slope")]
+            yield f"| {name} | {found['runs']} | {100 * found['share']:.0f} | {' | '.join(cells)} |"
+
+
+def shifts(images: np.ndarray) -> np.ndarray:
+    """The four shifts by one pixel of images (N, H, W, C), edges repeated, (4N, H, W, C)."""
+    wide = np.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0)), mode="edge")
+    height, width = images.shape[1:3]
+    return np.concatenate([wide[:, y : y + height, x : x + width] for y, x in ((0, 1), (2, 1), (1, 0), (1, 2))])
+
+
+def changed(train: np.ndarray, weights: np.ndarray, seed: int) -> dict[str, np.ndarray]:
+    """The training set as it is, and without or with shifts of the riskiest 5 %, and without as many at random."""
+    out, order = round(REMOVED * len(train)), np.argsort(features(train) @ weights)
+    chance = np.random.default_rng(seed).permutation(len(train))
+    kept = {"riskiest removed": np.sort(order[:-out]), "random removed": np.sort(chance[:-out])}
+    sets = {"all images": train, **{name: train[rows] for name, rows in kept.items()}}
+    sets["riskiest augmented"] = np.concatenate([train[np.sort(order[:-out])], shifts(train[order[-out:]])])
+    return sets
+
+
+def used(name: str, weights: np.ndarray, seed: int, options: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Share of copies (of any image of the whole set) and FD of the pixels, for each of the changed training sets."""
+    images = risk_runs.sources(options.cifar)["digits"]
+    train = risk_runs.repeated(images, IMAGES, seed)
+    held_out = small_models.drawn(IMAGES, risk_runs.HELD_OUT, seed, images)[1]
+    group, real, found = risk_runs.groups(train), small_models.flat(held_out) / 255, {}
+    for kind, some in changed(train, weights, seed).items():
+        made = risk_runs.model(name, some, seed, risk_runs.STEPS * IMAGES, options.keep)
+        samples = risk_runs.drawn(made, seed, risk_runs.SAMPLES * IMAGES)
+        copied = len(risk_runs.copied_groups(samples, train, group)) / len(samples)
+        found[kind] = {"copies": copied, "fd": frechet_from_features(small_models.flat(samples) / 255, real)}
     return found
+
+
+def in_the_few(rows: list[Row]) -> Iterator[str]:
+    """Which share of all copies the 5 % of the images have that are copied most: the most that removing them can do."""
+    for name in (*CLOSED, *NETWORKS):
+        shares = []
+        for row in [row for row in rows if row["score"] == name and sum(row["again"])]:
+            each = np.sort(np.array(row["again"]) / np.exp(row["x"][:, DUPLICATES]))[::-1]  # a group's copies once
+            shares.append(each[: round(REMOVED * len(each))].sum() / each.sum())
+        if shares:
+            yield f"{name}: {cell(over_seeds(shares), 100, 0)} % of the copies are of the 5 % that are copied most"
+
+
+def use(weights: np.ndarray, options: argparse.Namespace) -> Iterator[str]:
+    """A Markdown table of the changed training sets, with paired differences over seeds."""
+    yield "| model | training set | copies % | change, points | FD-pixels | change |"
+    yield "|---" * 6 + "|"
+    names = [*(CLOSED if "closed" in options.parts else ()), *(["plain"] if "networks" in options.parts else ())]
+    for name in names:
+        found = [used(name, weights, seed, options) for seed in TESTED]
+        for kind in found[0]:
+            cells = []
+            for measure, scale, digits in (("copies", 100, 1), ("fd", 1, 3)):
+                values = [own[kind][measure] for own in found]
+                change = over_seeds([own[kind][measure] - own["all images"][measure] for own in found])
+                cells += [cell(over_seeds(values), scale, digits), cell(change, scale, digits)]
+            yield f"| {name} | {kind} | {' | '.join(cells)} |"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--cifar", type=Path)
+    parser.add_argument("--cifar", type=Path, help="train.parquet of CIFAR-10")
     parser.add_argument("--onset", type=Path, help="the file of benchmarks.onset")
+    parser.add_argument("--keep", type=Path, help="folder that keeps the networks, of benchmarks.onset too")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[IMAGES], help="images of the fit's closed forms")
+    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("risk.jsonl"))
-    arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    images = sources(arguments.cifar)
-    plan = [("digits", size, seed) for size in (100, 200) for seed in range(4)]
-    plan += [("digits", 100, seed) for seed in (10, 11, 12)]
-    plan += [(name, 200, seed) for seed in (10, 11, 12) for name in images if name != "digits"]
-    plan += [("digits", 400, seed) for seed in (10, 11, 12)]  # the longest ones last
-    rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
-    done = {(row["source"], row["score"], row["size"], row["seed"]) for row in rows}
-    with arguments.out.open("a") as file:
-        for name, size, seed in plan:
-            for score in SCORES:
-                if (name, score, size, seed) not in done:
-                    rows.append(run(name, score, images[name], size, seed))
-                    file.write(json.dumps(rows[-1]) + "\n")
-                    file.flush()
-    learn = [row for row in rows if row["seed"] < 4]
-    place = np.repeat(np.arange(len(learn)), [len(row["copied"]) for row in learn])
-    x, copied = (np.concatenate([np.array(row[key]) for row in learn]) for key in ("x", "copied"))
-    weights = fit(x, copied.astype(bool), place).weights
-    print("weights", dict(zip(FEATURES, np.round(weights, 3).tolist())))
-    tests: dict[str, list[dict[str, Any]]] = {}
-    for row in [row for row in rows if row["seed"] >= 4]:
-        kind = f"{row['source']}, {row['size']} images" if row["source"] == "digits" else row["source"]
-        for key in (kind, f"score {row['score']}"):
-            tests.setdefault(key, []).append(row)
-    if arguments.onset is not None:
-        tests["digits, networks"] = list(networks(arguments.onset))
-    for name, own in tests.items():
-        found = tested(own, weights)
-        print(f"{name:28} runs {found['runs']:3} copied {found['share']:5.1%}  {cells(found)}")
-    for score in ("kernel", "temperature"):
-        without = [removed(images["digits"], weights, score, 200, seed) for seed in (10, 11, 12)]
-        for key in without[0]:
-            mean = over_seeds([own[key] for own in without])
-            print(f"{score}, {key}: {mean.mean:.3f} [{mean.low:.3f}, {mean.high:.3f}]")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    for row in measured(options, {key(row) for row in rows}):
+        rows.append(row)
+        with options.out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    wanted = set(plan(options))
+    rows = [described(row, options.cifar) for row in rows if key(row) in wanted]
+    learn = [row for row in rows if row["seed"] in FITTED and row["source"] != ONSET]
+    weights = fit(joined(learn, "x"), joined(learn, "copied"), places(learn), RIDGE).weights
+    print("weights", dict(zip(FEATURES, np.round(weights, 2).tolist())), "\n")
+    tables = [table(rows, weights), in_the_few(rows), use(weights, options) if "use" in options.parts else ()]
+    print("\n".join(itertools.chain(*tables)), flush=True)
     print(json.dumps({"runs": len(rows), "weights": weights.tolist()}))
 
 

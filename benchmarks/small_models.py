@@ -6,7 +6,7 @@ Noise levels, network, optimization and variants are those of pipeline/presets/o
 import copy
 import functools
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,20 +81,48 @@ def trained(
             yield training.step, average
 
 
+def snapshots(
+    name: str, train: np.ndarray, seed: int, steps: Sequence[int], keep: Path | None
+) -> Iterator[tuple[int, torch.nn.Module]]:
+    """Yield (step, averaged network) of a variant at each of the ascending steps; from the folder `keep`, where it is.
+
+    The preset's rate is constant, so that a network does not depend on how long its training was meant to be: those of
+    one training serve every benchmark that asks for the same step. Training begins where the first one is missing.
+    """
+    kept = [None if keep is None else keep / _file(name, train, seed, step) for step in steps]
+    there = next((i for i, place in enumerate(kept) if place is None or not place.exists()), len(steps))
+    for step, place in zip(steps[:there], kept):
+        yield step, _read(name, train, seed, place)
+    params = optimization(steps=steps[-1])
+    for step, average in trained(variant(name), train, params, seed, steps[there:]) if there < len(steps) else ():
+        if keep is not None:
+            save_tensors(kept[steps.index(step)], average.state_dict(), {})
+        yield step, average
+
+
 def network_of(name: str, train: np.ndarray, seed: int, steps: int, keep: Path | None) -> torch.nn.Module:
     """The averaged network of a variant after `steps` steps; from the folder `keep`, if it was trained before."""
-    spec, params = variant(name), optimization(steps=steps)
-    settings = [name, seed, steps, PRESET["train"], PRESET["variants"][name]]
-    digest = sha256_json([*settings, hashlib.sha256(train.tobytes()).hexdigest()])[:16]
-    place = None if keep is None else keep / f"{digest}.safetensors"
-    if place is not None and place.exists():
-        made = build_training(spec, NOISE, network(), params, train, _near(spec, train), CPU, seed).network
-        made.load_state_dict(load_tensors(place)[0])
-        return made.requires_grad_(False).eval()
-    ((_, average),) = trained(spec, train, params, seed, [steps])
-    if place is not None:
-        save_tensors(place, average.state_dict(), {})
+    ((_, average),) = snapshots(name, train, seed, [steps], keep)
     return average
+
+
+def _file(name: str, train: np.ndarray, seed: int, step: int) -> str:
+    settings = [
+        name,
+        seed,
+        step,
+        optimization().model_dump(exclude={"steps"}),
+        PRESET["train"],
+        PRESET["variants"][name],
+    ]
+    return f"{sha256_json([*settings, hashlib.sha256(train.tobytes()).hexdigest()])[:16]}.safetensors"
+
+
+def _read(name: str, train: np.ndarray, seed: int, place: Path) -> torch.nn.Module:
+    spec = variant(name)
+    made = build_training(spec, NOISE, network(), optimization(), train, _near(spec, train), CPU, seed).network
+    made.load_state_dict(load_tensors(place)[0])
+    return made.requires_grad_(False).eval()
 
 
 def _near(spec: Variant, train: np.ndarray) -> np.ndarray | None:

@@ -1,10 +1,10 @@
-"""The analytic league and the runs of the risk model in a small form: measures whose answer is known."""
+"""The analytic league in a small form: measures whose answer is known."""
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import league, risk, small_models
+from benchmarks import league, small_models
 
 
 def test_a_score_agrees_with_itself_and_half_of_it_does_not():
@@ -33,21 +33,6 @@ def test_every_form_of_the_league_is_a_row(monkeypatch):
     assert [row["form"] for row in rows] == ["held-out", "network", "wiener", "cfdm"]
     assert len(league.table(rows)) == 5
     assert len(rows[2]["r2"]) == len(league.LEVELS)
-
-
-def test_a_tenth_of_the_images_is_repeated():
-    train = risk.repeated(small_models.digits(), 100, 0)
-    _, sizes = np.unique(small_models.flat(train), axis=0, return_counts=True)
-    assert (sizes > 1).sum() == 10
-    assert set(sizes) == {1, 2, 3, 4}
-
-
-def test_a_copy_counts_for_the_whole_group_of_its_image():
-    train = risk.repeated(small_models.digits(), 100, 0)
-    group = risk.groups(train)
-    place = np.flatnonzero(np.bincount(group)[group] == 1)[0]
-    found = risk.copied_images(train[[0, place]], train, group)
-    assert set(np.flatnonzero(found)) == {place, *np.flatnonzero(group == group[0])}
 
 
 def test_a_network_is_kept_and_read_again(tmp_path, monkeypatch):

@@ -31,7 +31,7 @@ EXPECTED = {  # METHODS §4: sigma_max, steps, batch, resolution
 }
 KERNELS = ("fashion-kernel", "mnist-kernel")  # closed forms, no network
 LEAGUE = "analytic-league"  # closed forms of others beside ours, on digits
-ONSET = "onset"  # small networks on digits
+ONSET, ADAPTIVE = "onset", "adaptive-temperature"  # small networks on digits
 COSTS = [name for name in EXPECTED if not name.startswith("cifar10-")]  # the others have cifar10's network
 
 
@@ -50,7 +50,7 @@ def project(tmp_path, monkeypatch):
 
 
 def test_the_presets_are_those_of_the_plan():
-    assert preset.names() == sorted([*EXPECTED, *KERNELS, LEAGUE, ONSET])
+    assert preset.names() == sorted([*EXPECTED, *KERNELS, LEAGUE, ONSET, ADAPTIVE])
 
 
 @pytest.mark.parametrize("name", EXPECTED)
@@ -136,6 +136,17 @@ def test_the_preset_of_classes_tells_the_class_alone_and_lists_neighbours_within
 def test_the_papers_presets_measure_the_expansion_on_as_many_pairs_as_the_paper(project):
     for name in EXPECTED:
         assert applied(name)["sample"]["alignment"]["expansion_pairs"] == 10_000, name
+
+
+def test_adaptive_temperatures_differ_from_a_schedule_in_the_temperature_alone(project):
+    preset.apply(ADAPTIVE)
+    load_params("params.yaml")
+    plain, *smoothed = load_tree("params.yaml")["variants"].values()
+    rules = [entry.pop("temperature") for entry in smoothed]
+    assert rules == ["5/sigma", "nonexpansive", "perplexity(3)"]
+    assert smoothed.count(smoothed[0]) == len(smoothed)
+    assert smoothed[0]["sampler"] == plain["sampler"]
+    assert smoothed[0]["noise_conditioning"], "as plain, which is conditioned by its form"
 
 
 def applied(name, toy=False):

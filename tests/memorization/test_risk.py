@@ -7,7 +7,18 @@ import pytest
 from scipy.special import expit
 
 from stages.errors import InputError
-from stages.memorization.risk import FEATURES, NEAR, WEIGHTS, auc, calibration_slope, features, fit, probabilities
+from stages.memorization.risk import (
+    FEATURES,
+    KEEP,
+    MASS,
+    NEAR,
+    WEIGHTS,
+    auc,
+    calibration_slope,
+    features,
+    fit,
+    probabilities,
+)
 from stages.risk import Options, run
 
 
@@ -39,6 +50,36 @@ def test_features_by_hand():
         listed[order[:NEAR]] += 1
     assert column(found, "coverage") == pytest.approx(np.log((1 + listed) / (1 + NEAR)))
     assert (column(found, "gap") <= 0).all()
+    square = (flat**2).sum(1)
+    assert column(found, "dark") == pytest.approx((square.mean() - square) / np.median(first) ** 2)
+
+
+def test_overlaps_by_hand():
+    """All of 30 images are listed, so that the sums over the listed ones are those over all."""
+    pixels = images(30)
+    pixels[10:13] = pixels[10]
+    found = features(pixels)
+    flat = pixels.reshape(30, -1).astype(float)
+    distance = np.sqrt(((flat[:, None] - flat) ** 2).sum(2))
+    same = np.equal.outer(group := np.where(np.isin(np.arange(30), [10, 11, 12]), 10, np.arange(30)), group)
+    s = np.median(np.where(same, np.inf, distance).min(1))
+
+    def overlaps(level):
+        weight = np.exp(-((distance / (level * s)) ** 2) / 8)
+        return weight / weight.sum(1, keepdims=True)
+
+    own = (overlaps(KEEP) * same).sum(1)
+    assert column(found, "keep") == pytest.approx(np.log(own / (1 - own)))
+    assert column(found, "mass") == pytest.approx(np.log((overlaps(MASS) @ same).sum(0)))
+    assert np.exp(column(found, "mass"))[[*range(11), *range(13, 30)]].sum() == pytest.approx(30)
+
+
+def test_the_overlap_is_the_bhattacharyya_coefficient_of_two_noised_images():
+    """Of N(0, s^2) and N(D, s^2): the integral of the square root of the product is exp(-D^2 / 8 s^2)."""
+    s, apart = 0.7, 1.9
+    grid = np.linspace(-20, 20, 40_001)
+    densities = [np.exp(-((grid - at) ** 2) / (2 * s * s)) / (s * np.sqrt(2 * np.pi)) for at in (0, apart)]
+    assert np.trapezoid(np.sqrt(densities[0] * densities[1]), grid) == pytest.approx(np.exp(-(apart**2) / (8 * s**2)))
 
 
 def test_a_class_that_is_twice_as_frequent_as_an_even_one_has_ln_2():
@@ -97,7 +138,7 @@ def test_auc_by_hand():
 
 @pytest.mark.parametrize("share", [0.001, 0.1, 0.9])
 def test_probabilities_have_the_given_mean_and_the_learned_odds(share):
-    x = np.random.default_rng(0).standard_normal((200, 6))
+    x = np.random.default_rng(0).standard_normal((200, len(FEATURES)))
     found = probabilities(x, WEIGHTS, share)
     assert found.mean() == pytest.approx(share, rel=1e-6)
     odds = np.log(found / (1 - found))

@@ -1,0 +1,147 @@
+"""How hot trained networks are: four readings of T_eff along training, over seeds, sizes and targets, beside copies.
+
+    python -m benchmarks.thermometer --onset onset.jsonl --keep FOLDER [--out thermometer.jsonl]
+
+--onset and --keep are what `python -m benchmarks.onset --keep FOLDER` leaves: its rows, with the copies at every
+snapshot, and its networks. Each network is read at every level by the functions that write alignment.json. A table per
+reading has the mean over the seeds with its t-interval (of ln T), and in how many seeds T is identified; then stands
+how the reading goes with copies over all networks of one target: Spearman's rank correlation, of which the interval
+resamples the trainings. A line of JSON per network is kept in --out, from which an interrupted run continues.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from benchmarks import small_models
+from stages.diffusion.alignment import at_noised_images, eigenvalue_row, expansion_row, temperature_rows
+from stages.diffusion.model import Model, make_model
+from stages.memorization.seeds import SHARE, over_seeds, rate_variance
+
+LEVELS = (0.18, 0.36, 0.7)
+POINTS, PAIRS, SEED = 48, 24, 0
+READINGS = ("error", "direction", "expansion", "jacobian")
+DRAWS, COVERED = 1000, (0.025, 0.975)
+Row = dict[str, Any]
+
+
+@torch.inference_mode()
+def readings(model: Model) -> list[Row]:
+    """The readings of a model at LEVELS: sigma, reading, t_eff, low, high (None without points), identified."""
+    found = []
+    for number, sigma in enumerate(LEVELS):
+        x, learned = at_noised_images(model, sigma, number, POINTS, SEED)
+        for row in temperature_rows(model, sigma, x, learned, SEED):
+            if row["neighbors"] is None:
+                found.append({key: row[key] for key in ("sigma", "reading", "t_eff", "low", "high", "identified")})
+        pairs = expansion_row(model, sigma, number, PAIRS, SEED) | eigenvalue_row(model, sigma, number, PAIRS, SEED)
+        for name in ("expansion", "jacobian"):
+            own = {key: pairs[f"{name}_{key}"] for key in ("t_eff", "low", "high", "identified")}
+            found.append({"sigma": sigma, "reading": name, **own})
+    return found
+
+
+def measured(onset: list[Row], keep: Path, done: set[tuple[Any, ...]]) -> Iterator[Row]:
+    """Yield a row for every snapshot of the onset's trainings that is not done."""
+    for row in onset:
+        name, size, seed = row["variant"], row["size"], row["seed"]
+        if all((name, size, seed, step) in done for step in row["steps"]):
+            continue
+        train, _ = small_models.drawn(size, row["held_out"], seed)
+        networks = small_models.snapshots(name, train, seed, row["steps"], keep)
+        for (step, network), copies in zip(networks, row["copies"]):
+            if (name, size, seed, step) not in done:
+                model = make_model(small_models.variant(name), small_models.NOISE, train, network, small_models.CPU)
+                about = {"variant": name, "size": size, "seed": seed, "step": step, "samples": row["samples"]}
+                yield about | {"copies": copies, "readings": readings(model)}
+
+
+def reading(row: Row, sigma: float, name: str) -> Row:
+    """One reading of a row."""
+    return next(own for own in row["readings"] if (own["sigma"], own["reading"]) == (sigma, name))
+
+
+def temperature(rows: list[Row], sigma: float, name: str) -> str:
+    """T_eff over the seeds that identify it, as the geometric mean with its t-interval, and their number."""
+    found = [reading(row, sigma, name) for row in rows]
+    known = [math.log(own["t_eff"]) for own in found if own["identified"]]
+    if not known:
+        return f"- (0/{len(rows)})"
+    mean = over_seeds(known)
+    ends = "" if mean.low is None else f" [{math.exp(mean.low):.1f}, {math.exp(mean.high):.1f}]"
+    return f"{math.exp(mean.mean):.1f}{ends}" + ("" if len(known) == len(rows) else f" ({len(known)}/{len(rows)})")
+
+
+def table(rows: list[Row]) -> Iterator[str]:
+    """A Markdown table per level: a line per target, size and step, and a column per reading."""
+    for sigma in LEVELS:
+        yield f"\nsigma {sigma}\n\n| target | images | step | copies % | {' | '.join(READINGS)} |\n{'|---' * 8}|"
+        for name, size, step in sorted({(row["variant"], row["size"], row["step"]) for row in rows}):
+            own = [row for row in rows if (row["variant"], row["size"], row["step"]) == (name, size, step)]
+            copies = np.array([row["copies"] for row in own], float)
+            count = own[0]["samples"]
+            rate = over_seeds(copies / count, rate_variance(copies, count), SHARE)
+            ends = "" if rate.low is None else f" [{rate.low:.0%}, {rate.high:.0%}]".replace("%", "")
+            cells = [temperature(own, sigma, each) for each in READINGS]
+            yield f"| {name} | {size} | {step} | {100 * rate.mean:.0f}{ends} | {' | '.join(cells)} |"
+
+
+def with_copies(rows: list[Row], sigma: float, name: str) -> tuple[float, float, float, int] | None:
+    """Spearman's correlation of T_eff and copies over identified readings, its interval and their number.
+
+    The interval resamples trainings with all their steps; None with fewer than three trainings or without spread.
+    """
+    known = [row for row in rows if reading(row, sigma, name)["identified"]]
+    trainings = sorted({(row["size"], row["seed"]) for row in known})
+    if len(trainings) < 3:
+        return None
+    points = [
+        [(reading(row, sigma, name)["t_eff"], row["copies"]) for row in known if (row["size"], row["seed"]) == each]
+        for each in trainings
+    ]
+    generator, drawn = np.random.default_rng(0), []
+    for _ in range(DRAWS):
+        some = np.concatenate([points[i] for i in generator.integers(0, len(points), len(points))])
+        if (some != some[0]).any(0).all():
+            drawn.append(spearmanr(*some.T).statistic)
+    whole = np.concatenate(points)
+    if not drawn or not (whole != whole[0]).any(0).all():
+        return None
+    low, high = np.quantile(drawn, COVERED)
+    return float(spearmanr(*whole.T).statistic), float(low), float(high), len(whole)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--onset", type=Path, required=True, help="the file of benchmarks.onset")
+    parser.add_argument("--keep", type=Path, required=True, help="its folder of networks")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("thermometer.jsonl"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    onset = [json.loads(line) for line in arguments.onset.read_text().splitlines()]
+    rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
+    done = {(row["variant"], row["size"], row["seed"], row["step"]) for row in rows}
+    for row in measured(onset, arguments.keep, done):
+        rows.append(row)
+        with arguments.out.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    print("\n".join(table(rows)))
+    for target in sorted({row["variant"] for row in rows}):
+        for sigma in LEVELS:
+            for name in READINGS:
+                found = with_copies([row for row in rows if row["variant"] == target], sigma, name)
+                words = "too few" if found is None else "{:+.2f} [{:+.2f}, {:+.2f}], {} networks".format(*found)
+                print(f"{target}, sigma {sigma}, {name}: rank correlation with copies {words}")
+    print(json.dumps({"networks": len(rows)}))
+
+
+if __name__ == "__main__":
+    main()

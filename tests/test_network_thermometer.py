@@ -1,0 +1,82 @@
+"""The thermometer over networks: its readings of a score of known temperature, its tables, and its rank correlation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import small_models, thermometer
+from stages.diffusion import scores
+from stages.diffusion.model import make_model
+
+
+class Hot(torch.nn.Module):
+    """A network that has learned the closed form at temperature T."""
+
+    def __init__(self, train, temperature):
+        super().__init__()
+        self.centres = scores.make_centres(torch.from_numpy(small_models.flat(train)))
+        self.temperature = temperature
+
+    def forward(self, x, sigma):
+        flat = x.movedim(1, -1).flatten(1).double()
+        hot = torch.full((len(x),), self.temperature, dtype=torch.float64)
+        found = scores.unconditioning(self.centres, flat, hot, sigma=sigma.double(), power=flat.shape[1] - 2)
+        return (sigma[:, None] * found).float().reshape(len(x), *x.shape[2:], x.shape[1]).movedim(-1, 1)
+
+
+@pytest.fixture(scope="module")
+def train():
+    return small_models.drawn(60, 10, 0)[0]
+
+
+def read(network, train):
+    with torch.inference_mode():
+        model = make_model(small_models.variant("plain"), small_models.NOISE, train, network, small_models.CPU)
+        return {(row["sigma"], row["reading"]): row for row in thermometer.readings(model)}
+
+
+def test_a_score_of_known_temperature_is_read_within_5_percent(train):
+    found = read(Hot(train, 6.0), train)
+    assert set(found) == {(sigma, name) for sigma in thermometer.LEVELS for name in thermometer.READINGS}
+    known = {key: row["t_eff"] for key, row in found.items() if row["identified"] and key[1] in ("error", "direction")}
+    assert len(known) >= 2
+    assert list(known.values()) == pytest.approx([6.0] * len(known), rel=0.05)
+
+
+def row(size, seed, step, t, copies, identified=True):
+    readings = [
+        {"sigma": sigma, "reading": name, "t_eff": t, "low": t, "high": t, "identified": identified}
+        for sigma in thermometer.LEVELS
+        for name in thermometer.READINGS
+    ]
+    about = {"variant": "plain", "size": size, "seed": seed, "step": step, "samples": 100, "copies": copies}
+    return about | {"readings": readings}
+
+
+def test_the_table_has_the_geometric_mean_over_the_seeds_that_identify_a_temperature():
+    rows = [row(25, 0, 50, 3.2, 10), row(25, 1, 50, 5.0, 20), row(25, 2, 50, 99.0, 30, identified=False)]
+    lines = [line for line in thermometer.table(rows) if "plain" in line]
+    assert len(lines) == len(thermometer.LEVELS)
+    half = 12.7062 * np.std([math.log(3.2), math.log(5)], ddof=1) / math.sqrt(2)
+    assert f"| 4.0 [{4 * math.exp(-half):.1f}, {4 * math.exp(half):.1f}] (2/3) |" in lines[0]
+    assert "| plain | 25 | 50 | 20 [" in lines[0]
+    assert "- (0/1)" in thermometer.temperature(rows[2:], thermometer.LEVELS[0], "error")
+
+
+def test_copies_that_rise_as_the_temperature_falls_have_rank_correlation_minus_one():
+    rows = [row(25, seed, 50 * i, 9.0 - i - seed / 10, 10 * i + seed) for seed in range(3) for i in range(1, 4)]
+    found, low, high, count = thermometer.with_copies(rows, thermometer.LEVELS[0], "error")
+    assert (found, low, high, count) == (pytest.approx(-1), pytest.approx(-1), pytest.approx(-1), 9)
+    assert thermometer.with_copies(rows[:6], thermometer.LEVELS[0], "error") is None, "two trainings have no interval"
+
+
+def test_networks_of_an_onset_are_read_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(thermometer, "POINTS", 4)
+    monkeypatch.setattr(thermometer, "PAIRS", 2)
+    about = {"variant": "plain", "size": 12, "seed": 0, "steps": [1, 2], "copies": [0, 3], "samples": 5, "held_out": 20}
+    found = list(thermometer.measured([about], tmp_path, {("plain", 12, 0, 1)}))
+    assert [(each["step"], each["copies"]) for each in found] == [(2, 3)]
+    done = {("plain", 12, 0, step) for step in (1, 2)}
+    assert list(thermometer.measured([about], tmp_path, done)) == []
