@@ -21,8 +21,10 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks import small_models
+from benchmarks.small_models import BASE
 from stages.diffusion.alignment import at_noised_images, eigenvalue_row, expansion_row, temperature_rows
 from stages.diffusion.model import Model, make_model
+from stages.diffusion.parameters import AlignmentParams
 from stages.memorization.seeds import SHARE, over_seeds, rate_variance
 
 LEVELS = (0.18, 0.36, 0.7)
@@ -41,7 +43,8 @@ def readings(model: Model) -> list[Row]:
         for row in temperature_rows(model, sigma, x, learned, SEED):
             if row["neighbors"] is None:
                 found.append({key: row[key] for key in ("sigma", "reading", "t_eff", "low", "high", "identified")})
-        pairs = expansion_row(model, sigma, number, PAIRS, SEED) | eigenvalue_row(model, sigma, number, PAIRS, SEED)
+        params = AlignmentParams(**BASE["sample"]["alignment"] | {"pairs": PAIRS, "expansion_pairs": PAIRS})
+        pairs = expansion_row(model, sigma, number, params, SEED) | eigenvalue_row(model, sigma, number, PAIRS, SEED)
         for name in ("expansion", "jacobian"):
             own = {key: pairs[f"{name}_{key}"] for key in ("t_eff", "low", "high", "identified")}
             found.append({"sigma": sigma, "reading": name, **own})
