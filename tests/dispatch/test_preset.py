@@ -236,7 +236,7 @@ def test_a_toy_preset_states_no_gpu_hours(project):
 
 
 def test_an_unknown_preset_and_a_key_that_is_gone_are_named(project):
-    with pytest.raises(InputError, match="unknown preset cifar: choose one of analytic-league"):
+    with pytest.raises(InputError, match="unknown preset cifar: choose one of adaptive-temperature, "):
         preset.apply("cifar")
     tree = load_tree("params.yaml")
     del tree["train"]["noise"]["sigma_max"]
