@@ -98,7 +98,7 @@ COARSE_VIEWS = {
     "zoomed": [View("", 32 / 27, offset=place) for place in _places(2, 5 / 27)],
     "shrunk": [View("", part) for part in (20 / 32, 24 / 32)],
 }
-LISTED = {"plain": 16, "moved": 4, "zoomed": 8, "shrunk": 8, "parts": 8}  # of each coarse view or part
+LISTED = {"plain": 16, "moved": 6, "zoomed": 4, "shrunk": 8, "parts": 8}  # of each coarse view or part
 SHORTLISTS = {
     "recoloured": ("plain",),
     "shrunk": ("plain", "shrunk"),

@@ -25,6 +25,7 @@ LARGEST = 128  # pixels per side at which shrunk copies are compared: larger one
 SHRUNK = KINDS.index("shrunk")
 SHRUNK_NEAR = 0.85  # of the last listed match: the cells alone can leave a copy of fine detail this far
 Box = tuple[float, float, float]  # (y, x) of the centre, and the side; pixels
+DIRECTIONS = ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 2), (0, 0, -2))
 
 
 def measured_crops(images: np.ndarray, reference: np.ndarray, found: Cropped, usual: np.ndarray) -> np.ndarray:
@@ -45,17 +46,17 @@ def measured_crops(images: np.ndarray, reference: np.ndarray, found: Cropped, us
 def _best_box(image: np.ndarray, whole: np.ndarray, box: Box) -> float:
     """Return the least distance of an image from the boxes of `whole` around one, each enlarged to its size.
 
-    A pattern search: the best of 27 boxes a step apart, then around it with half the step.
+    A pattern search: along one axis after the other, a step to either side while that helps; then half the step.
     """
     best, step = _box_distance(image, whole, box), max(FINEST, whole.shape[0] / STEPS_PER_SIDE)
     while step >= FINEST:
-        around = [
-            (box[0] + step * y, box[1] + step * x, box[2] + 2 * step * side)
-            for y, x, side in itertools.product((-1, 0, 1), repeat=3)
-        ]
-        tried = [(_box_distance(image, whole, near), near) for near in around]
-        best, box = min([(best, box), *tried])
-        step /= 2
+        found = best
+        for direction in DIRECTIONS:
+            near = (box[0] + step * direction[0], box[1] + step * direction[1], box[2] + step * direction[2])
+            distance = _box_distance(image, whole, near)
+            if distance < best:
+                best, box = distance, near
+        step = step if best < found else step / 2
     return best
 
 
