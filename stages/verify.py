@@ -32,10 +32,12 @@ from stages.theory.collapse import Collapse
 from stages.theory.denoising import Denoising
 from stages.theory.domination import ImageDomination, SigmaDomination
 from stages.theory.expansion import Expansion
+from stages.theory.generated_density import GeneratedDensity
 from stages.theory.jacobian import Jacobian
 from stages.theory.line_claims import Line
 from stages.theory.mismatch import Mismatch, MismatchTrajectory
 from stages.theory.relu_claims import ReluNetworks
+from stages.theory.score_noise import ScoreNoise
 from stages.theory.shell import ShellMass, ShellTouch
 from stages.theory.smoothed_samples import SmoothedCircle, SmoothedSamples
 
@@ -60,6 +62,8 @@ class Blocks(Section):
     line: Line
     relu_networks: ReluNetworks
     bias_variance: BiasVariance
+    score_noise: ScoreNoise
+    generated_density: GeneratedDensity
     smoothed_circle: SmoothedCircle
     smoothed_images: SmoothedSamples
 

@@ -21,6 +21,7 @@ from stages.reporting.checks import Check
 from stages.reporting.evaluations import evaluation_figure, evaluation_groups
 from stages.reporting.frontier_figure import frontier_figure
 from stages.reporting.inputs import Inputs, Variant
+from stages.reporting.kernel_widths import width_figure, width_groups
 from stages.reporting.most_copied import Across
 from stages.reporting.onsets import onset_rows
 from stages.reporting.pictures import file_uri, png_uri
@@ -64,7 +65,7 @@ def render(
     params.yaml.
     """
     variants, shown = inputs.variants, params["report"]
-    evaluations = evaluation_groups(variants)
+    evaluations, widths = evaluation_groups(variants), width_groups(variants)
     return (
         _environment()
         .get_template("report.html")
@@ -90,6 +91,8 @@ def render(
             loss_figure=figures.loss_figure(variants),
             evaluations=evaluations,
             evaluation_figure=evaluation_figure(evaluations, variants[0].fid["name"]),
+            widths=widths,
+            width_figure=width_figure(widths, variants[0].fid["name"]),
             beside=BESIDE,
             across=across,
             neighbors=neighbor_rows(_most_copied(variants), inputs.train.images),

@@ -132,6 +132,51 @@ def _bias_variance(tables: Tables) -> list[Figure]:
     return panels.drawn(figure, "bias-variance", caption)
 
 
+def _score_noise(tables: Tables) -> list[Figure]:
+    figure, axes = panels.canvas(2, 3.4)
+    rows, t = tables["score_noise"], column(tables["score_noise"], "t")
+    smooth = f"smoothed, h = {rows[0]['h']:g}"
+    kinds = ("found", "predicted", "empirical score"), ("smoothed", "smoothed_predicted", smooth)
+    for index, (found, predicted, label) in enumerate(kinds):
+        style = panels.look(index)
+        axes[0].plot(t, column(rows, predicted), color=style["color"], linestyle=style["linestyle"])
+        axes[0].plot(t, column(rows, found), style["marker"], color=style["color"], markersize=5, label=label)
+    axes[0].plot(t, column(rows, "limit"), **panels.DASHED, label="limit ∝ t^{−(d/2+1)}")
+    axes[0].set(xscale="log", yscale="log", xlabel="time t = σ²", ylabel="trace of the covariance", title="Variance")
+    panels.legend(axes[0], loc="upper right", fontsize=8)
+    own = tables["score_noise_correlation"]
+    panels.curves(axes[1], own, "t", "separation", "predicted", marker=None, named=False)
+    panels.curves(axes[1], own, "t", "separation", "found", linestyle="none", label="t = {:g}")
+    panels.expected_line(axes[1], 0.0)
+    axes[1].set(xlabel="distance between the points", ylabel="correlation of the noise", title="Correlation in space")
+    panels.legend(axes[1], loc="upper right", fontsize=8)
+    caption = (
+        "The empirical score's noise over training sets, at one place of a known mixture: measured (markers) and to "
+        "first order (lines). As the time falls it grows and loses its correlation in space, so that a kernel averages "
+        "more of it."
+    )
+    return panels.drawn(figure, "score-noise", caption)
+
+
+def _generated_density(tables: Tables) -> list[Figure]:
+    figure, axes = panels.canvas(2, 3.4)
+    rows = tables["generated_density"]
+    for axis, name, title in zip(axes, ("divergence", "bound"), ("Divergence", "Its bound from the score's error")):
+        panels.curves(axis, rows, "training_points", "h", name, label="M = {:g}", named=axis is axes[0])
+        axis.set(yscale="log", xlabel="kernel width h", title=title)
+        panels.expected_line(axis, rows[0]["floor"], "true score, same steps" if axis is axes[0] else None)
+        panels.plain_ticks(axis.yaxis)
+    axes[0].set_ylabel("KL(p ‖ q) in nats")
+    axes[1].set_ylim(axes[0].get_ylim())
+    panels.legend(axes[0], fontsize=8, loc="lower right")
+    caption = (
+        "The reverse SDE under the kernel-smoothed score of M points of a known mixture on a line; mean over training "
+        "sets. Left: divergence of the density that it generates. Right: ½ ∫ E (ŝ − s)² dt, which bounds it up to the "
+        "dashed line."
+    )
+    return panels.drawn(figure, "generated-density", caption)
+
+
 def _smoothed_circle(tables: Tables) -> list[Figure]:
     figure, (axis,) = panels.canvas(1, 3.2)
     panels.curves(axis, tables["smoothed_circle"], "method", "share_between", "rms_off")
@@ -297,6 +342,8 @@ FIGURES: dict[str, Callable[[Tables], list[Figure]]] = {
     "line": _line,
     "relu_networks": _relu_networks,
     "bias_variance": _bias_variance,
+    "score_noise": _score_noise,
+    "generated_density": _generated_density,
     "smoothed_circle": _smoothed_circle,
     "smoothed_images": _smoothed_images,
     "learned_score": _learned_score,

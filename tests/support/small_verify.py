@@ -72,6 +72,15 @@ BLOCKS: dict[str, Any] = {
         "repeats": 3,
         "widths": [0, 0.1, 0.2, 0.5],
     },
+    "score_noise": {"times": [0.2, 0.05], "separations": [0.1, 0.3], "count": 1500, "sets": 200, "width": 0.3},
+    "generated_density": {
+        "largest": 2.0,
+        "smallest": 0.15,
+        "levels": 12,
+        "counts": [6, 16],
+        "repeats": 8,
+        "widths": [0, 0.05, 0.15, 0.5],
+    },
     "smoothed_circle": {
         "points": 6,
         "samples": 300,
