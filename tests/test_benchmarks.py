@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import audit, closed_form, network, onset, published, search
+from benchmarks import audit, closed_form, engine, network, onset, published, search
 from stages.search.nearest import nearest
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +22,11 @@ def test_every_benchmark_starts_as_its_command_does():
     """Without the folders that pytest adds to Python's path."""
     done = subprocess.run([sys.executable, "-c", IMPORT_ALL], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+def test_every_part_of_the_engine_gives_what_the_plain_call_gives():
+    for case in engine.cases():
+        engine.check(case)
 
 
 def test_the_default_network_trains_and_samples(tmp_path):

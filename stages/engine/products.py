@@ -113,14 +113,17 @@ def squared_norms(images: np.ndarray) -> np.ndarray:
 
 
 def compiled_norms(images: np.ndarray) -> np.ndarray:
-    """`squared_norms` by a compiled loop, 20 times as fast, for searches that need compiled loops anyway."""
+    """`squared_norms` by a compiled loop, for searches that need such loops anyway: 4 times as fast as numpy.einsum."""
     norms = np.empty(len(images), np.int64)
     compiled.squared_lengths(images, norms)
     return norms
 
 
 def products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """a @ b.T, exactly. a: int8 (n, d), b: int8 (m, d); returns int32 (n, m), int64 where d needs it."""
+    """a @ b.T, exactly. a: int8 (n, d), b: int8 (m, d); returns int32 (n, m), int64 where d needs it.
+
+    5.5 times as fast as torch's float32 product (`benchmarks.engine`, which has the processor).
+    """
     d = a.shape[1]
     if d > MAX_INT32_TERMS:
         cuts = (slice(c, c + MAX_INT32_TERMS) for c in range(0, d, MAX_INT32_TERMS))
@@ -129,7 +132,10 @@ def products(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def weighted_sums(weights: np.ndarray, images: np.ndarray) -> np.ndarray:
-    """weights @ images, exactly. weights: int8 (n, m), m ≤ MAX_INT32_TERMS; images: int8 (m, d); int32 (n, d)."""
+    """weights @ images, exactly. weights: int8 (n, m), m ≤ MAX_INT32_TERMS; images: int8 (m, d); int32 (n, d).
+
+    15 times as fast as torch's float32 product.
+    """
     return _products(weights, images)
 
 
