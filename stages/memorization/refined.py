@@ -17,12 +17,13 @@ from stages.files.arrays import Arrays
 from stages.files.png import as_picture
 from stages.memorization.crops import Cropped, shrunk
 from stages.memorization.mixtures import SUSPECT
-from stages.memorization.nuisances import KINDS, ROUNDING, VIEWS
+from stages.memorization.nuisances import KINDS, ROUNDING, VIEWS, best_first
 
 STEPS_PER_SIDE = 64  # the first step of the search of a box, of the side: half of that between two sizes of crops
 FINEST = 0.125  # pixels, its last step
 LARGEST = 128  # pixels per side at which shrunk copies are compared: larger ones are made smaller
 SHRUNK = KINDS.index("shrunk")
+SHRUNK_TRIED = 4
 SHRUNK_NEAR = 0.85  # of the last listed match: the cells alone can leave a copy of fine detail this far
 Box = tuple[float, float, float]  # (y, x) of the centre, and the side; pixels
 DIRECTIONS = ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 2), (0, 0, -2))
@@ -72,21 +73,23 @@ def _box_distance(image: np.ndarray, whole: np.ndarray, box: Box) -> float:
 
 
 def measured_shrunk(images: np.ndarray, reference: np.ndarray, found: Arrays) -> Arrays:
-    """Return what `nuisances.explain` found, its best shrunk match measured again where that is near.
+    """Return what `nuisances.explain` found, its best SHRUNK_TRIED shrunk matches measured again where they are near.
 
-    images: uint8 (N, H, W, C); reference: uint8 (M, H, W, C). The match, made smaller to each side around the view's,
-    is compared with the middle of the image up to colours; its residual and relative distance are the lesser ones.
+    images: uint8 (N, H, W, C); reference: uint8 (M, H, W, C). A match, made smaller to each side around the view's, is
+    compared with the middle of the image up to colours; its residual and relative distance are the lesser ones.
     """
-    relative, residual = found["relative"].copy(), found["residual"].copy()
-    best, last = relative[:, SHRUNK, 0], np.where(np.isinf(relative[:, SHRUNK]), 0, relative[:, SHRUNK]).max(1)
-    near = np.flatnonzero(best < SHRUNK_NEAR * last)
-    rows, views = found["row"][near, SHRUNK, 0], found["view"][near, SHRUNK, 0]
-    for view in np.unique(views):
-        some = near[views == view]
-        tried = _sizes(images[some], reference[rows[views == view]], VIEWS["shrunk"][view].scale)
-        nearer = tried[:, 1] < best[some]
-        residual[some[nearer], SHRUNK, 0], relative[some[nearer], SHRUNK, 0] = tried[nearer].T
-    return {**found, "residual": residual, "relative": relative}
+    found = {name: values.copy() for name, values in found.items()}
+    row, view, relative, residual = (found[name][:, SHRUNK] for name in ("row", "view", "relative", "residual"))
+    last = np.where(np.isinf(relative), 0, relative).max(1, keepdims=True)
+    near = relative < SHRUNK_NEAR * last
+    near[:, SHRUNK_TRIED:] = False
+    for which in np.unique(view[near]):
+        places = np.nonzero(near & (view == which))
+        tried = _sizes(images[places[0]], reference[row[places]], VIEWS["shrunk"][which].scale)
+        nearer = tried[:, 1] < relative[places]
+        at = places[0][nearer], places[1][nearer]
+        residual[at], relative[at] = tried[nearer].T
+    return best_first(found)
 
 
 def _sizes(images: np.ndarray, wholes: np.ndarray, part: float) -> np.ndarray:

@@ -45,14 +45,14 @@ def test_distances_never_grow_and_those_of_far_images_stay():
     assert np.isnan(refined.measured_crops(images, reference, none, usual)).all()
 
 
-def found_of(rows: np.ndarray, view: int, near: float, last: float, count: int = 3) -> dict[str, np.ndarray]:
-    """What `nuisances.explain` returns, with these matches under the shrunk views alone."""
-    shape = (len(rows), len(KINDS), count)
+def found_of(rows: np.ndarray, view: int, near: float, last: float) -> dict[str, np.ndarray]:
+    """What `nuisances.explain` returns, with these matches (N, S) under the shrunk views alone."""
+    shape = (len(rows), len(KINDS), rows.shape[1])
     found = {"row": np.full(shape, -1), "view": np.zeros(shape, np.int64)}
     found |= {name: np.full(shape, np.inf) for name in ("residual", "relative")}
-    found["row"][:, refined.SHRUNK] = rows[:, None]
+    found["row"][:, refined.SHRUNK] = rows
     found["view"][:, refined.SHRUNK] = view
-    found["relative"][:, refined.SHRUNK] = [near] + [last] * (count - 1)
+    found["relative"][:, refined.SHRUNK] = [near] + [last] * (rows.shape[1] - 1)
     found["residual"][:, refined.SHRUNK] = 1e4
     return found
 
@@ -65,7 +65,7 @@ def test_a_shrunk_copy_under_other_colours_is_explained_whole(side, size):
     small = shrunk(reference, size)[..., ::-1]  # its channels exchanged, and darker
     images[:, at : at + size, at : at + size] = np.rint(0.8 * small + 10)
     views = [abs(view.scale - size / side) for view in VIEWS["shrunk"]]
-    found = found_of(np.arange(2), int(np.argmin(views)), 0.4, 0.6)
+    found = found_of(np.array([[0, 1], [1, 0]]), int(np.argmin(views)), 0.4, 0.6)
     measured = refined.measured_shrunk(images, reference, found)
     assert (measured["relative"][:, refined.SHRUNK, 0] < 0.05).all()
     assert (measured["residual"][:, refined.SHRUNK, 0] < 1).all()
@@ -75,9 +75,19 @@ def test_a_shrunk_copy_under_other_colours_is_explained_whole(side, size):
         np.testing.assert_array_equal(measured[name][:, :, 1:], found[name][:, :, 1:])
 
 
+def test_the_match_that_full_resolution_brings_nearest_comes_first():
+    reference = detailed(4, 32)
+    images = np.full_like(reference[:1], 90)
+    images[:, 4:28, 4:28] = shrunk(reference[2:3], 24)
+    found = found_of(np.array([[1, 2, 3]]), 3, 0.4, 0.6)
+    found["relative"][0, refined.SHRUNK] = [0.4, 0.42, 0.6]
+    measured = refined.measured_shrunk(images, reference, found)
+    assert measured["row"][0, refined.SHRUNK].tolist() == [2, 1, 3]
+
+
 def test_shrunk_matches_that_are_far_or_absent_stay():
     reference = detailed(2, 32)
-    for found in (found_of(np.arange(2), 3, 0.59, 0.6), found_of(np.full(2, -1), 3, np.inf, np.inf)):
+    for found in (found_of(np.array([[0, 1], [1, 0]]), 3, 0.59, 0.6), found_of(np.full((2, 2), -1), 3, np.inf, np.inf)):
         measured = refined.measured_shrunk(detailed(2, 32, seed=1), reference, found)
         for name in found:
             np.testing.assert_array_equal(measured[name], found[name])
