@@ -31,7 +31,7 @@ EXPECTED = {  # METHODS §4: sigma_max, steps, batch, resolution
 }
 KERNELS = ("fashion-kernel", "mnist-kernel")  # closed forms, no network
 LEAGUE = "analytic-league"  # closed forms of others beside ours, on digits
-ONSET, ADAPTIVE = "onset", "adaptive-temperature"  # small networks on digits
+ONSET, ADAPTIVE, CHOICE = "onset", "adaptive-temperature", "default-temperature"  # small networks on digits
 COSTS = [name for name in EXPECTED if not name.startswith("cifar10-")]  # the others have cifar10's network
 
 
@@ -50,7 +50,7 @@ def project(tmp_path, monkeypatch):
 
 
 def test_the_presets_are_those_of_the_plan():
-    assert preset.names() == sorted([*EXPECTED, *KERNELS, LEAGUE, ONSET, ADAPTIVE])
+    assert preset.names() == sorted([*EXPECTED, *KERNELS, LEAGUE, ONSET, ADAPTIVE, CHOICE])
 
 
 @pytest.mark.parametrize("name", EXPECTED)
