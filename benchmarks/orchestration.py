@@ -3,7 +3,8 @@
 stage    A stage's own work in plain Python beside the same stage as a Prefect flow, with the server up: with its shards
          to compute, with its shards cached, and without any shards. The stage does next to nothing, so the difference
          is the overhead.
-dvc      `dvc repro` with nothing to do, on the project's own dvc.yaml, params.yaml and code, with small files as data.
+dvc      `dvc repro` and `scoresmooth repro --dry-run` with nothing to do, on the project's own dvc.yaml, params.yaml
+         and code, with small files as data.
 parallel The project's own pipeline, with params.yaml made small (or as it is, with --full): `dvc repro` beside
          `scoresmooth repro --jobs 2`, each from nothing, each with a server of its own; whether all outs are equal.
 ray      The 16 shards of sample and the 8 of filter of a closed form, one thread each: on this machine with two jobs,
@@ -11,8 +12,8 @@ ray      The 16 shards of sample and the 8 of filter of a closed form, one threa
 thousand A stage of 1,000 shards: seconds per shard beside plain Python, the server's memory and database before and
          after, and how long the requests of the UI's pages then take.
 
-Times are wall-clock medians with the range, in seconds, of whole processes. Projects are made in a temporary folder.
-The last line is all numbers as JSON.
+Times are wall-clock medians with the range, in seconds, of whole processes, and the least processor seconds. Projects
+are made in a temporary folder. The last line is all numbers as JSON.
 """
 
 import argparse
@@ -21,6 +22,7 @@ import contextlib
 import hashlib
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -41,15 +43,22 @@ Numbers = dict[str, Any]
 
 def measure(name: str, repeats: int, action: Callable[[], None], before: Callable[[], None] = lambda: None) -> float:
     """Print and return the median of `repeats` runs of `action`, after one that does not count."""
-    times = []
+    times, spent = [], []
     for _ in range(repeats + 1):
         before()
-        start = time.perf_counter()
+        start, began = time.perf_counter(), _processor_seconds()
         action()
         times.append(time.perf_counter() - start)
-    median = statistics.median(times[1:])
-    print(f"{name:45} {median:6.2f}  ({min(times[1:]):.2f} to {max(times[1:]):.2f})", flush=True)
+        spent.append(_processor_seconds() - began)
+    median, spread = statistics.median(times[1:]), f"({min(times[1:]):.2f} to {max(times[1:]):.2f})"
+    print(f"{name:45} {median:6.2f}  {spread}  processor {min(spent[1:]):.2f}", flush=True)
     return median
+
+
+def _processor_seconds() -> float:
+    """Of all children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def stage_overhead(folder: Path, repeats: int) -> Numbers:
@@ -77,28 +86,32 @@ def stage_overhead(folder: Path, repeats: int) -> Numbers:
 
 
 def nothing_to_do(folder: Path, repeats: int) -> Numbers:
-    """dvc repro on the real graph, every out present and recorded."""
+    """dvc repro and scoresmooth repro on the real graph, every out present and recorded."""
     for name in ("dvc.yaml", "params.yaml", "stages"):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, folder / name)
     environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(folder / "site")}
+    environment["PYTHONPATH"] = str(ROOT)
 
-    def dvc(*arguments: str) -> str:
-        command = [sys.executable, "-m", "dvc", *arguments]
+    def run(*arguments: str) -> str:
+        command = [sys.executable, "-m", *arguments]
         done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"{' '.join(command)}: {done.stdout}{done.stderr}")
-        return done.stdout
+        return done.stdout + done.stderr
 
-    dvc("init", "--no-scm")
+    run("dvc", "init", "--no-scm")
     config = (ROOT / ".dvc" / "config").read_text().replace("[core]\n", "[core]\n    no_scm = true\n")
     (folder / ".dvc" / "config").write_text(config)
     _write_outs(folder)
-    dvc("commit", "-f")
-    assert "up to date" in dvc("repro")
-    nothing = measure("dvc repro with nothing to do", repeats, lambda: dvc("repro"))
-    version = measure("dvc version, for comparison", repeats, lambda: dvc("version"))
-    return {"nothing_to_do_s": nothing, "dvc_version_s": version}
+    run("dvc", "commit", "-f")
+    ours = ("pipeline.cli", "repro", "--dry-run")
+    assert "up to date" in run("dvc", "repro")
+    assert "up to date" in run(*ours)
+    nothing = measure("dvc repro with nothing to do", repeats, lambda: run("dvc", "repro"))
+    own = measure("scoresmooth repro --dry-run, nothing to do", repeats, lambda: run(*ours))
+    version = measure("dvc version, for comparison", repeats, lambda: run("dvc", "version"))
+    return {"nothing_to_do_s": nothing, "scoresmooth_s": own, "dvc_version_s": version}
 
 
 def _write_outs(folder: Path) -> None:
