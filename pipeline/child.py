@@ -59,7 +59,8 @@ def work(description: Path) -> bytes:
 
 def main() -> None:
     """Import, then work on shards until the parent closes the socket."""
-    for number in (signal.SIGINT, signal.SIGUSR2):  # Ctrl-C, Slurm's warning: they reach all; the parent sends SIGTERM
+    # Ctrl-C, the terminal's end, Slurm's warning: they reach all processes, and the parent sends SIGTERM
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     channel, parent = socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2])
     die_with(parent)

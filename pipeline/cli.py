@@ -15,6 +15,7 @@ import typer
 
 from pipeline.audit_command import audit, copybench, risk
 from pipeline.processes import WorkFailed
+from pipeline.signals import hang_up_as_terminate
 from stages.errors import InputError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -310,6 +311,7 @@ def _use_code_of_working_directory() -> None:
 def main() -> None:
     """Run the command; wrong input is one line and exit code 2."""
     _use_code_of_working_directory()
+    hang_up_as_terminate()
     code: int | str | None = 0
     try:
         app()

@@ -12,6 +12,7 @@ from prefect.runtime import task_run
 
 from pipeline.params import load_stage
 from pipeline.repro import STOP_GRACE, dvc_environment, single_item
+from pipeline.signals import code_of
 from pipeline.stage_run import address_of
 from pipeline.tracking import PARENT
 
@@ -37,7 +38,7 @@ def _run(command: list[str]) -> None:
     environment = {**dvc_environment(), PARENT: str(task_run.id)}
     process = subprocess.Popen(command, env=environment, process_group=0)
     try:
-        code = process.wait()
+        code = code_of(process)
     except BaseException:  # the worker ends this process when the run is cancelled
         os.killpg(process.pid, signal.SIGINT)
         with suppress(subprocess.TimeoutExpired):

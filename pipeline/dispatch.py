@@ -43,7 +43,7 @@ def run_stage(name: str, variant: str | None = None, path: Path | str = "params.
         if shards or variant is None:
             computed = _dispatch(name, variant, params, execution, shards)
         else:
-            stage_module(name).gather(params, {})
+            StageRun(name, variant, params, execution, (), None).gather()
         seconds = time.monotonic() - started
         write_json(record_path(address), {"shards": len(shards), "computed": computed, "seconds": seconds})
     say(f"{label}: done in {seconds:.1f} s")

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from queue import SimpleQueue
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from prefect import Flow, Task, get_client, tags, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.flow_engine import run_flow
-from prefect.futures import PrefectFuture, as_completed
+from prefect.futures import PrefectFuture
 from prefect.logging import get_run_logger
 from prefect.runtime import flow_run
 from prefect.states import Completed, Crashed, State
@@ -31,6 +32,7 @@ from pipeline.labels import shared_labels
 from pipeline.progress import is_measured, share_done
 from pipeline.runners import Runner
 from pipeline.showcase import publish_outs, publish_params
+from pipeline.signals import next_of
 from pipeline.stage_run import StageRun, say
 from pipeline.tracking import tracked
 from stages.errors import one_line
@@ -114,13 +116,15 @@ def _shard_task(stage: StageRun, runner: Runner, checks: Sequence[cache.Check]) 
 
 def _await(stage: StageRun, futures: list[PrefectFuture[Any]], missing: int) -> None:
     """Wait for the shards and show progress; the first failure is raised and the remaining shards are not started."""
-    total, updated = len(futures), time.monotonic()
+    total, updated, ended = len(futures), time.monotonic(), SimpleQueue[PrefectFuture[Any]]()
+    for future in futures:
+        future.add_done_callback(ended.put)
     measured = total == 1 and is_measured(stage.shards[0])
     shown = missing > 0 and (total > 1 or measured)
     artifact = create_progress_artifact(0.0, key=f"{stage.title.replace(' ', '-')}-progress") if shown else None
     with _watched(stage.shards[0], artifact) if artifact and measured else nullcontext():
-        for done, future in enumerate(as_completed(futures), start=1):
-            future.result()
+        for done in range(1, total + 1):
+            next_of(ended).result()
             if artifact and not measured and (done == total or time.monotonic() - updated > PROGRESS_PERIOD):
                 update_progress_artifact(artifact, progress=100 * done / total)
                 _tell(f"{stage.title}: {done} of {total} shards")

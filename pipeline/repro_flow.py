@@ -20,6 +20,7 @@ from pipeline.flows import GRACE, briefly, interruptible, run_flow_as
 from pipeline.graph import StageGraph
 from pipeline.labels import RUN, new_run
 from pipeline.repro import STOP_GRACE, Outcome, Reproducer, StageFailed
+from pipeline.signals import next_of
 from pipeline.stage_run import say
 from pipeline.tracking import PARENT
 
@@ -109,7 +110,7 @@ class _Schedule:
                 self._start(name)
             if not self._running:
                 break
-            name = self._ended.get()
+            name = next_of(self._ended)
             future = self._running.pop(name)
             try:
                 future.result()

@@ -1,12 +1,16 @@
 """One run of a stage, as the dispatch sees it."""
 
 import dataclasses
+import re
 import sys
 from pathlib import Path
 
 from pipeline.params import Execution, stage_module
 from stages.files.paths import DATA, LOCAL
 from stages.protocol import Shard, StageParams, by_task
+
+UNFINISHED = re.compile(r"\..+\.[0-9a-f]{8}(\.\w+)?")
+"""The name of a file that is being written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +45,18 @@ class StageRun:
 
     def gather(self) -> None:
         """Assemble the outs from the shards' results."""
+        remove_unfinished(self.outs)
         stage_module(self.name).gather(self.params, by_task(self.shards, [shard.path for shard in self.shards]))
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Remove what processes that were killed left of files that they were writing (stages.files.artifacts.atomic_path).
+
+    DVC removes a stage's outs before it runs, but nobody does without DVC. The stage's lock must be held.
+    """
+    for path in folder.rglob(".*"):
+        if UNFINISHED.fullmatch(path.name):
+            path.unlink()
 
 
 def title(name: str, variant: str | None) -> str:

@@ -1,6 +1,8 @@
 """Training on a Ray cluster of two simulated nodes: several processes on several nodes, and nodes that are lost."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -32,21 +34,30 @@ runner.run(Shard.from_json(sys.argv[1]), -1)
 """
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory):
-    """A head without CPUs and two nodes with one CPU and a home each."""
+@contextlib.contextmanager
+def nodes_with_homes(folders, count: int, cpus: int, **variables: str):
+    """A head without CPUs and nodes with a home each; `variables` are in the environment of their processes."""
     nodes = start_cluster(num_cpus=0)
     nodes.homes = {}
 
     def add() -> None:
-        home = tmp_path_factory.mktemp("home")
-        nodes.homes[nodes.add_node(num_cpus=1, env_vars={"HOME": str(home)})] = home
+        home = folders.mktemp("home")
+        nodes.homes[nodes.add_node(num_cpus=cpus, env_vars={"HOME": str(home), **variables})] = home
 
     nodes.add = add
-    add()
-    add()
-    yield nodes
-    nodes.shutdown()
+    try:
+        for _ in range(count):
+            add()
+        yield nodes
+    finally:
+        nodes.shutdown()
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+    """Two nodes with one CPU each."""
+    with nodes_with_homes(tmp_path_factory, 2, 1) as nodes:
+        yield nodes
 
 
 def shard_at(folder: str) -> Shard:
@@ -80,6 +91,28 @@ def scratches(cluster) -> dict[object, list[Path]]:
     return {node: list(home.glob(".cache/scoresmooth/*/ray/*.scratch")) for node, home in cluster.homes.items()}
 
 
+def wait_for_checkpoint(process: subprocess.Popen[str], place: Path) -> None:
+    """Wait until the shared place holds a checkpoint of the shard."""
+    record = SharedPlace((place / "scratch" / "key").as_uri())
+    end = time.monotonic() + limit(120)
+    while not any(name.endswith(".safetensors") for name in record.read_record() or {}):
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def at_work(cluster) -> list[int]:
+    """The processes of the cluster's nodes that work on a shard, by the title that Ray gives them."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):  # it has just ended
+            title, variables = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
+            ours = any(f"HOME={home}\0".encode() in variables for home in cluster.homes.values())
+            if ours and title.startswith(b"ray::work"):
+                found.append(int(entry.name))
+    return found
+
+
 @pytest.mark.parametrize("shared", [False, True])
 def test_two_nodes_give_the_weights_of_two_local_processes(project, environment, cluster, shared):
     """Bit for bit, with one folder that all see, and with inputs, checkpoints and result through a shared place."""
@@ -102,12 +135,7 @@ def test_a_training_goes_on_elsewhere_when_its_node_is_lost(project, environment
     expected = undisturbed()
     shard = shard_at("ray")
     process = start(shard, cluster, (project / "place").as_uri())
-    record = SharedPlace((project / "place" / "scratch" / "key").as_uri())
-    until = time.monotonic() + limit(120)
-    while not any(name.endswith(".safetensors") for name in record.read_record() or {}):
-        assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < until
-        time.sleep(0.05)
+    wait_for_checkpoint(process, project / "place")
     writing = [node for node, found in scratches(cluster).items() if found]
     lost = writing[0]
     cluster.remove_node(lost, allow_graceful=False)
@@ -118,6 +146,43 @@ def test_a_training_goes_on_elsewhere_when_its_node_is_lost(project, environment
     assert ("a process was lost: all 2 start again" in output) == (processes == 2)
     assert shard.path.read_bytes() == expected
     assert load_tensors(shard.path)[1]["image_shape"] == [1, 8, 8]
+
+
+def test_all_processes_of_a_training_on_one_node_resume_there(project, environment, tmp_path_factory):
+    """Each fetches the checkpoints into the node's one folder."""
+    with_processes(2, steps=300, checkpoint_every=10, log_every=10)
+    expected = undisturbed()
+    shard = shard_at("ray")
+    with nodes_with_homes(tmp_path_factory, 1, 2) as cluster:
+        process = start(shard, cluster, (project / "place").as_uri())
+        wait_for_checkpoint(process, project / "place")
+        (lost,) = cluster.homes
+        assert len(at_work(cluster)) == 2
+        cluster.remove_node(lost, allow_graceful=False)
+        del cluster.homes[lost]
+        cluster.add()
+        output = end(process)
+    assert output.count("resuming from the shared place") == 2
+    assert "a process was lost: all 2 start again" in output
+    assert shard.path.read_bytes() == expected
+
+
+def test_a_process_that_hangs_is_replaced_after_a_limit(project, environment, tmp_path_factory):
+    """Its node lives on, so that Ray notices nothing: the other process does, which waits for it."""
+    with_processes(2, steps=300, checkpoint_every=10, log_every=10)
+    expected = undisturbed()
+    shard = shard_at("ray")
+    seconds = f"{limit(20):.0f}"
+    with nodes_with_homes(tmp_path_factory, 1, 2, SCORESMOOTH_COLLECTIVE_LIMIT=seconds) as cluster:
+        process = start(shard, cluster, (project / "place").as_uri())
+        wait_for_checkpoint(process, project / "place")
+        hung, _ = at_work(cluster)
+        os.kill(hung, signal.SIGSTOP)
+        output = end(process)
+        assert hung not in at_work(cluster)
+    assert f"another process of the training did not answer for {seconds} s" in output
+    assert "a process was lost: all 2 start again" in output
+    assert shard.path.read_bytes() == expected
 
 
 def test_more_processes_than_the_cluster_has_is_one_line(project, environment, cluster):

@@ -169,6 +169,11 @@ def kill_all(folder: Path) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
+def differing(found: dict[str, bytes], expected: dict[str, bytes]) -> list[str]:
+    """The outs that are missing, of other content, or too many."""
+    return sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+
+
 def play(arena: Arena, number: int, rng: random.Random, usual: float, tally: Tally) -> tuple[str, float]:
     """Play round `number`; return its fault and how long its undisturbed run took. Threads add to one tally."""
     kind = rng.choice(arena.FAULTS)
@@ -199,8 +204,8 @@ def play(arena: Arena, number: int, rng: random.Random, usual: float, tally: Tal
         tally.hangs.append(f"{label}, afterwards")
     elif process.returncode:
         tally.failed.append(f"{label}: exit code {process.returncode}: {output[-1200:]}")
-    elif arena.outs() != arena.expected:
-        tally.different.append(label)
+    elif names := differing(arena.outs(), arena.expected):
+        tally.different.append(f"{label}: {', '.join(names)}")
     if left := left_over(arena):
         tally.orphans.append(f"{label}, afterwards: {len(left)}")
     return f"{type(arena).__name__} {kind}", seconds

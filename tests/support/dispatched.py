@@ -11,7 +11,7 @@ import sys
 from pipeline import cache
 from pipeline.params import load_stage, stage_module
 from pipeline.runners import LocalRunner
-from stages.protocol import by_task
+from pipeline.stage_run import StageRun
 for address in sys.argv[1:]:
     name, _, variant = address.partition("@")
     params, execution = load_stage(name, variant or None)
@@ -19,7 +19,7 @@ for address in sys.argv[1:]:
     with LocalRunner(1, execution.processes) as runner:
         for shard in shards:
             cache.obtain(shard, runner.run, lambda text: print(text, flush=True))
-    stage_module(name).gather(params, by_task(shards, [shard.path for shard in shards]))
+    StageRun(name, variant or None, params, execution, tuple(shards), None).gather()
 """
 
 
