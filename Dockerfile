@@ -10,13 +10,14 @@ RUN apt-get update \
     && apt-get install -y --no-install-recommends ca-certificates git make python3 python3-venv \
     && rm -rf /var/lib/apt/lists/*
 
-# The home is anyone's: compose runs the containers as the user of the mounted files.
+# The home is anyone's: compose runs the containers as the user of the mounted files, whom the image need not know.
+# DVC asks for the user's name, and finds it in USER where /etc/passwd has none.
 RUN useradd --uid 10001 --no-create-home --home-dir /home/scoresmooth scoresmooth \
     && install -d -m 0777 /home/scoresmooth \
     && install -d -o scoresmooth /project /opt/venv
 USER 10001
 WORKDIR /project
-ENV HOME=/home/scoresmooth VENV=/opt/venv PATH=/opt/venv/bin:$PATH
+ENV HOME=/home/scoresmooth USER=scoresmooth VENV=/opt/venv PATH=/opt/venv/bin:$PATH
 
 # `make` finds the environment by its time stamps, also with the mounted project: build again when the pins have changed.
 COPY --chown=10001 pyproject.toml constraints.txt README.md LICENSE Makefile ./
