@@ -31,6 +31,7 @@ def test_the_driver_leaves_no_disk_process_or_folder_when_it_is_ended(tmp_path, 
     place.mkdir()
     paths = os.pathsep.join(str(ROOT / path) for path in ("", "tests/support", "tests/faults"))
     environment = {**os.environ, "TMPDIR": str(place), "PYTHONPATH": paths}
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(tmp_path / "inductor")  # torch makes it and leaves it
     command = [sys.executable, "-m", "chaos", "--jobs", "2", "--log", str(tmp_path / "log")]
     driver = Process(command, cwd=ROOT, env=environment, preexec_fn=hear_interrupts)
     try:
