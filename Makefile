@@ -23,8 +23,10 @@ repro: $(VENV)/.installed
 	scoresmooth repro --jobs $(JOBS)
 	@scoresmooth results
 
+# a worker for each processor, so that one thread is enough for each
+test: export OMP_NUM_THREADS := 1
 test: $(VENV)/.installed-test
-	pytest $(TESTS)
+	pytest -n $(JOBS) --dist loadfile $(TESTS)
 
 faults: $(VENV)/.installed-test
 	pytest -m faults $(TESTS)

@@ -120,6 +120,7 @@ def test_a_torn_last_line_is_said_kept_aside_and_nothing_else_is_lost(tmp_path, 
         (Act("2", now(), "bert", undoes="1").to_line().decode().strip(), r"takes back '1', which is not a standing"),
         (Act("2", now(), "anna", undoes="9").to_line().decode().strip(), r"takes back '9', which is not a standing"),
     ],
+    ids=["no JSON", "no object", "other keys", "no verdict", "of another reviewer", "of no verdict"],
 )
 def test_a_damaged_line_is_named(tmp_path, line, message):
     path = tmp_path / "verdicts.jsonl"
