@@ -17,7 +17,7 @@ from stages.files.artifacts import sha256_file, sha256_json, write_text
 from stages.files.paths import CACHE
 from stages.protocol import Section, StageParams, explain, load_tree
 
-STAGES = ("ingest", "deduplicate", "embed", "index", "train", "sample", "filter", "fid", "verify", "report")
+STAGES = ("ingest", "deduplicate", "embed", "index", "train", "choose", "sample", "filter", "fid", "verify", "report")
 """The stage modules, in the order of the DAG. The only list of them in the code."""
 
 RUNNER = "SCORESMOOTH_RUNNER"
@@ -206,7 +206,8 @@ def _reject_outside_paths(node: Any, file: Path | str, key: str = "") -> None:
 
 def _reject_unknown_sections(tree: dict[str, Any]) -> None:
     shared = (key for name in STAGES for key in stage_module(name).Params.SHARED.values())
-    known = {*STAGES, "execution", "variants", *(key.split(".")[0] for key in shared)}
+    own = (name for name in STAGES if stage_module(name).Params.has_section())
+    known = {*own, "execution", "variants", *(key.split(".")[0] for key in shared)}
     for section, values in tree.items():
         if section not in known:
             raise InputError(f"params.yaml: unknown key {section}: remove it or correct its spelling")

@@ -9,7 +9,7 @@ from stages.files.paths import CACHE, DATA, LOCAL
 from stages.protocol import load_tree
 from stages.reporting.terminal import print_results
 
-PER_VARIANT = ("train", "sample", "filter", "fid")
+PER_VARIANT = ("train", "choose", "sample", "filter", "fid")
 """The stages whose outs lie in a folder per variant."""
 
 RESULTS = DATA / "report" / "results.json"

@@ -26,9 +26,10 @@ def shrink(document: dict[str, Any]) -> None:
     optimization = train["optimization"]
     optimization |= {"steps": 10, "batch": 4, "microbatch": None, "warmup": 2, "compile": False}
     optimization |= {"checkpoint_every": 10, "log_every": 2}
-    train |= {"threads": 1, "seeds": train["seeds"][:1], "snapshots": []}
+    train |= {"threads": 1, "seeds": train["seeds"][:1], "snapshots": [5] if sample["checkpoint"] == "best_fid" else []}
     count = _count(sample["count"])
     sample |= {"count": count, "batch": 20, "shards": 1, "compile": False, "curve_count": 20}
+    sample |= {"choice_samples": 20, "choice_images": 20}
     sample["alignment"] |= {
         "levels": 2,
         "images": 4,

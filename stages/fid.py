@@ -24,6 +24,7 @@ from stages.features.embedding import embed_span, embedding_settings
 from stages.features.weights import EncoderParams
 from stages.files.artifacts import write_json, write_tsv
 from stages.files.features import FeatureTable, concatenate, read_features, require_same_encoder
+from stages.files.held_out import reported
 from stages.files.images import class_sizes, read_images, require_rows
 from stages.files.paths import DATA, features_of, images_of, run_samples_of, samples_of
 from stages.files.runs import rows_of_runs
@@ -37,12 +38,19 @@ class Params(StageParams):
     """The reference images of the Fréchet distance; the encoder is embed's."""
 
     SECTION: ClassVar[str] = "fid"
-    SHARED: ClassVar[dict[str, str]] = {"encoder": "embed.encoder", "device": "embed.device"}
+    SHARED: ClassVar[dict[str, str]] = {
+        "encoder": "embed.encoder",
+        "device": "embed.device",
+        "checkpoint": "sample.checkpoint",
+        "choice_images": "sample.choice_images",
+    }
     PER_VARIANT: ClassVar[bool] = True
 
     variant: str
     encoder: EncoderParams
     device: Literal["auto", "cpu", "cuda"]
+    checkpoint: Literal["last", "best_fid"]
+    choice_images: int
     reference: Literal["test", "test+holdout"] = Field(description="real images beside train; the floor's are test's")
     reference_count: int | None = Field(ge=2, description="images drawn of train and of the reference; null: all")
     per_class: bool = Field(description="draw the same number of reference images from every class")
@@ -103,8 +111,9 @@ def gather(params: Params, parts: Parts) -> None:
     for split, table in references.items():
         require_same_encoder(samples.features, table, f"{samples_of(params.variant)} and {features_of(split)}")
     train, beside, _ = references.values()
-    test = beside if params.reference == "test" else _drawn(params, params.reference, params.reference_count)
-    held_out = _held_out()
+    fewer = params.checkpoint == "best_fid"  # those that chose are missing, so that there may be fewer than asked for
+    test = beside if params.reference == "test" else _drawn(params, params.reference, params.reference_count, fewer)
+    held_out = _held_out(params)
     floor = held_out.take(_rows(params, "holdout", len(samples), at_most=True))
     sides = {"samples": (samples, test), "holdout": (floor, beside)}  # the floor's sides never share an image
     measured = {name: _measure(params, *side, held_out) for name, side in sides.items()}
@@ -116,6 +125,7 @@ def gather(params: Params, parts: Parts) -> None:
         "samples": len(samples),
         "per_class": params.per_class,
         "reference": params.reference,
+        "held_out_for_the_choice": len(read_features(features_of("holdout"))) - len(held_out),
         "train": _entry(distance_with_interval(samples.features.features, train.features), len(train)),
         "test": _entry([measured["samples"][key] for key in FD], len(test)),
         "floor": _entry([measured["holdout"][key] for key in FD], len(floor)),
@@ -159,11 +169,12 @@ def _entry(interval: Sequence[float], count: int) -> dict[str, float]:
     return {**dict(zip(("distance", "low", "high"), interval)), "count": count}
 
 
-def _held_out() -> ImageSet:
-    """Return all held-out images."""
+def _held_out(params: Params) -> ImageSet:
+    """Return the held-out images that are reported: all but those that chose the network."""
     images, features = read_images(images_of("holdout")), read_features(features_of("holdout"))
     require_rows(features.ids, features_of("holdout"), images, images_of("holdout"), "embed")
-    return ImageSet(features, images.images)
+    held_out = ImageSet(features, images.images)
+    return held_out.take(range(reported(len(held_out), params.checkpoint, params.choice_images)))
 
 
 def _references(params: Params, samples: int) -> dict[str, FeatureTable]:
@@ -188,12 +199,15 @@ def _drawn(params: Params, splits: str, count: int | None, at_most: bool = False
 def _rows(params: Params, splits: str, count: int | None, at_most: bool) -> np.ndarray:
     """Return the rows of the reference images of the splits, which follow each other."""
     ids = {split: read_features(features_of(split)).ids for split in splits.split("+")}
+    available = sum(len(own) for split, own in ids.items() if split != "holdout")
+    if "holdout" in ids:  # the last of the splits, and of its rows the first are reported
+        available += reported(len(ids["holdout"]), params.checkpoint, params.choice_images)
     if not params.per_class:
-        return drawn_rows(sum(map(len, ids.values())), count, params.seed, splits, at_most)
+        return drawn_rows(available, count, params.seed, splits, at_most)
     images = {split: read_images(images_of(split)) for split in ids}
     for split, own in images.items():
         require_rows(ids[split], features_of(split), own, images_of(split), "embed")
-    labels = np.concatenate([own.labels for own in images.values()])
+    labels = np.concatenate([own.labels for own in images.values()])[:available]
     return balanced_rows(labels, count, params.seed, splits, at_most)
 
 

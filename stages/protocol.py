@@ -75,7 +75,7 @@ class StageParams(Section):
             raise InputError(f"stage {cls.SECTION} runs per variant: add --variant NAME")
         if not cls.PER_VARIANT and variant is not None:
             raise InputError(f"stage {cls.SECTION} does not run per variant: drop --variant {variant}")
-        values = dict(_lookup(tree, cls.SECTION) or {})
+        values = dict(_lookup(tree, cls.SECTION) or {}) if cls.has_section() else {}
         places = {field: key.format(variant=variant) for field, key in cls.SHARED.items()}
         for field in (*places, *(("variant",) if cls.PER_VARIANT else ())):
             if field in values:
@@ -87,6 +87,11 @@ class StageParams(Section):
             return cls(**values)
         except ValidationError as error:
             raise InputError(explain(error, cls.SECTION, places, values)) from error
+
+    @classmethod
+    def has_section(cls) -> bool:
+        """Whether params.yaml has a section of this stage; none where all that it reads is in other sections."""
+        return not cls.SHARED or not set(cls.model_fields) <= {*cls.SHARED, "variant"}
 
     @classmethod
     def keys(cls, variant: str = "{variant}") -> list[str]:

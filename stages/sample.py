@@ -8,6 +8,8 @@ Outs in data/sample/VARIANT:
   interpolation.arrow holds the images of its interpolations;
 - for a trained network, runs.arrow holds samples 0..curve_count-1 of every run (each seed's network, at each snapshot
   and at the end), in the order of its metadata `runs`. All the rest is of the reference run.
+
+Which networks these are is said by stage train, or with checkpoint `best_fid` by stage choose.
 """
 
 from pathlib import Path
@@ -17,7 +19,7 @@ from pydantic import Field
 
 from stages.diffusion.parameters import AlignmentParams, Variant
 from stages.files.artifacts import read_json, write_json
-from stages.files.paths import DATA, images_of, run_samples_of, runs_of, samples_of, score_of
+from stages.files.paths import DATA, choice_of, chosen_runs_of, images_of, run_samples_of, runs_of, samples_of, score_of
 from stages.files.runs import Run, read_runs, reference
 from stages.protocol import Parts, Shard, StageParams, main, spans
 
@@ -48,8 +50,19 @@ class Params(StageParams):
         description="type of a network's products; auto: bfloat16 where the device has instructions for it"
     )
     compile: bool = Field(description="use torch.compile for a network, worth it on a GPU")
+    checkpoint: Literal["last", "best_fid"] = Field(
+        description="which of a training's networks is sampled: the last, or of those that it kept the best by Fréchet "
+        "distance (stage choose)"
+    )
+    choice_samples: int = Field(ge=2, description="samples of each kept network for the choice; they are not reported")
+    choice_images: int = Field(ge=2, description="held-out images for the choice, the last ones, then not reported")
     curve_count: int = Field(ge=2, description="samples of each run of a network, at most `count`")
     alignment: AlignmentParams
+
+    @property
+    def runs(self) -> Path:
+        """The list of the runs that are sampled."""
+        return chosen_runs_of(self.variant) if self.checkpoint == "best_fid" else runs_of(self.variant)
 
     @property
     def drawn(self) -> int:
@@ -62,7 +75,7 @@ def plan(params: Params) -> list[Shard]:
     name, inputs = params.variant, [score_of(params.variant), images_of("train")]
     if params.spec.score == "closed-form":
         return _draws(params, name, *inputs)
-    runs = read_runs(runs_of(name))
+    runs = read_runs(params.runs)
     trained = [*inputs, reference(runs).weights]
     shards = _draws(params, name, *trained)
     shards.append(_shard("alignment", f"{name} alignment", _settings(params, "alignment"), *trained))
@@ -194,6 +207,9 @@ def gather(params: Params, parts: Parts) -> None:
     notes = [read_images(part).metadata for part in parts["samples"]]
     if params.spec.score == "network":  # what `precision: auto` came to
         summary["precision"] = " and ".join(sorted({note["precision"] for note in notes}))
+        summary["checkpoint"] = params.checkpoint
+        if params.checkpoint == "best_fid":
+            summary["choice"] = read_json(choice_of(params.variant))
     stops = [stop for note in notes for stop in note["stops"]]
     write_json(out / "sample.json", {**summary, **_stopped(stops, sampler.stop_below)})
 
@@ -204,7 +220,7 @@ def _run_table(params: Params, samples: "ImageTable", parts: list[Path]) -> "Ima
 
     from stages.files.images import image_table, read_images
 
-    runs, count = read_runs(runs_of(params.variant)), _run_count(params)
+    runs, count = read_runs(params.runs), _run_count(params)
     drawn = [read_images(part).images for part in parts]
     place = runs.index(reference(runs)) * count
     others = np.concatenate([samples.images[:0], *drawn])

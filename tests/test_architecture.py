@@ -28,9 +28,10 @@ REACH = {
     "embed": (14, ["features", "files"]),
     "index": (25, ["engine", "features", "files", "search"]),
     "train": (26, ["diffusion", "files"]),
-    "sample": (41, ["diffusion", "engine", "files", "search"]),
+    "choose": (60, ["diffusion", "engine", "features", "files", "search"]),
+    "sample": (42, ["diffusion", "engine", "files", "search"]),
     "filter": (66, ["engine", "features", "files", "images", "memorization", "search"]),
-    "fid": (28, ["engine", "features", "files", "images"]),
+    "fid": (29, ["engine", "features", "files", "images"]),
     "verify": (62, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
     "report": (54, ["engine", "files", "memorization", "reporting", "search", "theory"]),
     "audit": (102, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
@@ -56,7 +57,19 @@ ARROWS = {
 BASE = ("errors", "protocol", "device")
 
 STALE = {
-    "engine": {"deduplicate", "index", "sample", "filter", "fid", "verify", "report", "audit", "copybench", "risk"},
+    "engine": {
+        "deduplicate",
+        "index",
+        "choose",
+        "sample",
+        "filter",
+        "fid",
+        "verify",
+        "report",
+        "audit",
+        "copybench",
+        "risk",
+    },
     "theory": {"verify", "report"},
     "reporting": {"report", "audit"},
 }

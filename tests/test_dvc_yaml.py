@@ -143,11 +143,11 @@ def test_a_change_of_one_variant_reaches_its_own_stages_and_the_report_only(monk
                 for params in stage.params
                 if {f"variants.{variant}", "variants"} & set(params.params)
             }
-            assert reading == {f"train@{variant}", f"sample@{variant}", "report"}
+            assert reading == {f"train@{variant}", f"choose@{variant}", f"sample@{variant}", "report"}
             assert "report" in reading
             # DVC's arrows go from a stage to what it depends on
             after = {stage.addressing for stage in index if any(stages[n] in _reached(index, stage) for n in reading)}
-            own = {f"{name}@{variant}" for name in ("train", "sample", "filter", "fid")}
+            own = {f"{name}@{variant}" for name in ("train", "choose", "sample", "filter", "fid")}
             assert after | reading == own | {"report"}
 
 

@@ -54,6 +54,7 @@ def batches(start: int, stop: int, batch: int) -> Iterator[tuple[Tensor, int]]:
         yield torch.arange(first, first + batch), min(batch, stop - first)
 
 
-def draw_samples(model: Model, seed: int, count: int, batch: int) -> np.ndarray:
-    """Return samples 0..count-1 as uint8 (count, H, W, C), drawn `batch` at a time."""
-    return np.concatenate([sample_batch(model, seed, indices)[:keep] for indices, keep in batches(0, count, batch)])
+def draw_samples(model: Model, seed: int, count: int, batch: int, start: int = 0) -> np.ndarray:
+    """Return samples start..start+count-1 as uint8 (count, H, W, C), drawn `batch` at a time."""
+    spans = batches(start, start + count, batch)
+    return np.concatenate([sample_batch(model, seed, indices)[:keep] for indices, keep in spans])

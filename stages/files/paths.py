@@ -83,6 +83,16 @@ def runs_of(variant: str) -> Path:
     return DATA / "train" / variant / "runs.json"
 
 
+def choice_of(variant: str) -> Path:
+    """Which of a network's runs are sampled, and why."""
+    return DATA / "choose" / variant / "choice.json"
+
+
+def chosen_runs_of(variant: str) -> Path:
+    """A network's runs up to the chosen one of each seed; the file exists only with sample.checkpoint `best_fid`."""
+    return DATA / "choose" / variant / "runs.json"
+
+
 def training_of(variant: str, seed: int) -> Path:
     """The folder of the training with one seed: the averaged weights at its end and at its snapshots, its losses."""
     return DATA / "train" / variant / f"seed-{seed}"

@@ -1,14 +1,13 @@
 """Runs: every training seed's network at every snapshot, from train to filter and fid, against direct computation."""
 
-import csv
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from diffusion_project import outs, small_params, write_params
-from filter_inputs import TREE, write_index
+from diffusion_project import outs
+from measured_runs import COUNT, RUNS, SEEDS, STEPS, VARIANT, measure, pixels, rows, set_runs
 from scipy.linalg import sqrtm
 
 from stages import sample, train
@@ -20,10 +19,7 @@ from stages.diffusion.training import draw_batch
 from stages.errors import InputError
 from stages.features.coverage import precision_recall_density_coverage
 from stages.features.diversity import vendi_score
-from stages.features.encoders import load_encoder
-from stages.features.weights import EncoderParams
 from stages.files.artifacts import read_json
-from stages.files.features import FeatureTable, write_features
 from stages.files.images import image_table, read_images, write_images
 from stages.files.runs import read_runs, reference, rows_of_runs
 from stages.files.tensors import load_tensors
@@ -31,19 +27,7 @@ from stages.memorization.blends import hull_distance
 from stages.memorization.calibrated_rates import cross_fitted
 from stages.protocol import load_tree, run_plain
 
-VARIANT, SEEDS, STEPS, COUNT = "net-temperature-pixel", [7, 3], [7, 12], 10
 SNAPSHOT = "snapshot-{:010d}".format
-RUNS = [(seed, step) for seed in SEEDS for step in (*STEPS, 20)]
-
-
-def set_runs(seeds=SEEDS, snapshots=STEPS, **optimization):
-    tree = small_params() | {key: TREE[key] for key in ("embed", "filter")}
-    tree["train"] |= {"seeds": seeds, "snapshots": snapshots}
-    tree["train"]["optimization"] |= {"decay": "constant", "precision": "float32", **optimization}
-    tree["sample"] |= {"precision": "float32", "curve_count": COUNT}
-    tree["fid"] |= {"neighbors": 5, "shards": 2}
-    tree["filter"] = {**tree["filter"], "shards": 3}
-    write_params(tree)
 
 
 def weights(name, seed=7):
@@ -52,32 +36,6 @@ def weights(name, seed=7):
 
 def same(a, b):
     return a.keys() == b.keys() and all((a[name] == b[name]).all() for name in a)
-
-
-def measure(*stages):
-    for stage in stages or ("train", "sample", "filter", "fid"):
-        run_plain(stage, VARIANT)
-
-
-@pytest.fixture
-def measurable(project):
-    """What filter and fid need beside the training images; features are pixels."""
-    train_images = read_images("data/deduplicate/train.arrow").images
-    write_index(train_images)
-    encoder, rng = load_encoder(EncoderParams(**TREE["embed"]["encoder"]), "cpu"), np.random.default_rng(5)
-    for split in ("test", "holdout"):
-        table = image_table(rng.integers(0, 256, (40, 8, 8, 1), dtype=np.uint8))
-        write_images(f"data/deduplicate/{split}.arrow", table)
-        write_features(f"data/embed/{split}.arrow", FeatureTable(encoder(table.images), table.ids, encoder.metadata))
-
-
-def rows(stage):
-    with open(f"data/{stage}/{VARIANT}/runs.tsv", newline="") as file:
-        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file, delimiter="\t")]
-
-
-def pixels(split):
-    return read_images(f"data/deduplicate/{split}.arrow").flat.astype(np.float64)
 
 
 def test_every_seed_has_its_own_training_and_a_snapshot_is_the_end_of_a_shorter_one(project):

@@ -149,6 +149,20 @@ def test_adaptive_temperatures_differ_from_a_schedule_in_the_temperature_alone(p
     assert smoothed[0]["noise_conditioning"], "as plain, which is conditioned by its form"
 
 
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_preset_with_published_fids_chooses_among_snapshots_on_images_that_it_does_not_report(project, name):
+    tree = applied(name)
+    published = tree["report"]["published"]
+    compared = published and any(table["measure"] == "fid_train" for table in published["tables"])
+    extends = name.startswith("cifar10")
+    assert (tree["sample"]["checkpoint"] == "best_fid") == bool(compared or extends)
+    if compared:
+        assert len(tree["train"]["snapshots"]) > 3
+        assert 2 * tree["sample"]["choice_images"] <= tree["ingest"]["holdout"]
+        tables = [table for table in published["tables"] if table["measure"] == "fid_train"]
+        assert all(table["protocol"]["sample.checkpoint"] == "best_fid" for table in tables)
+
+
 def applied(name, toy=False):
     return preset._plain(preset._applied(name, "params.yaml", toy))
 

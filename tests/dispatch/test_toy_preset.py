@@ -37,7 +37,7 @@ def test_every_stage_of_a_toy_preset_runs(tmp_path, monkeypatch, name):
     for stage in ("ingest", "deduplicate", "embed", "index", "verify"):
         run_plain(stage)
     for variant in tree["variants"]:
-        for stage in ("train", "sample", "filter", "fid"):
+        for stage in ("train", "choose", "sample", "filter", "fid"):
             run_plain(stage, variant)
     run_plain("report")
     require_whole_report(tmp_path, tree)

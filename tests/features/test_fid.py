@@ -137,7 +137,8 @@ def project(tmp_path, monkeypatch):
 
 
 PARAMS = {
-    "variant": "v", "encoder": EncoderParams(**PIXELS), "device": "cpu", "reference": "test", "reference_count": None,
+    "variant": "v", "encoder": EncoderParams(**PIXELS), "device": "cpu", "checkpoint": "last", "choice_images": 10,
+    "reference": "test", "reference_count": None,
     "per_class": False, "samples": None, "seed": 0, "neighbors": 5, "shards": 1,
 }  # fmt: skip
 

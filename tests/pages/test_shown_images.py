@@ -4,15 +4,18 @@ import base64
 import io
 import re
 import types
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
-from report_project import COPIED, REPORT, VARIANTS
+from report_project import COPIED, IMAGES, REPORT, VARIANTS, write_project
 
+from stages.files.artifacts import read_json, write_json
 from stages.files.images import read_images
 from stages.files.paths import images_of
+from stages.protocol import run_plain
 from stages.reporting import words
 from stages.reporting.most_copied import most_copied
 
@@ -59,6 +62,19 @@ def test_the_nearest_training_images_are_those_of_the_network_that_copies_most(p
             shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
             assert np.array_equal(shown, (train if kind == "training image" else samples)[int(index), :, :, 0])
     assert "Where the second row is missing" in page
+
+
+def test_the_page_says_which_network_was_chosen_and_by_what(project):
+    write_project(Path(), IMAGES)
+    path = Path("data/sample/net-conditioning/sample.json")
+    candidates = [{"seed": 1, "step": step, "fd": fd} for step, fd in ((100, 30.0), (200, 12.5), (400, 17.0))]
+    choice = {"images": 15, "samples": 12, "split": "the last 15 held-out images", "candidates": candidates}
+    write_json(path, {**read_json(path), "choice": {**choice, "chosen": [{"seed": 1, "step": 200}]}})
+    run_plain("report")
+    text = " ".join(re.sub(r"<[^>]+>", " ", Path("data/report/report.html").read_text()).split())
+    assert "FD-efficientnet-lite0 to 15 held-out images that no reported distance uses" in text
+    assert "chosen by 12 samples that are not reported, against the last 15 held-out images" in text
+    assert "1 100 30.0 1 200 12.5 chosen 1 400 17.0" in text
 
 
 def copied_images():

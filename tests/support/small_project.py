@@ -26,6 +26,7 @@ PARAMS: dict[str, Any] = {
     "embed": None,
     "index": None,
     "train": {"steps": 10},
+    "choose": None,
     "sample": {"count": 8, "shards": 4, "seed": 1},
     "filter": None,
     "fid": None,
@@ -235,7 +236,7 @@ class SmallProject:
 
     def write_stage(self, name: str, suffix: str = "") -> None:
         """Write the stage's module; `suffix` is code added to its end."""
-        variant = name in ("filter", "fid")
+        variant = name in ("choose", "filter", "fid")
         plain = PLAIN.replace("NAME", name).replace("VARIANT", str(variant)).replace("PER_True", "PER_VARIANT")
         plain = plain.replace("FIELD", "variant: str" if variant else "")
         body = textwrap.dedent(STAGES.get(name, plain.replace("PER_False", "PER_VARIANT")))
