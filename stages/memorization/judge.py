@@ -65,12 +65,12 @@ def shown_matches(m: Matches, transform: np.ndarray) -> Shown:
 
 
 def _transform_words(m: Matches, transform: np.ndarray) -> list[str]:
-    """none, mirrored, shifted by (dy, dx), enlarged from side × side at (y, x), or a change; all also mirrored."""
+    """none, mirrored, shifted by (dy, dx), enlarged from about side × side at (y, x), a change; all also mirrored."""
     words = []
     columns = transform, m.shift.tolist(), m.shift_mirrored, m.crop_window.tolist(), m.crop_mirrored
     for at, (kind, (dy, dx), turned, (y, x, side), crop_turned) in enumerate(zip(*columns)):
         shifted = f"{'mirrored and ' if turned else ''}shifted by ({dy}, {dx})"
-        cropped = f"{'mirrored and ' if crop_turned else ''}enlarged from {side} × {side} at ({y}, {x})"
+        cropped = f"{'mirrored and ' if crop_turned else ''}enlarged from about {side} × {side} at ({y}, {x})"
         words.append(("none", "mirrored", shifted, cropped)[kind] if kind < 4 else _change_words(m, at, kind - 4))
     return words
 

@@ -110,7 +110,8 @@ class Matches:
         shift_mirrored: bool (N,), whether it matches the mirrored image.
         shift_distance: float64 (N,), root mean squared difference over the overlap, pixels in [0, 1].
         crop_row, crop_distance: (N,), the best match over enlarged windows (`crops.Cropped`) of the shortlist and the
-            mirror image; crop_window: (N, 3), its (y, x, side); crop_mirrored: bool (N,).
+            mirror image, the distance between whole pixels (`refined`); crop_window: (N, 3), the (y, x, side) in whole
+            pixels; crop_mirrored: bool (N,).
         changed_row, changed_view: int64 (N, kinds, S), the S nearest reference images under each kind of change
             (`nuisances.KINDS`) of the image or its mirror image, and the place of the view; −1: no more.
         changed_relative, changed_residual: float64 (N, kinds, S), their distances (`nuisances.explain`); ∞: no more.

@@ -34,7 +34,8 @@ def measured_crops(images: np.ndarray, reference: np.ndarray, found: Cropped, us
 
     Args:
         images: uint8 (N, H, W, C); reference: uint8 (M, H, W, C).
-        usual: float64 (N,), a distance that ρ's scale never exceeds: root mean squared difference, pixels in [0, 1].
+        usual: float64 (N,), the distance of the last listed neighbour, which ρ's scale does not exceed unless most of
+            the listed are one duplicate group: root mean squared difference, pixels in [0, 1].
     """
     distance = found.distance.copy()
     for n in np.flatnonzero(distance < SUSPECT * usual):
