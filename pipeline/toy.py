@@ -42,6 +42,8 @@ def shrink(document: dict[str, Any]) -> None:
     for variant in document["variants"].values():
         if variant.get("count"):
             variant["count"] = _count(variant["count"])
+        if variant.get("distillation"):
+            variant["distillation"]["steps"] = 10
         if variant.get("kernel"):
             variant["kernel"]["draws"] = 4
         variant["sampler"]["levels"] = min(variant["sampler"]["levels"], 5)

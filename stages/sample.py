@@ -78,7 +78,8 @@ def plan(params: Params) -> list[Shard]:
     runs = read_runs(params.runs)
     trained = [*inputs, reference(runs).weights]
     shards = _draws(params, name, *trained)
-    shards.append(_shard("alignment", f"{name} alignment", _settings(params, "alignment"), *trained))
+    if params.spec.form != "consistency":  # its F is no score
+        shards.append(_shard("alignment", f"{name} alignment", _settings(params, "alignment"), *trained))
     settings = {**_settings(params, "batch", "precision", "compile"), "start": 0, "stop": _run_count(params)}
     for seed, own in _drawn_runs(runs).items():
         shards.append(_shard("runs", f"{name} seed {seed}", settings, *inputs, *(run.weights for run in own)))

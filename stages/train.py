@@ -108,12 +108,12 @@ def plan(params: Params) -> list[Shard]:
     if params.spec.score == "closed-form":
         return []
     inputs = [str(images_of("train"))]
-    if params.spec.neighbors is not None:
-        inputs.append(str(neighbors_of(params.spec.neighbors.space)))
+    if (neighbors := params.spec.trained.neighbors) is not None:
+        inputs.append(str(neighbors_of(neighbors.space)))
     settings = {**_specification(params), "device": params.device, "processes": params.processes}
     if params.threads is not None:
         settings["threads"] = params.threads
-    if params.snapshots:
+    if params.snapshots and params.spec.form != "consistency":  # they are steps of the teacher's training
         settings["snapshots"] = params.snapshots
     for key in ("variant", "start"):  # left out, so that trainings which are the same share one cached result
         del settings[key]

@@ -102,8 +102,10 @@ class OptimizationParams(Section):
 class SamplerParams(Section):
     """The sampler and its number of levels."""
 
-    name: Literal["reverse-sde", "reverse-ode", "euler", "heun", "actual-noise", "gradient-ascent", "cfdm"]
-    levels: int = Field(gt=1, description="noise levels, or steps")
+    name: Literal[
+        "reverse-sde", "reverse-ode", "euler", "heun", "actual-noise", "gradient-ascent", "cfdm", "consistency"
+    ]
+    levels: int = Field(gt=0, description="noise levels, or steps; more than one, except for consistency")
     snr: float | None = Field(default=None, gt=0, description="reverse-*: Langevin corrector's r (0.16); null = none")
     step: float | None = Field(default=None, gt=0, le=1, description="actual-noise and gradient-ascent: alpha")
     exact_below: float | None = Field(
@@ -117,6 +119,8 @@ class SamplerParams(Section):
             self.name, set()
         )
         allowed = needs | ({"snr"} if self.name.startswith("reverse") else set())
+        if self.levels == 1 and self.name != "consistency":
+            raise ValueError(f"sampler {self.name} needs at least 2 levels: raise levels")
         for key in ("snr", "step", "exact_below", "stop_below"):
             if getattr(self, key) is None and key in needs:
                 raise ValueError(f"sampler {self.name} needs the key {key}")
@@ -160,6 +164,24 @@ class Kernel(Section):
     draws: int = Field(gt=0, description="Monte Carlo draws, the same along a trajectory")
 
 
+class Distillation(Section):
+    """How a consistency function is distilled from its teacher (METHODS §8b)."""
+
+    steps: int = Field(gt=0, description="optimizer steps after the teacher's training")
+    step: float = Field(gt=0, lt=1, description="alpha of the teacher's steps at the actual noise level")
+
+
+class Teacher(Section):
+    """What the noise-blind network learned that a consistency function is distilled from: keys of a variant."""
+
+    form: Literal["unconditioning", "temperature"]
+    temperature: float | str | None = None
+    smooth_below: float | None = Field(default=None, gt=0)
+    precision: Precision = "optimal"
+    power: Power = "d-2"
+    neighbors: Neighbors | None = None
+
+
 OWN_KEYS = {"loader_batch": "loader-batches", "mask_threshold": "pca-locality", "penalty": "tikhonov"}
 """Key of ScoreSpec: the only form that has it, and needs it."""
 
@@ -184,6 +206,7 @@ class ScoreSpec(Section):
         "pca-locality",
         "tikhonov",
         "loader-batches",
+        "consistency",
     ]
     noise_conditioning: bool | None = Field(default=None, description="networks: null means form == conditioning")
     conditioning: Literal["class"] | None = Field(
@@ -215,6 +238,8 @@ class ScoreSpec(Section):
         default=None, gt=0, le=1, description="form pca-locality: share of the largest entry that a pixel must have"
     )
     penalty: float | None = Field(default=None, gt=0, description="form tikhonov: level below which the score is short")
+    teacher: Teacher | None = Field(default=None, description="form consistency: what its teacher learned")
+    distillation: Distillation | None = Field(default=None, description="form consistency: how it is distilled")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -233,6 +258,9 @@ class ScoreSpec(Section):
         for key, form in OWN_KEYS.items():
             if (getattr(self, key) is not None) != (self.form == form):
                 raise ValueError(f"{key} goes with form {form}, and with that alone")
+        for key in ("teacher", "distillation"):
+            if (getattr(self, key) is not None) != (self.form == "consistency"):
+                raise ValueError(f"{key} goes with form consistency, and with that alone")
         if self.score == "network":
             self._check_network()
         else:
@@ -260,7 +288,13 @@ class ScoreSpec(Section):
             raise ValueError(f"a {self.score} of form {self.form} has no power d: remove it")
 
     def _check_network(self) -> None:
-        if self.form not in ("conditioning", "unconditioning", "temperature"):
+        if self.form == "consistency":
+            if self.noise_conditioning:
+                raise ValueError("form consistency is blind to the noise level: remove noise_conditioning")
+            if self.conditioning is not None:
+                raise ValueError("form consistency has no class: remove conditioning")
+            _ = self.trained  # the teacher's keys must fit together
+        elif self.form not in ("conditioning", "unconditioning", "temperature"):
             raise ValueError(f"a network cannot be trained as {self.form!r}: use score: closed-form")
         if (self.neighbors is not None) != (self.form == "temperature"):
             raise ValueError("neighbors are needed for a network's form temperature, and for that alone")
@@ -272,10 +306,19 @@ class ScoreSpec(Section):
     def _check_closed_form(self) -> None:
         if self.noise_conditioning is not None:
             raise ValueError("noise_conditioning belongs to networks: a closed form's follows from its form")
+        if self.form == "consistency":
+            raise ValueError("form consistency is distilled from a network: use score: network")
         if self.conditioning is not None:
             raise ValueError("conditioning: class belongs to networks: a closed form has no class: remove it")
         if self.neighbors is not None and (self.form != "temperature" or self.neighbors.space != "pixel"):
             raise ValueError("a closed form has neighbors only with form temperature, and only in pixel space")
+
+    @property
+    def trained(self) -> "ScoreSpec":
+        """What the network learns from the images: of a consistency function what its teacher learned."""
+        if self.teacher is None:
+            return self
+        return ScoreSpec(score="network", **self.teacher.model_dump())
 
     @property
     def conditioned(self) -> bool:
@@ -293,6 +336,8 @@ class Variant(ScoreSpec):
     def _sampler_fits(self) -> Self:
         if (self.form == "cfdm") != (self.sampler.name == "cfdm"):
             raise ValueError(f"form {self.form!r} cannot use sampler {self.sampler.name!r}: cfdm goes with cfdm alone")
+        if self.form == "consistency" and self.sampler.name != "consistency":
+            raise ValueError(f"form consistency is no score, which sampler {self.sampler.name} needs: use consistency")
         return self
 
 

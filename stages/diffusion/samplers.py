@@ -149,6 +149,16 @@ def time_euler(x: Tensor, time: float, following: float, velocity: Score, draws:
     return x + (following - time) * velocity(x, _full(x, time))
 
 
+def consistency(x: Tensor, sigma: float, following: float, score: Score, draws: Draws) -> Tensor:
+    """x0 + following z, x0 = x + sigma^2 s(x): where the path through x ends, and new noise of the next level.
+
+    For consistency functions, whose F/sigma stands for s. Song et al. 2023, algorithm 1,
+    https://arxiv.org/abs/2303.01469
+    """
+    end = x + sigma**2 * score(x, _full(x, sigma))
+    return end + following * draws(Stream.PREDICTOR) if following else end
+
+
 def noise_levels(sigmas: Tensor) -> tuple[list[float], float]:
     """Return the levels (L,), descending and followed by 0, and the scale of the first state, as `run` takes them."""
     return [*sigmas.tolist(), 0.0], float(sigmas[0])
@@ -159,6 +169,16 @@ def unit_times(steps: int) -> tuple[list[float], float]:
     return torch.linspace(1e-5, 1, steps + 1, dtype=torch.float64).tolist(), 1.0
 
 
+def few_levels(sigmas: Tensor) -> tuple[list[float], float]:
+    """Return as many levels from the first of `sigmas` in equal ratios, which reach the last one a step later.
+
+    The last of few evaluations is then not spent on nearly clean images.
+    """
+    count, first = len(sigmas), float(sigmas[0])
+    ratio = (float(sigmas[-1]) / first) ** (1 / count) if count > 1 else 0.0
+    return [*(first * ratio**n for n in range(count)), 0.0], first
+
+
 SAMPLERS: dict[str, tuple[Step, tuple[str, ...], Callable[[Tensor], tuple[list[float], float]]]] = {
     "reverse-sde": (reverse_diffusion, ("snr",), noise_levels),
     "reverse-ode": (functools.partial(reverse_diffusion, ode=True), ("snr",), noise_levels),
@@ -166,6 +186,7 @@ SAMPLERS: dict[str, tuple[Step, tuple[str, ...], Callable[[Tensor], tuple[list[f
     "heun": (heun, (), noise_levels),
     "actual-noise": (actual_noise, ("step", "exact_below", "level"), noise_levels),
     "gradient-ascent": (gradient_ascent, ("step", "stop_below", "level"), noise_levels),
+    "consistency": (consistency, (), few_levels),
     "cfdm": (time_euler, (), lambda sigmas: unit_times(len(sigmas))),
 }
 """Name -> step, the step's options (fields of `SamplerParams`, and the actual noise level), and its schedule."""

@@ -24,8 +24,12 @@ Target = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
 
 
 def build_target(spec: ScoreSpec, dimension: int) -> Target:
-    """Return the target of a network with this specification, on images of `dimension` values."""
-    return TARGETS[spec.form](spec, dimension)
+    """Return what a network with this specification learns from images of `dimension` values.
+
+    Of a consistency function it is its teacher's target; `consistency_target` needs the trained teacher.
+    """
+    own = spec.trained
+    return TARGETS[own.form](own, dimension)
 
 
 def denoising_target(x0: Tensor, sigma: Tensor, z: Tensor, neighbors: Tensor | None) -> Tensor:
@@ -72,6 +76,29 @@ def _temperature(spec: ScoreSpec, dimension: int) -> Target:
     adaptive = adaptive_rule(spec.temperature, power)
     rule = temperature_rule(spec.temperature, dimension) if adaptive is None else None
     return temperature_target(rule, spec.smooth_below, power, spec.precision, spec.neighbors.radius, adaptive)
+
+
+Network = Callable[..., Tensor]
+
+
+def consistency_target(teacher: Network, student: Network, step: float, smallest: float) -> Target:
+    """F* = a F_t(x) + (1 - a) F(x'), x' = x + a sigma F_t(x), a = `step`; below level smallest/(1 - a) it is F_t(x).
+
+    F_t is the teacher's output, F the student's own, both without a gradient. x' lies a step further on the teacher's
+    path at the actual noise level: at (1 - a) sigma (METHODS §5). With f(x) = x + sigma F(x) this says f(x) = f(x'),
+    and where the path ends f(x) = x + sigma F_t(x), the teacher's estimate of the image (METHODS §8b).
+    """
+
+    def target(x0: Tensor, sigma: Tensor, z: Tensor, neighbors: Tensor | None) -> Tensor:
+        level = sigma[:, None, None, None]
+        x = x0 + level * z
+        with torch.no_grad():
+            pull = teacher(x).float()
+            onward = student(x + step * level * pull).float()
+        last = (1 - step) * level < smallest
+        return torch.where(last, pull, step * pull + (1 - step) * onward)
+
+    return target
 
 
 TARGETS: dict[str, Callable[[ScoreSpec, int], Target]] = {

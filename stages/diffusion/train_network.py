@@ -1,9 +1,13 @@
 """The work of stage train: from its shard to one file with the trained weights, the snapshots and the loss curve."""
 
+import copy
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from stages.device import pick_device
@@ -12,14 +16,15 @@ from stages.diffusion.classes import places
 from stages.diffusion.distributed import World, join, reported_error, started_by_torchrun, torchrun
 from stages.diffusion.loss_curve import format_curve
 from stages.diffusion.parameters import NetworkParams, NoiseParams, OptimizationParams, ScoreSpec
+from stages.diffusion.targets import consistency_target
 from stages.diffusion.trainer import Trainer
-from stages.diffusion.training import build_training
+from stages.diffusion.training import Training, build_training
 from stages.errors import InputError
 from stages.files.artifacts import sha256_file, write_text
 from stages.files.images import read_images
 from stages.files.neighbors import read_neighbors
 from stages.files.paths import snapshot_name
-from stages.files.tensors import load_tensors, prefixed, save_tensors
+from stages.files.tensors import load_tensors, prefixed, save_tensors, select
 from stages.protocol import Shard
 
 LOSS, ERROR = "loss.tsv", "error.txt"
@@ -37,7 +42,11 @@ def train_network(shard: Shard) -> Path:
         torch.set_num_threads(settings["threads"])  # the weights depend on it in their last bits
     with join(processes, pick_device(settings["device"])) as (world, device):
         with reported_error(shard.scratch / ERROR, world):
-            _train(shard, make_trainer(shard, device, world))
+            spec = ScoreSpec(**settings["spec"])
+            if spec.form == "consistency":
+                _distill(shard, spec, device, world)
+            else:
+                _train(shard, make_trainer(shard, device, world))
         world.barrier()
     return shard.path
 
@@ -45,7 +54,7 @@ def train_network(shard: Shard) -> Path:
 def make_trainer(shard: Shard, device: torch.device, world: World) -> Trainer:
     """Return the trainer that a shard of stage train describes."""
     settings, table = shard.settings, read_images(shard.inputs[0])
-    spec = ScoreSpec(**settings["spec"])
+    spec = ScoreSpec(**settings["spec"]).trained
     training = build_training(
         spec,
         NoiseParams(**settings["noise"]),
@@ -60,6 +69,45 @@ def make_trainer(shard: Shard, device: torch.device, world: World) -> Trainer:
     )
     identity = {**settings, "inputs": {path: sha256_file(path) for path in shard.inputs}}
     return Trainer(training, shard.scratch, identity)
+
+
+def teacher_shard(shard: Shard, spec: ScoreSpec) -> Shard:
+    """Return the training of a consistency function's teacher, as the teacher's own variant has it, in its scratch."""
+    settings = {**shard.settings, "spec": spec.trained.model_dump(mode="json")}
+    own = dataclasses.replace(shard, name=f"{shard.name} teacher", settings=settings)
+    return own.at(shard.scratch / f"teacher{shard.suffix}")
+
+
+def _distill(shard: Shard, spec: ScoreSpec, device: torch.device, world: World) -> None:
+    """Train the teacher, where it is not there yet, and then its consistency function."""
+    teacher = teacher_shard(shard, spec)
+    if not Path(teacher.path).exists():
+        _train(teacher, make_trainer(teacher, device, world))
+        world.barrier()
+    _train(shard, make_student(shard, spec, Path(teacher.path), device, world))
+
+
+def make_student(shard: Shard, spec: ScoreSpec, teacher: Path, device: torch.device, world: World) -> Trainer:
+    """Return the trainer of a consistency function that starts as its teacher, whose weights are in that file."""
+    steps = {"optimization": {**shard.settings["optimization"], "steps": spec.distillation.steps}}
+    trainer = make_trainer(dataclasses.replace(shard, settings={**shard.settings, **steps}), device, world)
+    training, (tensors, notes) = trainer.training, load_tensors(teacher)
+    final = select(tensors, snapshot_name(notes["steps"][-1]))
+    for network in (training.network, trainer.average):
+        network.load_state_dict(final)
+    frozen = copy.deepcopy(trainer.average)
+    smallest = shard.settings["noise"]["sigma_min"]
+    teach, own = (_in_precision_of(training, network) for network in (frozen, trainer.average))
+    training.target = consistency_target(teach, own, spec.distillation.step, smallest)
+    return trainer
+
+
+def _in_precision_of(training: Training, network: nn.Module) -> Callable[[Tensor], Tensor]:
+    def evaluate(x: Tensor) -> Tensor:
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=training.bfloat16):
+            return network(x, None)
+
+    return evaluate
 
 
 def _neighbors(spec: ScoreSpec, inputs: tuple[str, ...], ids: list[str]) -> np.ndarray | None:

@@ -37,6 +37,7 @@ LEVEL_GIVEN = (
 FACTORS = (  # dotted keys of a variant's tree -> the factor that they belong to; the first pattern that fits
     ("spec.score", "network or closed form"),
     ("spec.conditioning", "class conditioning"),
+    ("spec.distillation.*", "distillation"),
     ("spec.temperature", "temperature"),
     ("spec.smooth_below", "the levels that are smoothed"),
     ("spec.neighbors.space", "the neighbours' space"),
@@ -119,8 +120,15 @@ def contrast(entry: ContrastParams, of: Tree, against: Tree) -> Contrast:
     of, against: {"spec": the variant, "train": …, "sample": …, "data": …}, as the stages' Params hold them, so that
     every key is spelled out. A key that is absent counts as null.
     """
+    of, against = _as_learned(of), _as_learned(against)
     found = differences(of, against)
     return Contrast(entry.name, entry.of, entry.against, found, factors(of["spec"], against["spec"], found))
+
+
+def _as_learned(tree: Tree) -> Tree:
+    """Return a variant's parameters with those of a teacher as its own, so that distillation is a factor by itself."""
+    spec = tree["spec"]
+    return {**tree, "spec": {**spec, **spec["teacher"], "teacher": None}} if spec.get("teacher") else tree
 
 
 def differences(of: Tree, against: Tree) -> dict[str, tuple[Any, Any]]:

@@ -43,6 +43,7 @@ FORMS = {
     "local": "The posterior mean of every pixel given the patch around it (METHODS §8b).",
     "pca-locality": "The posterior mean of every pixel given the pixels that a linear denoiser uses (METHODS §8b).",
     "tikhonov": "Conditioning, shortened at levels below the penalty's: Tikhonov (METHODS §8b).",
+    "consistency": "Where the path of a noise-blind network ends, distilled from it (METHODS §8b).",
     "loader-batches": "The posterior mean with a softmax normalised inside each loader batch (METHODS §8b).",
 }
 SYMBOLS = {"r1/r2": "r₁/r₂", "l1..lk": "ℓ₁..ℓₖ", "l1": "ℓ₁", "<=": "≤", " x ": " × ", "rho": "ρ"}

@@ -51,7 +51,7 @@ class Variant:
         neighbors: neighbors.parquet, the nearest training images of the first samples.
         samples: the samples, in order.
         pairs_picture: the picture grid that filter drew.
-        learned: its score beside the empirical one; None for a closed form.
+        learned: its score beside the empirical one; None for a closed form and for a consistency function.
     """
 
     name: str
@@ -300,7 +300,7 @@ def _variant(reader: Reader, name: str, spec: dict[str, Any]) -> Variant:
         neighbors=pq.read_table(reader.path("filter", "neighbors.parquet", name)),
         samples=read_images(reader.path("sample", "samples.arrow", name)),
         pairs_picture=reader.path("filter", "pairs.png", name),
-        learned=_learned(reader, name) if network else None,
+        learned=_learned(reader, name) if network and spec["form"] != "consistency" else None,
     )
     _check(variant)
     return variant

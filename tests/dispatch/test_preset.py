@@ -23,6 +23,7 @@ EXPECTED = {  # METHODS §4: sigma_max, steps, batch, resolution
     "cifar10": (50.0, 1_000_000, 128, 32),
     "cifar10-deduplicated": (50.0, 1_000_000, 128, 32),
     "cifar10-ablations": (50.0, 1_000_000, 128, 32),
+    "cifar10-consistency": (50.0, 1_000_000, 128, 32),
     "cifar10-classes": (50.0, 1_000_000, 128, 32),
     "celeba64": (90.0, 700_000, 64, 64),
     "celebahq256": (348.0, 500_000, 36, 256),
@@ -133,6 +134,21 @@ def test_the_preset_of_classes_tells_the_class_alone_and_lists_neighbours_within
     assert parameters.stages["index", None].within_class
 
 
+def test_the_preset_of_consistency_has_students_of_either_target_beside_their_teachers(project):
+    found = contrasted("cifar10-consistency")
+    assert found == {
+        "smoothing without distillation": (TARGET,),
+        "smoothing after distillation": (TARGET,),
+        "distillation of the plain network": ("distillation",),
+        "distillation of the smoothed network": ("distillation",),
+        "smoothing in four evaluations": (TARGET,),
+        "one evaluation against four": ("sampler",),
+    }
+    parameters = load_params("params.yaml")
+    evaluations = {parameters.stages["sample", v].spec.sampler.evaluations for v in parameters.variants}
+    assert evaluations == {1, 2, 4, 100}
+
+
 def test_the_papers_presets_measure_the_expansion_on_as_many_pairs_as_the_paper(project):
     for name in EXPECTED:
         assert applied(name)["sample"]["alignment"]["expansion_pairs"] == 10_000, name
@@ -154,7 +170,7 @@ def test_a_preset_with_published_fids_chooses_among_snapshots_on_images_that_it_
     tree = applied(name)
     published = tree["report"]["published"]
     compared = published and any(table["measure"] == "fid_train" for table in published["tables"])
-    extends = name.startswith("cifar10")
+    extends = name.startswith("cifar10") and name != "cifar10-consistency"  # a student has one network
     assert (tree["sample"]["checkpoint"] == "best_fid") == bool(compared or extends)
     if compared:
         assert len(tree["train"]["snapshots"]) > 3
