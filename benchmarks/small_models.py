@@ -1,4 +1,4 @@
-"""Small networks on a few digits, trained in this process: what the benchmarks onset, halves and risk share.
+"""Small networks on a few digits, trained in this process: what onset, halves, risk, adaptive and thermometer share.
 
 Noise levels, network, optimization and variants are those of pipeline/presets/onset.yaml over params.yaml.
 """
@@ -28,7 +28,9 @@ from stages.search.nearest import nearest
 
 ROOT = Path(__file__).parent.parent
 BASE = load_tree(ROOT / "params.yaml")
-PRESET = load_tree(ROOT / "pipeline" / "presets" / "onset.yaml")
+PRESETS = ROOT / "pipeline" / "presets"
+PRESET = load_tree(PRESETS / "onset.yaml")
+ENTRIES = load_tree(PRESETS / "adaptive-temperature.yaml")["variants"] | PRESET["variants"]
 NOISE = NoiseParams(**PRESET["train"]["noise"])
 SIDE = PRESET["ingest"]["resolution"]
 CPU = torch.device("cpu")
@@ -45,8 +47,8 @@ def optimization(**changes: Any) -> OptimizationParams:
 
 
 def variant(name: str) -> Variant:
-    """A variant of the preset."""
-    return Variant(**PRESET["variants"][name])
+    """A variant of preset onset or adaptive-temperature, which extends it."""
+    return Variant(**ENTRIES[name])
 
 
 @functools.lru_cache(maxsize=1)
@@ -107,14 +109,8 @@ def network_of(name: str, train: np.ndarray, seed: int, steps: int, keep: Path |
 
 
 def _file(name: str, train: np.ndarray, seed: int, step: int) -> str:
-    settings = [
-        name,
-        seed,
-        step,
-        optimization().model_dump(exclude={"steps"}),
-        PRESET["train"],
-        PRESET["variants"][name],
-    ]
+    how = optimization().model_dump(exclude={"steps"}), PRESET["train"], ENTRIES[name]
+    settings = [name, seed, step, *how]
     return f"{sha256_json([*settings, hashlib.sha256(train.tobytes()).hexdigest()])[:16]}.safetensors"
 
 

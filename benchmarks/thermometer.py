@@ -51,15 +51,16 @@ def readings(model: Model) -> list[Row]:
     return found
 
 
-def measured(onset: list[Row], keep: Path, done: set[tuple[Any, ...]]) -> Iterator[Row]:
-    """Yield a row for every snapshot of the onset's trainings that is not done."""
+def measured(onset: list[Row], keep: Path, done: set[tuple[Any, ...]], every: int = 1) -> Iterator[Row]:
+    """Yield a row for every snapshot of the onset's trainings, or each `every`-th from the last, that is not done."""
     for row in onset:
         name, size, seed = row["variant"], row["size"], row["seed"]
-        if all((name, size, seed, step) in done for step in row["steps"]):
+        steps, counts = (row[key][::-every][::-1] for key in ("steps", "copies"))
+        if all((name, size, seed, step) in done for step in steps):
             continue
         train, _ = small_models.drawn(size, row["held_out"], seed)
-        networks = small_models.snapshots(name, train, seed, row["steps"], keep)
-        for (step, network), copies in zip(networks, row["copies"]):
+        networks = small_models.snapshots(name, train, seed, steps, keep)
+        for (step, network), copies in zip(networks, counts):
             if (name, size, seed, step) not in done:
                 model = make_model(small_models.variant(name), small_models.NOISE, train, network, small_models.CPU)
                 about = {"variant": name, "size": size, "seed": seed, "step": step, "samples": row["samples"]}
@@ -125,6 +126,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--onset", type=Path, required=True, help="the file of benchmarks.onset")
     parser.add_argument("--keep", type=Path, required=True, help="its folder of networks")
+    parser.add_argument("--every", type=int, default=1, help="read every such snapshot, from the last one back")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("thermometer.jsonl"))
     arguments = parser.parse_args()
@@ -132,7 +134,7 @@ def main() -> None:
     onset = [json.loads(line) for line in arguments.onset.read_text().splitlines()]
     rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     done = {(row["variant"], row["size"], row["seed"], row["step"]) for row in rows}
-    for row in measured(onset, arguments.keep, done):
+    for row in measured(onset, arguments.keep, done, arguments.every):
         rows.append(row)
         with arguments.out.open("a") as file:
             file.write(json.dumps(row) + "\n")

@@ -1,0 +1,113 @@
+"""Temperatures that follow the point, in networks: copies at equal Fréchet distance, beside early stopping and 5/sigma.
+
+    python -m benchmarks.adaptive [--size 50] [--seeds 0 1 2] [--steps 800] [--keep FOLDER] [--out adaptive.jsonl]
+
+The networks of presets adaptive-temperature and onset (a constant temperature), trained on the images of
+benchmarks.onset, whose folder --keep has the plain ones. At every snapshot (sqrt 2 apart) 200 samples are measured:
+copies (r1/r2 < 0.7), nearer than all but 1 % of held-out images, blends, and the Fréchet distance of their pixels to
+500 held-out images; 500 others are the control. Each smoothed network at the end of its training is then compared with
+the plain one at the step where that one first has the same distance, as the report's frontier does, and at the same
+step; with the paired t-interval over seeds. Rows are kept in --out, from which an interrupted run continues.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks import small_models
+from benchmarks.onset import grid
+from benchmarks.samplers import cell, flagged, nearness
+from stages.features.frechet import frechet_interval
+from stages.memorization.seeds import paired_difference, paired_rates
+from stages.reporting.frontier import at_equal_distance
+from stages.reporting.runs import RATIO, Columns, final, seeds
+
+PLAIN, SMOOTHED = "plain", ("smoothed", "five-over-sigma", "nonexpansive", "perplexity-3")
+SAMPLES, HELD_OUT, BELOW, FIRST = 200, 1000, 0.7, 50
+Row = dict[str, Any]
+
+
+def measure(images: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> Row:
+    """The columns of the report's runs for images uint8 (N, H, W, C)."""
+    flat, (control, reference) = small_models.flat(train), np.split(held_out, 2)
+    found = flagged(nearness(images, flat, BELOW), nearness(control, flat, BELOW))
+    fd, low, high = frechet_interval(*(small_models.flat(part) / 255 for part in (images, reference)))
+    own = {"count": len(images), RATIO: found.pop("copied"), **found}
+    return own | {"fd": fd, "fd_low": low, "fd_high": high}
+
+
+def measured(name: str, size: int, seed: int, steps: list[int], keep: Path | None) -> Iterator[Row]:
+    """A row for every snapshot of one training."""
+    spec, (train, held_out) = small_models.variant(name), small_models.drawn(size, HELD_OUT, seed)
+    for step, network in small_models.snapshots(name, train, seed, steps, keep):
+        images = small_models.samples(spec, network, train, SAMPLES, seed)
+        yield {"variant": name, "size": size, "seed": seed, "step": step, **measure(images, train, held_out)}
+
+
+def columns(rows: list[Row], name: str) -> Columns:
+    """The runs of a variant, sorted by seed, then step."""
+    own = sorted((row for row in rows if row["variant"] == name), key=lambda row: (row["seed"], row["step"]))
+    return {key: np.array([row[key] for row in own], float) for key in own[0] if key not in ("variant", "size")}
+
+
+def table(rows: list[Row], steps: int) -> Iterator[str]:
+    """Markdown lines of the ends of all trainings, and of the differences from plain at the same step."""
+    yield "| target | copies % | change at the same step | FD-pixels | change |"
+    yield "|---" * 5 + "|"
+    rows = [row for row in rows if row["step"] <= steps]
+    plain = columns(rows, PLAIN)
+    for name in [name for name in (PLAIN, *SMOOTHED) if any(row["variant"] == name for row in rows)]:
+        own = columns(rows, name)
+        common = sorted(seeds(own) & seeds(plain))
+        one, other = final(own, common), final(plain, common)
+        nothing = np.zeros(len(common))
+        shares = [paired_rates(one[RATIO], against, SAMPLES) for against in (nothing, other[RATIO])]
+        distances = [paired_difference(one["fd"], against) for against in (nothing, other["fd"])]
+        cells = [cell(shares[0], 100, 1), cell(shares[1], 100, 1), cell(distances[0], 1, 2), cell(distances[1], 1, 2)]
+        yield f"| {name} | {' | '.join(cells)} |"
+
+
+def frontier(rows: list[Row], steps: int) -> Iterator[str]:
+    """A line for each smoothed network at equal distance; plain may be any of its steps."""
+    runs = {name: columns([row for row in rows if row["step"] <= steps or row["variant"] == PLAIN], name)
+            for name in {row["variant"] for row in rows}}  # fmt: skip
+    for name in [name for name in SMOOTHED if name in runs]:
+        found = at_equal_distance(name, PLAIN, runs)
+        where = ", ".join(f"{step:.0f}" for step in found.stopped)
+        outside = "; ".join(f"{why} in seeds {', '.join(map(str, own))}" for why, own in found.outside.items() if own)
+        change = "no comparison over all seeds" if found.change is None else found.change.words
+        yield f"{name}, plain stopped at {where or 'no step'}{f' ({outside})' if outside else ''}: {change}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=50)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--steps", type=int, default=800, help="the end of the trainings, of the grid 50 * 2^(i/2)")
+    parser.add_argument("--variants", nargs="+", default=[PLAIN, *SMOOTHED], choices=[PLAIN, *SMOOTHED])
+    parser.add_argument("--keep", type=Path, help="folder that keeps the networks; that of benchmarks.onset has some")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path, default=Path("adaptive.jsonl"))
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    done, steps = {(row["variant"], row["size"], row["seed"], row["step"]) for row in rows}, grid(FIRST, options.steps)
+    for seed in options.seeds:
+        for name in options.variants:
+            left = [step for step in steps if (name, options.size, seed, step) not in done]
+            for row in measured(name, options.size, seed, left, options.keep) if left else ():
+                rows.append(row)
+                with options.out.open("a") as file:
+                    file.write(json.dumps(row) + "\n")
+    rows = [row for row in rows if row["size"] == options.size and row["seed"] in options.seeds]
+    print("\n".join([*table(rows, options.steps), *frontier(rows, options.steps)]))
+    print(json.dumps({"runs": len(rows)}))
+
+
+if __name__ == "__main__":
+    main()
