@@ -3,7 +3,8 @@
     python -m benchmarks.adaptive [--size 50] [--seeds 0 1 2] [--steps 800] [--keep FOLDER] [--out adaptive.jsonl]
 
 The networks of presets adaptive-temperature and onset (a constant temperature), trained on the images of
-benchmarks.onset, whose folder --keep has the plain ones. At every snapshot (sqrt 2 apart) 200 samples are measured:
+benchmarks.onset, whose folder --keep has the plain ones. Of plain at every snapshot (sqrt 2 apart), and of the others
+at the end of their training, 200 samples are measured:
 copies (r1/r2 < 0.7), nearer than all but 1 % of held-out images, blends, and the Fréchet distance of their pixels to
 500 held-out images; 500 others are the control. Each smoothed network at the end of its training is then compared with
 the plain one at the step where that one first has the same distance, as the report's frontier does, and at the same
@@ -99,7 +100,8 @@ def main() -> None:
     done, steps = {(row["variant"], row["size"], row["seed"], row["step"]) for row in rows}, grid(FIRST, options.steps)
     for seed in options.seeds:
         for name in options.variants:
-            left = [step for step in steps if (name, options.size, seed, step) not in done]
+            wanted = steps if name == PLAIN else steps[-1:]
+            left = [step for step in wanted if (name, options.size, seed, step) not in done]
             for row in measured(name, options.size, seed, left, options.keep) if left else ():
                 rows.append(row)
                 with options.out.open("a") as file:

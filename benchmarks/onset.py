@@ -22,7 +22,7 @@ import torch
 from benchmarks import small_models
 from stages.memorization.onset import crossing, exponent, onset
 from stages.memorization.ratios import nn_ratio
-from stages.memorization.seeds import SeedMean
+from stages.memorization.seeds import SeedMean, paired_difference
 from stages.search.nearest import nearest
 
 RATIO, ENOUGH, SAMPLES, HELD_OUT = 0.7, 0.3, 100, 1000
@@ -78,6 +78,15 @@ def slopes(rows: list[dict[str, Any]], name: str, measure: str) -> SeedMean | No
     return exponent(*zip(*pairs)) if pairs else None
 
 
+def delay(rows: list[dict[str, Any]], size: int, measure: str) -> SeedMean | None:
+    """ln of the smoothed network's onset over the plain one's, over the seeds in which both have one; or None."""
+    found = {(row["variant"], row["seed"]): onsets(row)[measure] for row in rows if row["size"] == size}
+    known = {each for each, step in found.items() if step is not None}
+    common = sorted({seed for _, seed in known if {(name, seed) for name in VARIANTS} <= known})
+    plain, smoothed = ([np.log(found[name, seed]) for seed in common] for name in VARIANTS)
+    return paired_difference(smoothed, plain) if common else None
+
+
 def report(rows: list[dict[str, Any]]) -> Iterator[str]:
     """The lines that are printed: a table of the trainings, and the exponents."""
     yield f"{'variant':9} {'images':>6} {'seed':>4} {'control':>8} {'last safe':>9} {'10 %':>7} {'25 %':>7}  copies"
@@ -94,6 +103,13 @@ def report(rows: list[dict[str, Any]]) -> Iterator[str]:
             if found is not None:
                 interval = "" if found.low is None else f" [{found.low:.2f}, {found.high:.2f}]"
                 yield f"{name}: {measured} grows as images^{found.mean:.2f}{interval}, {len(found.points)} seeds"
+    for size in sorted({row["size"] for row in rows}):
+        for measured in ("first_copying", "at_25%"):
+            found = delay(rows, size, measured)
+            if found is not None:
+                ends = "" if found.low is None else f" [{np.exp(found.low):.2f}, {np.exp(found.high):.2f}]"
+                times = f"{np.exp(found.mean):.2f}{ends} times as late, {len(found.points)} seeds"
+                yield f"{size} images: smoothed has {measured} {times}"
 
 
 def main() -> None:

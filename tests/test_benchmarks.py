@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from benchmarks import audit, closed_form, engine, network, onset, published, search
 from stages.search.nearest import nearest
@@ -69,6 +70,13 @@ def test_a_small_network_is_measured_along_its_training_and_its_onset_fitted(mon
     assert (round(found.mean, 6), len(found.points)) == (1, 2)
     assert "smoothed: first_copying grows as images^1.00" in "\n".join(onset.report(made))
     assert onset.slopes(made, "plain", "at_25%") is None
+    assert onset.delay(made, 25, "at_25%") is None
+    sooner = [each | {"variant": "plain", "steps": [step // 2 for step in each["steps"]]} for each in made]
+    late = onset.delay([*made, *sooner], 50, "at_25%")
+    assert np.exp([late.mean, late.low, late.high]) == pytest.approx([2, 2, 2])
+    assert "50 images: smoothed has at_25% 2.00 [2.00, 2.00] times as late, 2 seeds" in "\n".join(
+        onset.report([*made, *sooner])
+    )
 
 
 def test_the_peers_of_the_search_find_its_neighbours():
