@@ -3,12 +3,12 @@
     python -m benchmarks.adaptive [--size 50] [--seeds 0 1 2] [--steps 800] [--keep FOLDER] [--out adaptive.jsonl]
 
 The networks of presets adaptive-temperature and onset (a constant temperature), trained on the images of
-benchmarks.onset, whose folder --keep has the plain ones. Of plain at every snapshot (sqrt 2 apart), and of the others
-at the end of their training, 200 samples are measured:
-copies (r1/r2 < 0.7), nearer than all but 1 % of held-out images, blends, and the Fréchet distance of their pixels to
-500 held-out images; 500 others are the control. Each smoothed network at the end of its training is then compared with
-the plain one at the step where that one first has the same distance, as the report's frontier does, and at the same
-step; with the paired t-interval over seeds. Rows are kept in --out, from which an interrupted run continues.
+benchmarks.onset, whose folder --keep has the plain ones. 200 samples are measured, of plain at every snapshot (sqrt 2
+apart) and of the others at the end of their training: copies (r1/r2 < 0.7), nearer than all but 1 % of held-out images,
+blends, and the Frechet distance of their pixels to 500 held-out images; 500 others are the control. Each smoothed
+network is then compared with the plain one at the step where that one first has the same distance, as the report's
+frontier does, and at the same step; with the paired t-interval over seeds. Rows are kept in --out, from which an
+interrupted run continues.
 """
 
 import argparse

@@ -7,8 +7,8 @@ The runs are those of benchmarks/risk_runs.py. Fitted on digits (seeds 0 to 3; c
 of 100); tested on other seeds, on twice as many images, on other digits (scikit-learn's), on two classes of CIFAR-10,
 and on the networks of benchmarks.onset (--onset with its --keep), which repeat no image. AUC is a mean over runs, the
 slope over seeds, each with its t-interval. Beside the model's AUC stand that of the number of duplicates, and that of
-the copies among other samples of the very same model, which no prediction can be expected to surpass. Part `use` then
-removes the riskiest 5 % of the images, or puts their four shifts by one pixel in their place, beside 5 % at random.
+the copies among ten other samples per image of the very same model, which knows it, but counts few. Part `use` then
+removes 5 % of the images, or puts their four shifts by one pixel in their place: the riskiest, or some at random.
 """
 
 import argparse
@@ -101,7 +101,7 @@ def tested(rows: list[Row], weights: np.ndarray) -> Row | None:
     found = {
         "auc": [auc(row["x"] @ weights, row["copied"]) for row in rows],
         "alone": [auc(row["x"][:, DUPLICATES], row["copied"]) for row in rows],
-        "ceiling": [auc(np.array(row["again"], float), row["copied"]) for row in rows],
+        "others": [auc(np.array(row["again"], float), row["copied"]) for row in rows],
         "slope": [],
     }
     for seed in sorted({row["seed"] for row in rows}):
@@ -136,7 +136,7 @@ def table(rows: list[Row], weights: np.ndarray) -> Iterator[str]:
     for name, own in kinds(rows).items():
         found = tested(own, weights)
         if found is not None:
-            cells = [cell(found[key], 1, 2) for key in ("auc", "alone", "ceiling", "slope")]
+            cells = [cell(found[key], 1, 2) for key in ("auc", "alone", "others", "slope")]
             yield f"| {name} | {found['runs']} | {100 * found['share']:.0f} | {' | '.join(cells)} |"
 
 
@@ -148,12 +148,12 @@ def shifts(images: np.ndarray) -> np.ndarray:
 
 
 def changed(train: np.ndarray, weights: np.ndarray, seed: int) -> dict[str, np.ndarray]:
-    """The training set as it is, and without or with shifts of the riskiest 5 %, and without as many at random."""
-    out, order = round(REMOVED * len(train)), np.argsort(features(train) @ weights)
+    """The training set as it is, without 5 % of its images, and with their shifts instead: the riskiest or random."""
+    out, sets = round(REMOVED * len(train)), {"all images": train}
     chance = np.random.default_rng(seed).permutation(len(train))
-    kept = {"riskiest removed": np.sort(order[:-out]), "random removed": np.sort(chance[:-out])}
-    sets = {"all images": train, **{name: train[rows] for name, rows in kept.items()}}
-    sets["riskiest augmented"] = np.concatenate([train[np.sort(order[:-out])], shifts(train[order[-out:]])])
+    for name, order in (("riskiest", np.argsort(features(train) @ weights)), ("random", chance)):
+        kept = train[np.sort(order[:-out])]
+        sets |= {f"{name} removed": kept, f"{name} shifted": np.concatenate([kept, shifts(train[order[-out:]])])}
     return sets
 
 

@@ -2,8 +2,8 @@
 
 A run is a training set of which a tenth of the images is repeated up to three times, and two independent sets of
 samples of a model: SAMPLES per training image, from which its label comes (an image is copied if a sample copies it),
-and AGAIN per training image, whose counts say how well any prediction can do that knows the model itself. A sample
-copies its nearest image, with that image's duplicate group, where r1/r2 < RATIO, r2 outside the group.
+and AGAIN per training image, whose counts rank the images by what the model itself does. A sample copies its nearest
+image, with that image's duplicate group, where r1/r2 < RATIO, r2 outside the group.
 """
 
 import functools
