@@ -70,6 +70,7 @@ def table(rows: list[Row], steps: int) -> Iterator[str]:
         shares = [paired_rates(one[RATIO], against, SAMPLES) for against in (nothing, other[RATIO])]
         distances = [paired_difference(one["fd"], against) for against in (nothing, other["fd"])]
         cells = [cell(shares[0], 100, 1), cell(shares[1], 100, 1), cell(distances[0], 1, 2), cell(distances[1], 1, 2)]
+        cells[1::2] = cells[1::2] if name != PLAIN else "––"
         yield f"| {name} | {' | '.join(cells)} |"
 
 
