@@ -3,12 +3,13 @@
     python -m benchmarks.halves [--sizes 100 1000] [--networks plain smoothed] [--steps 400 1131] [--keep FOLDER]
 
 A model that has learned the distribution gives the same sample from the same noise, whichever half it saw (Kadkhodaie
-et al. 2024, arXiv 2310.02557); one that memorizes gives images of its own half. Alikeness needs no threshold of a copy:
-1 - (mean squared distance of the samples i of both) / (that of unrelated samples i and j), 1 for equal and 0 for
-unrelated samples. Beside it stand the copies (r1/r2 < 0.7), their held-out control, and alikeness minus copies:
-1 for a model that has learned the distribution, below 0 for one that copies. Closed forms, and networks of preset onset
-trained with one seed on both halves; all start from the same noise and take the same sampler, Heun's.
-A line of JSON per pair of models is kept in --out, from which an interrupted run continues.
+et al. 2024, arXiv 2310.02557); one that memorizes gives images of its own half. Alikeness needs no threshold of a
+copy: 1 - (mean squared distance of the samples i of both) / (that of unrelated samples i and j), 1 for equal and 0 for
+unrelated samples. Beside it stand the copies (r1/r2 < 0.7), their held-out control, and alikeness minus copies, which
+is high for alike samples without copies (of a Gaussian, too) and negative where all are copies. Closed forms
+(`--networks` without names: these alone), and networks of preset onset, trained with one seed on both halves; all
+start from the same noise and take the same sampler, Heun's. A line of JSON per pair of models is kept in --out, from
+which an interrupted run continues.
 """
 
 import argparse

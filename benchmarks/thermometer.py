@@ -5,11 +5,12 @@
 --onset and --keep are what `python -m benchmarks.onset --keep FOLDER` leaves: its rows, with the copies at every
 snapshot, and its networks. Each network is read at every level by the functions that write alignment.json. A table per
 reading has the mean over the seeds with its t-interval (of ln T), and in how many seeds T is identified; then stands
-how the reading goes with copies over all networks of one target: Spearman's rank correlation, of which the interval
-resamples the trainings. A line of JSON per network is kept in --out, from which an interrupted run continues.
+how the reading goes with copies along a training: Spearman's rank correlation over its steps. A line of JSON per
+network is kept in --out, from which an interrupted run continues.
 """
 
 import argparse
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -21,16 +22,16 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks import small_models
+from benchmarks.samplers import cell
 from benchmarks.small_models import BASE
 from stages.diffusion.alignment import at_noised_images, eigenvalue_row, expansion_row, temperature_rows
 from stages.diffusion.model import Model, make_model
 from stages.diffusion.parameters import AlignmentParams
-from stages.memorization.seeds import SHARE, over_seeds, rate_variance
+from stages.memorization.seeds import SHARE, SeedMean, over_seeds, rate_variance
 
 LEVELS = (0.18, 0.36, 0.7)
 POINTS, PAIRS, SEED = 48, 24, 0
 READINGS = ("error", "direction", "expansion", "jacobian")
-DRAWS, COVERED = 1000, (0.025, 0.975)
 Row = dict[str, Any]
 
 
@@ -97,29 +98,23 @@ def table(rows: list[Row]) -> Iterator[str]:
             yield f"| {name} | {size} | {step} | {100 * rate.mean:.0f}{ends} | {' | '.join(cells)} |"
 
 
-def with_copies(rows: list[Row], sigma: float, name: str) -> tuple[float, float, float, int] | None:
-    """Spearman's correlation of T_eff and copies over identified readings, its interval and their number.
+def along_training(rows: list[Row], sigma: float, name: str) -> SeedMean | None:
+    """Spearman's correlation of T_eff and copies over the steps of each training, with its interval over the seeds.
 
-    The interval resamples trainings with all their steps; None with fewer than three trainings or without spread.
+    Trainings of one seed share images and count once, with their mean. None without two seeds in which a training has
+    three identified steps.
     """
-    known = [row for row in rows if reading(row, sigma, name)["identified"]]
-    trainings = sorted({(row["size"], row["seed"]) for row in known})
-    if len(trainings) < 3:
-        return None
-    points = [
-        [(reading(row, sigma, name)["t_eff"], row["copies"]) for row in known if (row["size"], row["seed"]) == each]
-        for each in trainings
-    ]
-    generator, drawn = np.random.default_rng(0), []
-    for _ in range(DRAWS):
-        some = np.concatenate([points[i] for i in generator.integers(0, len(points), len(points))])
-        if (some != some[0]).any(0).all():
-            drawn.append(spearmanr(*some.T).statistic)
-    whole = np.concatenate(points)
-    if not drawn or not (whole != whole[0]).any(0).all():
-        return None
-    low, high = np.quantile(drawn, COVERED)
-    return float(spearmanr(*whole.T).statistic), float(low), float(high), len(whole)
+    found: dict[int, list[float]] = {}
+    for size, seed in sorted({(row["size"], row["seed"]) for row in rows}):
+        own = [
+            row
+            for row in rows
+            if (row["size"], row["seed"]) == (size, seed) and reading(row, sigma, name)["identified"]
+        ]
+        points = np.array([(reading(row, sigma, name)["t_eff"], row["copies"]) for row in own])
+        if len(own) > 2 and (points != points[0]).any(0).all():
+            found.setdefault(seed, []).append(float(spearmanr(*points.T).statistic))
+    return over_seeds([np.mean(each) for each in found.values()], within=(-1, 1)) if len(found) > 1 else None
 
 
 def main() -> None:
@@ -139,12 +134,10 @@ def main() -> None:
         with arguments.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
     print("\n".join(table(rows)))
-    for target in sorted({row["variant"] for row in rows}):
-        for sigma in LEVELS:
-            for name in READINGS:
-                found = with_copies([row for row in rows if row["variant"] == target], sigma, name)
-                words = "too few" if found is None else "{:+.2f} [{:+.2f}, {:+.2f}], {} networks".format(*found)
-                print(f"{target}, sigma {sigma}, {name}: rank correlation with copies {words}")
+    for target, sigma, name in itertools.product(sorted({row["variant"] for row in rows}), LEVELS, READINGS):
+        found = along_training([row for row in rows if row["variant"] == target], sigma, name)
+        words = "too few" if found is None else f"{cell(found, 1, 2)}, {len(found.points)} seeds"
+        print(f"{target}, sigma {sigma}, {name}: rank correlation with copies along training {words}")
     print(json.dumps({"networks": len(rows)}))
 
 

@@ -66,10 +66,13 @@ def test_the_table_has_the_geometric_mean_over_the_seeds_that_identify_a_tempera
 
 
 def test_copies_that_rise_as_the_temperature_falls_have_rank_correlation_minus_one():
-    rows = [row(25, seed, 50 * i, 9.0 - i - seed / 10, 10 * i + seed) for seed in range(3) for i in range(1, 4)]
-    found, low, high, count = thermometer.with_copies(rows, thermometer.LEVELS[0], "error")
-    assert (found, low, high, count) == (pytest.approx(-1), pytest.approx(-1), pytest.approx(-1), 9)
-    assert thermometer.with_copies(rows[:6], thermometer.LEVELS[0], "error") is None, "two trainings have no interval"
+    level = thermometer.LEVELS[0]
+    rows = [row(25, seed, 50 * i, 9.0 - i, 10 * i) for seed in range(2) for i in range(1, 4)]
+    found = thermometer.along_training(rows, level, "error")
+    assert found.points == (pytest.approx(-1), pytest.approx(-1))
+    rising = [row(50, 0, 50 * i, 1.0 + i, 10 * i) for i in range(1, 4)]
+    assert thermometer.along_training([*rows, *rising], level, "error").points[0] == pytest.approx(0)
+    assert thermometer.along_training(rows[:3], level, "error") is None, "one seed has no interval"
 
 
 def test_networks_of_an_onset_are_read_once(tmp_path, monkeypatch):

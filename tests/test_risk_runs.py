@@ -69,6 +69,8 @@ def test_a_right_model_and_other_samples_have_auc_one_and_duplicates_none():
     weights = np.eye(len(FEATURES))[0]
     found = risk.tested([made(10), made(11)], weights)
     assert (found["auc"].mean, found["others"].mean, found["runs"]) == (1, 1, 2)
+    twice = risk.tested([made(10), made(11), made(11, score="tikhonov")], weights)
+    assert twice["auc"].points == (1, 1), "runs of the same images count once"
     assert 0.3 < found["alone"].mean < 0.7
     assert risk.tested([made(10) | {"copied": np.zeros(50, bool)}], weights) is None, "nothing is copied"
 

@@ -21,8 +21,8 @@ from stages.memorization.matching import BUDGET, own_neighbors
 FEATURES = (
     "isolation", "gap", "coverage", "duplicates", "contrast", "class_share", "dark", "keep", "mass"
 )  # fmt: skip
-"""With s, the median distance to the nearest image outside the own duplicate group, and W_ij(l), the posterior weight
-of image j at image i under noise of level l (`_overlaps`):
+"""With s, the median distance to the nearest image outside the own duplicate group, and W_ij(l), the overlap weight of
+the images i and j under noise of level l (`_overlaps`):
 
 isolation: ln of the distance to the nearest image outside the duplicate group, over s.
 gap: ln of that distance over the mean of the listed ones outside the group.
@@ -32,7 +32,7 @@ contrast: ln of the standard deviation of its pixels, over the set's median.
 class_share: ln of its class's share of the images, over an even one; 0 without labels.
 dark: (mean of |x|^2 - its own |x|^2) / s^2. A sampler begins in N(0, sigma_max^2 I), where an image's log-weight leads
     by that difference over 2 sigma_max^2 (METHODS section 4, largest level).
-keep: log-odds of its own group at the image itself: of the sum of W_ij(KEEP s) over the group.
+keep: log-odds of the sum of W_ij(KEEP s) over its own group: whether noise leaves it there.
 mass: ln of the sum of W_ji(MASS s) over all images j and all i of the group: how much of the set's noise ends there."""
 
 NEAR = 10
@@ -75,7 +75,7 @@ def features(images: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray
         "contrast": _relative(flat.std(axis=1)),
         "class_share": _class_share(labels, len(flat)),
         "dark": (square.mean() - square) / apart**2,
-        **_posteriors(index, distance / apart, group),
+        **_shares(index, distance / apart, group),
     }
     return np.stack([columns[name] for name in FEATURES], axis=1)
 
@@ -91,7 +91,7 @@ def _beyond(distance: np.ndarray, away: np.ndarray) -> tuple[np.ndarray, np.ndar
     return first, np.where(some, mean, distance[:, -1])
 
 
-def _posteriors(index: np.ndarray, distance: np.ndarray, group: np.ndarray) -> dict[str, np.ndarray]:
+def _shares(index: np.ndarray, distance: np.ndarray, group: np.ndarray) -> dict[str, np.ndarray]:
     """Return `keep` and `mass` of all images, (M,) each, from their listed neighbours (M, n); distances over s."""
     who = group[np.concatenate([np.arange(len(index))[:, None], index], axis=1)]
     kept = np.where(who == group[:, None], _overlaps(distance / KEEP), 0).sum(1)
