@@ -55,8 +55,8 @@ def remove_unfinished(folder: Path) -> None:
     DVC removes a stage's outs before it runs, but nobody does without DVC. The stage's lock must be held.
     """
     for path in folder.rglob(".*"):
-        if UNFINISHED.fullmatch(path.name):
-            path.unlink()
+        if UNFINISHED.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def title(name: str, variant: str | None) -> str:

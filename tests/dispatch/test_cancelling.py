@@ -106,8 +106,13 @@ def test_a_cancelled_stage_in_the_background_of_a_script_ends(project):
 
 
 @pytest.mark.long
-def test_a_cancelled_graph_ends_with_its_stages(project):
-    process = project.start("repro", "train")
+@pytest.mark.parametrize("ignored", [False, True], ids=["at a terminal", "in the background"])
+def test_a_cancelled_graph_ends_with_its_stages(project, ignored):
+    dispose = (lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)) if ignored else hear_interrupts
+    process = Process(
+        project.command("repro", "train"), cwd=project.folder, env=project.environment(), stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True, preexec_fn=dispose,
+    )  # fmt: skip
     until(lambda: logged(project, 2))
     run = cancel(project, "repro")
     ends_and_resumes(project, process)

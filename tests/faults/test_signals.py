@@ -56,13 +56,21 @@ def send(process: subprocess.Popen[str], number: int, thread: str) -> None:
     os.kill(own, number)
 
 
+PLACES = {"at a terminal": (), "in the background": (signal.SIGINT,)}
+CASES = [
+    (command, number, place)
+    for command in (TRAIN, ("repro", "train"))
+    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+    for place in PLACES
+    if (command, number, place) != (TRAIN, signal.SIGINT, "in the background")  # a shell means it to be ignored there
+]
+
+
 @pytest.mark.parametrize("thread", ["main", "another"])
-@pytest.mark.parametrize("ignored", [(), (signal.SIGINT,)], ids=["at a terminal", "in the background"])
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
-@pytest.mark.parametrize("command", [TRAIN, ("repro", "train")], ids=["stage", "repro"])
-def test_a_signal_ends_a_run_with_all_its_processes(project, command, number, ignored, thread):
+@pytest.mark.parametrize(("command", "number", "place"), CASES, ids=[f"{c[0]} {n.name} {p}" for c, n, p in CASES])
+def test_a_signal_ends_a_run_with_all_its_processes(project, command, number, place, thread):
     """Whichever thread gets it: the main one waits meanwhile, and Python calls handlers in that one only."""
-    process = start(project, command, ignored)
+    process = start(project, command, PLACES[place])
     until(lambda: logged(project, 2))
     send(process, number, thread)
     output, _ = process.communicate(timeout=60)
@@ -122,8 +130,9 @@ def test_what_a_killed_process_was_writing_does_not_stay_among_the_outs(dispatch
     outs = dispatched.folder / "data/sample/net"
     outs.mkdir(parents=True)
     (outs / ".gitignore").write_text("samples.bin\n")  # a person's, or DVC's
+    (outs / ".samples.0123abcd").mkdir()  # no file of ours
     (dispatched.folder / "kill").touch()
     dispatched.stages("sample@net", code=9)
-    assert len(list(outs.iterdir())) == 2
+    assert len(list(outs.iterdir())) == 3
     dispatched.stages("sample@net")
-    assert {path.name for path in outs.iterdir()} == {".gitignore", "samples.bin", "sample.json"}
+    assert {path.name for path in outs.iterdir()} == {".gitignore", ".samples.0123abcd", "samples.bin", "sample.json"}
