@@ -149,19 +149,22 @@ def expansion_row(
     out, and a level without any pair has None. The thermometer's reading is the T at which the closed form of METHODS
     §1.4-1.5 has the network's mean factor over the first `params.pairs`.
     """
-    factors = np.concatenate([*_factors(model, sigma, number, params.expansion_pairs, seed)], axis=1)
+    parts = [*_factors(model, sigma, number, params.expansion_pairs, seed)]
+    factors, images = (np.concatenate(own, axis=1) for own in zip(*parts))
     row = {name: float(values.mean()) if len(values) else None for name, values in zip(FACTORS, factors)}
     own = factors[0]
     reading = _expansion_reading(model, sigma, number, params.pairs, own, seed)
-    return {**row, "expansion_error": standard_error(own), **reading, "expansion_pairs": len(own)}
+    return {**row, "expansion_error": error_over_images(own, images), **reading, "expansion_pairs": len(own)}
 
 
-def _factors(model: Model, sigma: float, number: int, count: int, seed: int) -> Iterator[np.ndarray]:
-    """Yield the factors of FACTORS, float64 (len(FACTORS), pairs), of the existing pairs, PAIRS_AT_ONCE at a time."""
-    yield np.empty((len(FACTORS), 0))
+def _factors(model: Model, sigma: float, number: int, count: int, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yield the factors of FACTORS, float64 (len(FACTORS), pairs), of the existing pairs, PAIRS_AT_ONCE at a time, and
+    numbers that tell the pairs' two images apart, int64 (2, pairs)."""
+    yield np.empty((len(FACTORS), 0)), np.empty((2, 0), np.int64)
     pairs = mirrored_pairs(model, sigma, number, count, seed)
     while some := list(itertools.islice(pairs, PAIRS_AT_ONCE)):
-        yield _factors_of(model, sigma, some)
+        images = [[hash(centre.tobytes()) for centre in pair.centres] for pair in some]
+        yield _factors_of(model, sigma, some), np.array(images).T
 
 
 def _factors_of(model: Model, sigma: float, pairs: Sequence[Pair]) -> np.ndarray:
@@ -177,6 +180,22 @@ def _factors_of(model: Model, sigma: float, pairs: Sequence[Pair]) -> np.ndarray
             [factor_unconditioning(flat.shape[1], pair.ratio, 1.0, pair.stretch, temperature) for pair in pairs]
         )
     return np.stack([spread(learned) / spread(flat), spread(empirical) / spread(flat), *closed])
+
+
+def error_over_images(values: np.ndarray, images: np.ndarray) -> float | None:
+    """Return the standard error of the mean of values of pairs, float64 (n,), where pairs with a common image go
+    together; None for fewer than two. images: int64 (2, n).
+
+    The sum of the products of residuals over all pairs that share an image, each pair with itself included, over n²
+    (Aronow, Samii & Assenova 2015, https://arxiv.org/abs/1312.3398), and at least what independent pairs have.
+    """
+    if len(values) < 2:
+        return None
+    residuals = values - values.mean()
+    _, places = np.unique(images, return_inverse=True)
+    sums = np.bincount(places.reshape(images.shape).ravel(), weights=np.tile(residuals, 2))
+    shared = (sums**2).sum() - (residuals**2).sum()
+    return max(math.sqrt(max(shared, 0.0)) / len(values), standard_error(values))
 
 
 def standard_error(values: np.ndarray) -> float | None:

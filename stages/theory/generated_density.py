@@ -3,11 +3,11 @@ true one, by kernel width (Gabriel et al. 2025; METHODS §8).
 
 On a line one step of `samplers.reverse_diffusion`, x + v s(x) + √v z with v = σ² − σ'², is a Gaussian transition, so
 the density of the samples is known without drawing any: it is carried from level to level on a grid by the transition's
-matrix. The true density at the last level is a known mixture's, so the divergence has no error but the grid's.
-Girsanov's theorem bounds it by that of the start plus ½ ∫ E_{p_t} (ŝ_h − s)² dt; steps of finite size add to it, which
-is measured with the true score.
+matrix. p is what the true score of a known mixture generates in the same steps, q_h what the smoothed score generates.
+The divergence of the whole paths, ½ Σ v E (ŝ_h − s)² (Girsanov's theorem in discrete time), bounds KL(p ‖ q_h).
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -16,7 +16,7 @@ from pydantic import Field, field_validator
 from scipy.stats import norm
 
 from stages.theory import product
-from stages.theory.bias_variance import Mixture, equivalent_count
+from stages.theory.bias_variance import Mixture
 from stages.theory.claims import Claim, Findings, Schedule, Statement, Table, mean_error
 
 LINE = Mixture(
@@ -33,7 +33,7 @@ class GeneratedDensity(Schedule):
 
     levels: int = Field(ge=10, description="noise levels of the reverse SDE")
     counts: list[int] = Field(min_length=2, description="training points per set, rising")
-    repeats: int = Field(ge=3, description="training sets per count")
+    repeats: int = Field(ge=6, description="training sets per count; half of them choose the width")
     widths: list[float] = Field(min_length=4, description="kernel widths h, from 0, rising")
 
     @field_validator("widths")
@@ -46,14 +46,19 @@ class GeneratedDensity(Schedule):
     def findings(self, seed: int, images: np.ndarray | None) -> Findings:
         generator = np.random.default_rng(seed)
         sigmas = product.noise_levels(self.smallest, self.largest, self.levels)
-        floor = measured(sigmas, lambda x, sigma: LINE.score(x, sigma**2))["divergence"]
+        truth = carried(sigmas, lambda x, sigma: LINE.score(x, sigma**2))
+        exact = LINE.density(truth[-1].x, sigmas[-1] ** 2)
+        floor = divergence(exact / exact.sum(), truth[-1].weights)
         shifts, rows = normal_quantiles(SHIFTS), []
         for count in self.counts:
             scores = [product.empirical(LINE.draw(count, generator), "conditioning") for _ in range(self.repeats)]
-            found = {h: [measured(sigmas, product.smoothed(own, h, shifts)) for own in scores] for h in self.widths}
-            about = {"training_points": count, "floor": floor}
-            rows += [{**about, "h": h, **_summary(own, found[self.widths[0]])} for h, own in found.items()]
-        return Findings(claims(rows, self.repeats), {"generated_density": rows})
+            found = [[measured(sigmas, product.smoothed(own, h, shifts), truth) for own in scores] for h in self.widths]
+            rows += [
+                {"training_points": count, "floor": floor, "h": h, "set": number, **one}
+                for h, own in zip(self.widths, found)
+                for number, one in enumerate(own)
+            ]
+        return Findings(claims(rows), {"generated_density": means(rows)})
 
 
 def normal_quantiles(count: int) -> np.ndarray:
@@ -68,83 +73,105 @@ def grid(sigma: float) -> np.ndarray:
     return np.linspace((ends[0] - ends[1]).min(), (ends[0] + ends[1]).max(), GRID)[:, None]
 
 
-def generated(sigmas: Sequence[float], score: product.Score) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the grid (GRID, 1) of the last level, there the density (GRID,) of the reverse SDE's samples, and the
-    score's mean squared error E_{p_t} (ŝ − s)² at every level (L,).
+@dataclasses.dataclass(frozen=True)
+class Level:
+    """A level of the reverse SDE: a grid (GRID, 1), there the weights of the samples (GRID,), whose sum is 1, and the
+    score's values (GRID, 1)."""
 
-    The start is N(0, σ_max²), and the states are those before the noise is removed. Each density is normalised on its
-    own grid.
-    """
-    x, errors = grid(sigmas[0]), []
-    density = norm.pdf(x[:, 0], scale=sigmas[0])
+    x: np.ndarray
+    weights: np.ndarray
+    values: np.ndarray
+
+
+def carried(sigmas: Sequence[float], score: product.Score) -> list[Level]:
+    """Return every level of the reverse SDE under a score. The start is N(0, σ_max²); the last level is the one before
+    the noise is removed."""
+    x, found = grid(sigmas[0]), []
+    weights = norm.pdf(x[:, 0], scale=sigmas[0])
     for sigma, following in zip(sigmas, [*sigmas[1:], None]):
-        values = score(x, sigma)
-        errors.append(_squared_error(x, sigma, values))
+        found.append(Level(x, weights / weights.sum(), score(x, sigma)))
         if following is not None:
             variance, after = sigma**2 - following**2, grid(following)
-            kernel = np.exp(-((after - (x + variance * values).T) ** 2) / (2 * variance))
-            density, x = kernel @ (density / density.sum()), after
-    return x, density / (density.sum() * (x[1, 0] - x[0, 0])), np.array(errors)
+            kernel = np.exp(-((after - (x + variance * found[-1].values).T) ** 2) / (2 * variance))
+            x, weights = after, kernel @ found[-1].weights
+    return found
 
 
-def _squared_error(x: np.ndarray, sigma: float, values: np.ndarray) -> float:
-    weight = LINE.density(x, sigma**2)
-    return float((weight * ((values - LINE.score(x, sigma**2)) ** 2)[:, 0]).sum() / weight.sum())
+def divergence(p: np.ndarray, q: np.ndarray) -> float:
+    """KL(p ‖ q) in nats of weights on one grid, (GRID,) each."""
+    present = p > 0
+    return float((p[present] * np.log(p[present] / q[present])).sum())
 
 
-def divergence(x: np.ndarray, density: np.ndarray, sigma: float) -> float:
-    """KL(p ‖ q) in nats of the mixture p at level sigma and a density q on a grid, (GRID, 1) and (GRID,)."""
-    true = LINE.density(x, sigma**2)
-    present = true > 0
-    return float((true[present] * np.log(true[present] / density[present])).sum() * (x[1, 0] - x[0, 0]))
+def measured(sigmas: Sequence[float], score: product.Score, truth: Sequence[Level]) -> dict[str, float]:
+    """The divergence of what a score generates from what the true one generates in the same steps, and its bound.
+
+    bound: ½ Σ_n v_n E (ŝ − s)² over the true samples before each step n, of variance v_n: the divergence of the whole
+    paths, whose steps are Gaussians of one variance with means that differ by v_n (ŝ − s).
+    """
+    own = carried(sigmas, score)
+    errors = [(one.weights * ((one.values - other.values) ** 2)[:, 0]).sum() for one, other in zip(truth, own)]
+    bound = -(np.array(errors[:-1]) * np.diff(np.square(sigmas))).sum() / 2
+    return {"divergence": divergence(truth[-1].weights, own[-1].weights), "bound": float(bound)}
 
 
-def measured(sigmas: Sequence[float], score: product.Score) -> dict[str, float]:
-    """The divergence of what a score generates, and its bound without those of the start and of the steps:
-    ½ ∫ E (ŝ − s)² dt from the last level to the first, t = σ²."""
-    x, density, errors = generated(sigmas, score)
-    bound = -np.trapezoid(errors, np.square(sigmas)) / 2
-    return {"divergence": divergence(x, density, sigmas[-1]), "bound": float(bound)}
+def _of(rows: Table, count: int, h: float, name: str) -> np.ndarray:
+    """One column over the training sets, in their order."""
+    return np.array([row[name] for row in rows if row["training_points"] == count and row["h"] == h])
 
 
-def _summary(found: Sequence[dict[str, float]], plain: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Means over training sets, and the fall of the divergence from the unsmoothed score's, paired, with its error."""
-    means = {name: float(np.mean([row[name] for row in found])) for name in found[0]}
-    fall = np.array([before["divergence"] - row["divergence"] for before, row in zip(plain, found)])
-    return {**means, "fall": float(fall.mean()), "fall_error": mean_error(fall)}
+def means(rows: Table) -> Table:
+    """Geometric means over the training sets, by size and width: no single set outweighs the others."""
+    keys = dict.fromkeys((row["training_points"], row["h"], row["floor"]) for row in rows)
+    return [
+        {
+            "training_points": count,
+            "h": h,
+            "floor": floor,
+            **{name: float(np.exp(np.log(_of(rows, count, h, name)).mean())) for name in ("divergence", "bound")},
+        }
+        for count, h, floor in keys
+    ]
 
 
-def claims(rows: Table, repeats: int) -> list[Claim]:
-    """The divergence is U-shaped in h, smoothing is worth training points, and Girsanov's bound holds."""
+def chosen_and_judged(rows: Table, count: int) -> tuple[float, np.ndarray]:
+    """The width of least geometric mean over the even training sets, and the falls of ln KL from h = 0 in the odd."""
+    logs = {h: np.log(_of(rows, count, h, "divergence")) for h in dict.fromkeys(row["h"] for row in rows)}
+    best = min(logs, key=lambda h: logs[h][::2].mean())
+    return best, (logs[next(iter(logs))] - logs[best])[1::2]
+
+
+def claims(rows: Table) -> list[Claim]:
+    """Smoothing lowers the divergence, more so with few points, and the error of the score bounds it.
+
+    The width is chosen on half of the training sets and judged on the other half. rows: one per size, width and set.
+    """
     counts = list(dict.fromkeys(row["training_points"] for row in rows))
-    curves = {count: [row for row in rows if row["training_points"] == count] for count in counts}
-    best = {count: min(own, key=lambda row: row["divergence"]) for count, own in curves.items()}
-    edge = sum(row["h"] in (curves[count][0]["h"], curves[count][-1]["h"]) for count, row in best.items())
+    found = {count: chosen_and_judged(rows, count) for count in counts}
+    unclear = sum(fall.mean() <= 2 * mean_error(fall) for _, fall in found.values())
+    last = rows[-1]["h"]
     listing = ", ".join(
-        f"{curves[count][0]['divergence']:.3g} falls to {row['divergence']:.3g} at h = {row['h']:g}, M = {count} (by "
-        f"{row['fall']:.2g} ± {row['fall_error']:.1g}, one standard error of paired sets)"
-        for count, row in best.items()
+        f"M = {count}: h = {h:g}, ln KL falls by {fall.mean():.2g} ± {mean_error(fall):.1g}"
+        for count, (h, fall) in found.items()
     )
-    as_errors = {count: [{**own[0], "error": own[0]["divergence"]}] for count, own in curves.items()}
-    worth = {count: equivalent_count(row["divergence"], as_errors) for count, row in best.items()}
-    gains = ", ".join(f"{count} like {worth[count]:.0f}" for count in counts)
-    over = [row for row in rows if row["divergence"] > row["bound"] + row["floor"]]
-    optima = [row["h"] for row in best.values()]
-    floor = rows[0]["floor"]
+    optima = [h for h, _ in found.values()]
+    over = sum(row["divergence"] > row["bound"] * (1 + 1e-9) + 1e-9 for row in rows)
     cases = (
-        ("What the reverse SDE generates is nearest to the truth at a kernel width above 0",
-         "argmin_h KL(p ‖ q_h) lies inside (0, h_max)", f"known mixture on a line, {repeats} training sets: {listing}",
-         edge, "counts the training set sizes with their optimum at either end"),
-        ("Smoothing the score has the effect of more training data",
-         "min_h KL(M, h) = KL(M', 0) with M' > M", f"power law through the unsmoothed divergences: {gains}",
-         sum(worth[count] <= count * (1 + 1e-9) for count in counts), "counts the sizes that gain nothing"),
+        ("Smoothing the score brings what the reverse SDE generates nearer to the truth",
+         "ln KL(p ‖ q_0) − ln KL(p ‖ q_h) exceeds two standard errors, h chosen on other training sets",
+         f"known mixture on a line, {len(next(iter(found.values()))[1])} sets judge: {listing}",
+         unclear, "counts the training set sizes where it does not"),
+        ("Too wide a kernel takes it away again", "argmin_h KL(p ‖ q_h) < h_max",
+         ", ".join(f"h = {h:g} at M = {count}" for count, h in zip(counts, optima)) + f"; h_max = {last:g}",
+         sum(h == last for h in optima), "counts the sizes whose chosen width is the widest"),
         ("The more training points, the less smoothing is best", "argmin_h KL(p ‖ q_h) falls with M",
          ", ".join(f"h = {h:g} at M = {count}" for count, h in zip(counts, optima)),
-         sum(later > earlier for earlier, later in zip(optima, optima[1:])),
-         "counts steps up in M with a larger optimum"),
-        ("The divergence stays below the bound from the score's error", "KL(p ‖ q_h) ≤ ½ ∫ E (ŝ_h − s)² dt + ε",
-         f"ε = {floor:.2g}: what start and finite steps give the true score; {len(rows)} means over training sets",
-         len(over), "counts the means above it"),
+         sum(later >= earlier for earlier, later in zip(optima, optima[1:])),
+         "counts steps up in M without a smaller width"),
+        ("The divergence stays below what the score's error allows",
+         "KL(p ‖ q_h) ≤ ½ Σ v E (ŝ_h − s)²",
+         f"{len(rows)} sets and widths; the true score in these steps is {rows[0]['floor']:.2g} from the truth itself",
+         over, "counts those above it"),
     )  # fmt: skip
     return [
         Statement(claim, formula, SOURCE, computed).holds(violations, counted)

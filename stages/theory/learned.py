@@ -12,8 +12,8 @@ DTYPE = "float32 network, float64 measure"
 
 def learned_claims(learned_levels: Table, learned_paths: Table) -> list[Claim]:
     """Return one claim per network about its highest level; and for every network trained on temperature-smoothed
-    targets up to two: one compares it with the first noise-conditioned network at single steps, the other its paths
-    with those of the first plain network whose sampler is the same, which follows from `conditioned`.
+    targets up to two, which compare single steps and paths with those of the first plain network that is alike in
+    `conditioned`, so that they differ in nothing else.
 
     The tables: rows of alignment.json with `variant`, `form`, `conditioned` and `smooth_below` (None: all levels) of
     each network.
@@ -22,15 +22,14 @@ def learned_claims(learned_levels: Table, learned_paths: Table) -> list[Claim]:
     own = {name: [row for row in learned_levels if row["variant"] == name] for name in names}
     routes = {name: [row for row in learned_paths if row["variant"] == name] for name in names}
     found = [_highest_claim(name, own[name]) for name in names]
-    base = next((name for name in names if own[name][0]["form"] == "conditioning"), None)
     plain = {own[name][0]["conditioned"]: name for name in reversed(names) if own[name][0]["form"] != "temperature"}
     for name in names:
         first = own[name][0]
         if first["form"] != "temperature":
             continue
-        if base is not None and (claim := _expansion_claim(f"{name} against {base}", own[name], own[base])):
-            found.append(claim)
         if other := plain.get(first["conditioned"]):
+            if claim := _expansion_claim(f"{name} against {other}", own[name], own[other]):
+                found.append(claim)
             found.append(_path_claim(f"{name} against {other}", routes[name], routes[other]))
     return found
 

@@ -123,9 +123,25 @@ def test_the_factors_are_the_same_in_batches_of_any_size(monkeypatch):
     assert counts == sorted(counts)
     last = [row for row in single if row["expansion_pairs"] == whole["expansion_pairs"]][-1]
     assert last["expansion"] == pytest.approx(whole["expansion"], rel=1e-6)
-    sums = {row["expansion_pairs"]: row["expansion"] * row["expansion_pairs"] for row in single if row["expansion"]}
-    factors = np.diff([0.0, *(sums[count] for count in sorted(sums))])
-    assert whole["expansion_error"] == pytest.approx(factors.std(ddof=1) / math.sqrt(len(factors)), rel=1e-4)
+
+
+def test_the_error_over_pairs_counts_those_that_share_an_image():
+    """All pairs of pairs with a common image, in two loops; pairs without one give the plain standard error."""
+    generator = np.random.default_rng(0)
+    images, effects = generator.integers(0, 6, (2, 60)), generator.normal(size=6)
+    values = effects[images].sum(0) + 0.1 * generator.normal(size=60)
+    residuals = values - values.mean()
+    total = 0.0
+    for p, one in enumerate(images.T):
+        for q, other in enumerate(images.T):
+            shared = sum(a == b for a in one for b in other) - (p == q)
+            total += shared * residuals[p] * residuals[q]
+    found = alignment.error_over_images(values, images)
+    assert found == pytest.approx(math.sqrt(total) / 60)
+    assert found > 2 * alignment.standard_error(values)
+    apart = np.arange(120).reshape(2, 60)
+    assert alignment.error_over_images(values, apart) == pytest.approx(alignment.standard_error(values), rel=0.02)
+    assert alignment.error_over_images(values[:1], images[:, :1]) is None
 
 
 def test_the_temperature_is_read_from_the_first_pairs_alone():

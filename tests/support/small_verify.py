@@ -77,9 +77,9 @@ BLOCKS: dict[str, Any] = {
         "largest": 2.0,
         "smallest": 0.15,
         "levels": 12,
-        "counts": [6, 16],
-        "repeats": 8,
-        "widths": [0, 0.05, 0.15, 0.5],
+        "counts": [4, 24],
+        "repeats": 24,
+        "widths": [0, 0.1, 0.3, 0.8],
     },
     "smoothed_circle": {
         "points": 6,

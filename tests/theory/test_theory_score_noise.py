@@ -75,6 +75,8 @@ def passed(claims):
 def test_a_wrong_variance_fails():
     assert passed(sn.variance_claims(noise_rows(), 10)) == [True, True]
     assert passed(sn.variance_claims(noise_rows(found=1.1), 10)) == [False, True]
+    slow = [{**row, "error": row["found"]} for row in noise_rows()]
+    assert not sn.variance_claims(slow, 10)[1].passed
     farther = [{**row, "limit": row["predicted"] / (2 + number)} for number, row in enumerate(noise_rows())]
     assert passed(sn.variance_claims(farther, 10)) == [True, False]
 
