@@ -65,7 +65,7 @@ def test_small_form_measures_every_part_and_merges_them(folder):
         assert name == "held-out images" or row["steps"] > 0
     assert set(found["cost"]["rows"]) == {"conditioning", "unconditioning", "pixel neighbours", "feature neighbours"}
     assert all(row["seconds_per_step"] > 0 for row in found["cost"]["rows"].values())
-    assert len(found["samplers"]["rows"]) == 7
+    assert len(found["samplers"]["rows"]) == 8
     assert 0 < found["rate"]["rows"]["eager"]["share_of_matrix_rate"] < 1
     assert set(found["search"]["rows"]) == {"ours"}  # there is no faiss
     assert len(found["closed"]["rows"]) == 8

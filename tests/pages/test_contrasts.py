@@ -181,7 +181,7 @@ def test_no_key_of_a_run_can_differ_unseen():
     project = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
     full = {**tree(SMOOTH), "train": project["train"], "sample": project["sample"], "data": project["ingest"]}
     for path in leaves(full):
-        if path in (("spec", "form"), ("spec", "noise_conditioning")):
+        if path in (("spec", "form"), ("spec", "noise_conditioning"), ("spec", "teacher")):  # tested by themselves
             continue
         changed = copy.deepcopy(full)
         place = changed
