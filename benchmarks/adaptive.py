@@ -1,4 +1,4 @@
-"""Temperatures that follow the point, in networks: copies at equal Fréchet distance, beside early stopping and 5/sigma.
+"""Temperatures that depend on the point, in networks: copies at equal Fréchet distance, against early stopping.
 
     python -m benchmarks.adaptive [--size 50] [--seeds 0 1 2] [--steps 800] [--keep FOLDER] [--out adaptive.jsonl]
 

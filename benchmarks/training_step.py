@@ -1,5 +1,5 @@
 """What temperature smoothing costs a training step: python -m benchmarks.training_step [--channels 128 --batch 8]
-    python -m benchmarks.training_step --only adaptive    # the temperatures that follow the point, beside conditioning
+    python -m benchmarks.training_step --only adaptive    # temperatures that depend on the point
 
 The CIFAR-10 network of METHODS §4 (32 x 32 x 3, 4 blocks, attention at 16) on 50,000 random images: a conditioning-form
 step, temperature steps over K = 30 and K = 100 precomputed neighbours, near ones (pixel lists of a sorted set) and

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from crowding import Process
+from held_training import held_training, served_project
 from small_project import SmallProject, hear_interrupts
 from watching import TRAIN, logged, login_header, orphans, query, until
 
@@ -25,26 +26,14 @@ scheduled_repro(targets=["train"])
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory):
-    project = SmallProject(tmp_path_factory.mktemp("cancel"))
-    project.write_dvc()
-    try:
-        project.run("server", "start")
-        project.run("repro", "ingest")
+    with served_project(tmp_path_factory.mktemp("cancel")) as project:
         yield project
-    finally:
-        project.stop()
 
 
 @pytest.fixture
 def project(started):
-    """The project with another training to do, which pauses before its third step."""
-    started.params["train"]["steps"] += 1
-    started.write_params()
-    started.log()
-    started.hold(2)
-    yield started
-    started.release()
-    until(lambda: not orphans(started))
+    with held_training(started):
+        yield started
 
 
 def cancel(project: SmallProject, name: str) -> dict[str, Any]:

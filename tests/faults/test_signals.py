@@ -7,6 +7,7 @@ import sys
 
 import pytest
 from crowding import Process, limit
+from held_training import held_training, served_project
 from small_project import ROOT, SmallProject
 from watching import TRAIN, logged, orphans, until
 
@@ -15,26 +16,14 @@ pytestmark = pytest.mark.faults
 
 @pytest.fixture(scope="module")
 def started(tmp_path_factory):
-    project = SmallProject(tmp_path_factory.mktemp("signals"))
-    project.write_dvc()
-    try:
-        project.run("server", "start")
-        project.run("repro", "ingest")
+    with served_project(tmp_path_factory.mktemp("signals")) as project:
         yield project
-    finally:
-        project.stop()
 
 
 @pytest.fixture
 def project(started):
-    """The project with another training to do, which pauses before its third step."""
-    started.params["train"]["steps"] += 1
-    started.write_params()
-    started.log()
-    started.hold(2)
-    yield started
-    started.release()
-    until(lambda: not orphans(started))
+    with held_training(started):
+        yield started
 
 
 def start(project: SmallProject, command: tuple[str, ...], ignored: tuple[int, ...]) -> subprocess.Popen[str]:
