@@ -1,9 +1,10 @@
 """Stage fid@variant: the Fréchet distance of a variant's samples to real images, beside that of held-out images.
 
 Out in data/fid/VARIANT: fid.json and, for networks, runs.tsv: the same measures for the samples of every run, seed by
-seed and step by step. The fewer images, the more the Fréchet distance is biased upwards. So every distance is reported
-with its counts, and `floor` is the distance of as many held-out real images: compare a distance with the floor.
-Beside it stand, with the same held-out images as control:
+seed and step by step. The fewer images, the more the Fréchet distance is biased upwards, and the fewer test images they
+cover. So every distance is reported with its counts, `floor` is the distance of as many held-out real images, and a
+closed form is measured a second time on as many samples as a run has (`first`), which compares with networks' runs.
+Beside the distance stand, with the same held-out images as control:
 
 - recall and coverage: the share of test images inside the ball of some sample, and with some sample inside their own;
 - the Vendi score, a number of different images;
@@ -43,6 +44,7 @@ class Params(StageParams):
         "device": "embed.device",
         "checkpoint": "sample.checkpoint",
         "choice_images": "sample.choice_images",
+        "curve_count": "sample.curve_count",
     }
     PER_VARIANT: ClassVar[bool] = True
 
@@ -51,6 +53,7 @@ class Params(StageParams):
     device: Literal["auto", "cpu", "cuda"]
     checkpoint: Literal["last", "best_fid"]
     choice_images: int
+    curve_count: int
     reference: Literal["test", "test+holdout"] = Field(description="real images beside train; the floor's are test's")
     reference_count: int | None = Field(ge=2, description="images drawn of train and of the reference; null: all")
     per_class: bool = Field(description="draw the same number of reference images from every class")
@@ -131,13 +134,15 @@ def gather(params: Params, parts: Parts) -> None:
         "floor": _entry([measured["holdout"][key] for key in FD], len(floor)),
         **{key: {name: own[key] for name, own in measured.items()} for key in measured["samples"] if key not in FD},
     }
+    few = min(params.curve_count, len(samples))
+    control = held_out.take(_rows(params, "holdout", few, at_most=True))
+    result["first_holdout"] = {"count": len(control), **_measure(params, control, beside, held_out)}
     out = DATA / "fid" / params.variant
     (out / "runs.tsv").unlink(missing_ok=True)  # of an earlier run, when it was a network
     if "runs" in parts:
-        rows = _run_rows(params, parts["runs"], test, held_out)
-        write_tsv(out / "runs.tsv", rows)
-        control = held_out.take(_rows(params, "holdout", rows[0]["count"], at_most=True))
-        result["runs_holdout"] = {"count": len(control), **_measure(params, control, beside, held_out)}
+        write_tsv(out / "runs.tsv", _run_rows(params, parts["runs"], test, held_out))
+    else:
+        result["first"] = {"count": few, **_measure(params, samples.take(range(few)), test, held_out)}
     write_json(out / "fid.json", result)
 
 

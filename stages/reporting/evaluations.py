@@ -50,8 +50,8 @@ def _all_else(variant: Variant, *along: str) -> str:
 
 
 def _row(variant: Variant) -> Row:
-    row, sampler = result_row(variant), variant.sample["sampler"]
-    floor = row["fd_floor_of_runs" if "fd_test_mean_low" in row else "fd_floor"]
+    row, sampler = result_row(variant, over_seeds=False), variant.sample["sampler"]
+    floor = row["fd_holdout_of_first" if "fd_test_mean_low" in row else "fd_floor"]
     return {
         "variant": variant.name,
         "sampler": sampler["name"],

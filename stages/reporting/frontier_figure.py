@@ -77,5 +77,5 @@ def _panel(axis: Any, own: Sequence[Variant], measure: str) -> None:
             )  # fmt: skip
     control = own[0].filter["metrics"][measure]["holdout_rate"]
     axis.axhline(100 * control, color=CONTROL, linewidth=1.2, linestyle="--")
-    axis.axvline(own[0].fid["runs_holdout"]["fd"], color=MUTED, linewidth=0.8, linestyle=":")
+    axis.axvline(own[0].fid["first_holdout"]["fd"], color=MUTED, linewidth=0.8, linestyle=":")
     axis.grid()

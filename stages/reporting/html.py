@@ -154,7 +154,7 @@ def section(variant: Variant, inputs: Inputs, count: int) -> dict[str, Any]:
     """One variant's row and part of the page, with its first `count` samples beside their nearest training images."""
     return {
         "variant": variant,
-        "row": result_row(variant),
+        "row": result_row(variant, inputs.over_seeds),
         "kind": kind(variant),
         "broken": variant.broken,
         "description": FORMS.get(variant.form, ""),

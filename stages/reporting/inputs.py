@@ -200,6 +200,11 @@ class Inputs:
         return self.variants[0].metric
 
     @property
+    def over_seeds(self) -> bool:
+        """Whether some network has several training seeds, so that its numbers are of sample.curve_count samples."""
+        return any(len(seeds(variant.runs)) > 1 for variant in self.variants if variant.runs is not None)
+
+    @property
     def claims(self) -> list[dict[str, Any]]:
         """The claims of all blocks."""
         return [claim for block in self.theory for claim in block.claims]
@@ -293,7 +298,7 @@ def _variant(reader: Reader, name: str, spec: dict[str, Any]) -> Variant:
         filter=reader.json("filter", "filter.json", name, *FILTER),
         score=reader.json("train", "score.json", name, "noise", "start"),
         sample=reader.json("sample", "sample.json", name, *SAMPLE, *(["precision"] if network else [])),
-        fid=reader.json("fid", "fid.json", name, *DISTANCES, *(["runs_holdout"] if network else [])),
+        fid=reader.json("fid", "fid.json", name, *DISTANCES, "first_holdout", *([] if network else ["first"])),
         loss=_reference_loss(reader, name) if network else None,
         runs=_runs(reader, name) if network else None,
         pairs=pq.read_table(reader.path("filter", "pairs.parquet", name)),

@@ -57,7 +57,7 @@ def _all_else(variant: Variant, **changes: str) -> str:
 
 
 def _row(variant: Variant) -> Row:
-    row = result_row(variant)
+    row = result_row(variant, over_seeds=False)
     holdout = (row["control_rate"], row["vendi_holdout"], row["fd_floor"])
     return {
         "variant": variant.name,

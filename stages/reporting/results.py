@@ -15,6 +15,7 @@ from stages.reporting.words import RESULTS_VERSION, Rate, number
 
 STRICT = "nn_ratio_copy"  # the limit of a copy, 1/3 unless filter.ratios says otherwise, shown beside the headline
 ENDS = ("count", "rate", "low", "high")
+FD = ("fd", "fd_low", "fd_high")
 DESCRIBED = ("recall", "coverage", "vendi", "sharpness")  # of a set of samples, beside as many held-out images
 OVER_SEEDS = {
     "calibrated_distance": DISTANCE,
@@ -33,8 +34,12 @@ def kind(variant: Variant) -> str:
     return "network" if variant.network else "closed form"
 
 
-def result_row(variant: Variant) -> dict[str, Any]:
-    """One variant's numbers, rates in [0, 1]: a row of results.json."""
+def result_row(variant: Variant, over_seeds: bool) -> dict[str, Any]:
+    """One variant's numbers, rates in [0, 1]: a row of results.json.
+
+    over_seeds: whether the networks beside it have several training seeds. Their Fréchet distance, coverage and Vendi
+    score, which depend on the number of samples, are then of sample.curve_count samples, and so are a closed form's.
+    """
     metrics, ratio, fid = variant.filter["metrics"], variant.filter["ratio"], variant.fid
     return {
         "variant": variant.name,
@@ -62,8 +67,18 @@ def result_row(variant: Variant) -> dict[str, Any]:
         **_rate("verified", variant.verified),
         **_rate("verified_without_repeated", variant.verified_without_repeated),
         **_open(variant),
-        **_over_seeds(variant),
+        **(_of_the_first(variant) if over_seeds and variant.runs is None else _over_seeds(variant)),
+        **{f"{name}_holdout_of_first": variant.fid["first_holdout"][name] for name in ("fd", "coverage", "vendi")},
     }
+
+
+def _of_the_first(variant: Variant) -> dict[str, Any]:
+    """Return what depends on the number of samples, of as many as the networks' runs have, in the means' columns."""
+    first = variant.fid["first"]
+    found = {f"fd_test_{end}": first[name] for end, name in zip(("mean", "mean_low", "mean_high"), FD)}
+    for name in ("coverage", "vendi"):  # they have no interval within a set
+        found |= {f"{name}_mean": first[name], f"{name}_mean_low": None, f"{name}_mean_high": None}
+    return found | {"first_count": first["count"]}
 
 
 def _over_seeds(variant: Variant) -> dict[str, Any]:
@@ -74,7 +89,6 @@ def _over_seeds(variant: Variant) -> dict[str, Any]:
     if variant.runs is None:
         return {}
     found: dict[str, Any] = {"seeds": len(seeds(variant.runs)), "seeds_count": int(variant.runs["count"][0])}
-    found["fd_floor_of_runs"] = variant.fid["runs_holdout"]["fd"]
     for name, measure in {**OVER_SEEDS, "copies": variant.metric}.items():
         if measure in variant.runs and variant.runs[measure].dtype.kind == "f":  # text where it is not defined
             mean = mean_at_the_end(variant.runs, measure)
@@ -112,7 +126,7 @@ def results(
         "frontier": [frontier_row(compared) for compared in opening.compared],
         "onsets": onset_rows(inputs.variants),
         "metric": {"name": inputs.metric, **metric},
-        "rows": [result_row(variant) for variant in inputs.variants],
+        "rows": [result_row(variant, inputs.over_seeds) for variant in inputs.variants],
         "contrasts": list(contrasts),
         "checks": [dataclasses.asdict(check) for check in found],
         "theory": {
@@ -145,7 +159,7 @@ def metrics(inputs: Inputs, found: Sequence[Check]) -> dict[str, Any]:
 
 
 def _numbers(variant: Variant) -> dict[str, float]:
-    row = result_row(variant)
+    row = result_row(variant, over_seeds=False)
     return {key: row[key] for key in DECIDES if key in row}
 
 

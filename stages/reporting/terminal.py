@@ -11,7 +11,7 @@ from rich.table import Table
 
 from stages.errors import InputError
 from stages.files.artifacts import read_json
-from stages.reporting.words import RESULTS_VERSION, Rate, cell, interval, number
+from stages.reporting.words import RESULTS_VERSION, Rate, cell, interval, listing, number
 
 HOLDS, FAILS = "[green]{}[/]", "[bold red]{}[/]"
 
@@ -128,16 +128,23 @@ def print_markdown(path: Path | str = "data/report/results.json") -> None:
 
 
 def _legend(content: dict[str, Any]) -> str:
-    floors = sorted(row["fd_floor"] for row in content["rows"])
+    own = ("fd_holdout_of_first" if "fd_test_mean_low" in row else "fd_floor" for row in content["rows"])
+    floors = sorted(row[name] for row, name in zip(content["rows"], own))
     reach = " to ".join(dict.fromkeys((number(floors[0]), number(floors[-1]))))
     return (
         f"copied by {content['metric']['name']}: {content['metric']['definition']}\n"
         "nearer: nearer to a training image than 99 % of held-out images\n"
-        f"FD: {content['rows'][0]['fd_name']} to test images; held-out images reach {reach}\n"
+        f"FD: {content['rows'][0]['fd_name']} to test images; held-out images reach {reach}{_counts(content['rows'])}\n"
         "coverage: share of test images that have a sample in their neighbourhood\n"
         f"blends: {content['metric']['blend']}\n"
         "median ×: median distance to the nearest training image ÷ that of held-out images\n"
     )
+
+
+def _counts(rows: Sequence[dict[str, Any]]) -> str:
+    """Name the number of samples behind distance and coverage where it is not that of all samples."""
+    counts = {row.get("first_count", row.get("seeds_count")) for row in rows if "fd_test_mean_low" in row}
+    return f"; FD and coverage are of {listing([f'{n:,}' for n in sorted(counts)])} samples" if counts else ""
 
 
 def _verified_line(row: dict[str, Any]) -> str:

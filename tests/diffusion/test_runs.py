@@ -248,7 +248,7 @@ def test_runs_of_copies_of_blends_and_of_other_images_are_told_apart(measurable)
     assert 1 < quality[1]["vendi"] < 2  # two images
     assert quality[1]["vendi"] < quality[2]["vendi"] < quality[0]["vendi"]
     assert quality[2]["sharpness"] < quality[0]["sharpness"] == pytest.approx(1, abs=0.1)
-    assert read_json(f"data/fid/{VARIANT}/fid.json")["runs_holdout"]["count"] == COUNT
+    assert read_json(f"data/fid/{VARIANT}/fid.json")["first_holdout"]["count"] == COUNT
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from stages.features.encoders import load_encoder
 from stages.features.frechet import frechet_distance, frechet_from_features, moments
 from stages.features.weights import EncoderParams
 from stages.files.features import FeatureTable, write_features
-from stages.files.images import image_table, write_images
+from stages.files.images import image_table, read_images, write_images
 from stages.files.paths import features_of, images_of, samples_of
 from stages.protocol import run_stage, spans
 
@@ -138,7 +138,7 @@ def project(tmp_path, monkeypatch):
 
 PARAMS = {
     "variant": "v", "encoder": EncoderParams(**PIXELS), "device": "cpu", "checkpoint": "last", "choice_images": 10,
-    "reference": "test", "reference_count": None,
+    "curve_count": 8, "reference": "test", "reference_count": None,
     "per_class": False, "samples": None, "seed": 0, "neighbors": 5, "shards": 1,
 }  # fmt: skip
 
@@ -149,8 +149,6 @@ def run(folder, **changes):
 
 
 def pixels(path):
-    from stages.files.images import read_images
-
     return read_images(path).flat.astype(np.float64) / 255
 
 
@@ -169,6 +167,18 @@ def test_stage_reports_the_formula_and_its_counts(project):
     ):
         exact = textbook(a.mean(0), np.cov(a, rowvar=False), b.mean(0), np.cov(b, rowvar=False))
         assert result[key]["distance"] == pytest.approx(exact, rel=1e-5)  # features are float32
+
+
+def test_a_closed_form_is_also_measured_on_as_many_samples_as_a_networks_run_has(project):
+    """A smaller set has a larger distance and a smaller coverage: what stands in one column must count alike."""
+    found = run(project)
+    images = read_images(samples_of("v"))
+    write_images(samples_of("v"), image_table(images.images[:8]))
+    few = run(project)
+    assert found["first"]["count"] == found["first_holdout"]["count"] == 8
+    assert found["first"]["fd"] == few["test"]["distance"] > found["test"]["distance"]
+    assert found["first_holdout"]["fd"] == few["floor"]["distance"]
+    assert found["first"]["coverage"] == few["coverage"]["samples"]
 
 
 def test_stage_is_the_same_for_any_number_of_shards(project):

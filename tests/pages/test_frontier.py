@@ -16,6 +16,8 @@ from stages.protocol import run_plain
 from stages.reporting.answer import late_words
 from stages.reporting.frontier import BEFORE, NEVER, Stop, at_equal_distance, first_reached, slope
 from stages.reporting.runs import FLAGGED, Columns, final, joined, mean_at_the_end, rates
+from stages.reporting.terminal import print_results
+from stages.reporting.words import cell, number
 
 STEPS = np.array([100, 200, 400, 800, 1600])
 FD = np.array([200.0, 150.0, 110.0, 80.0, 70.0])
@@ -319,3 +321,26 @@ def test_a_broken_variant_is_named_as_such_in_the_answer(project):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"faults": {"noisy": "all are noisy"}}))
     run_plain("report")
     assert "fewer copied samples with better (its samples look broken) (by" in results()["answer"]
+
+
+@pytest.mark.parametrize("seeds", [(1,), (1, 2, 3)])
+def test_what_depends_on_the_number_of_samples_is_of_equally_many_in_a_column(tmp_path, monkeypatch, seeds):
+    """Runs have 200 samples, closed forms more: beside means over seeds their first 200 are shown."""
+    monkeypatch.chdir(tmp_path)
+    closed = {"score": "closed-form", "form": "conditioning"}
+    variants = {"closed": closed, "plain": PLAIN}
+    write_project(
+        tmp_path, IMAGES, variants=variants, copied=dict.fromkeys(variants, 0.3), report={**REPORT, "contrasts": []}
+    )
+    write_runs(tmp_path / "data", "plain", {seed: runs(FD, COPIED, seed=seed) for seed in seeds})
+    fid = json.loads((tmp_path / "data/fid/closed/fid.json").read_text())
+    run_plain("report")
+    closed, plain = json.loads((tmp_path / "data/report/results.json").read_text())["rows"]
+    several = len(seeds) > 1
+    assert cell(closed, "fd_test")[0] == (fid["first"]["fd"] if several else fid["test"]["distance"])
+    assert cell(plain, "fd_test")[0] == (FD[-1] + 2 if several else plain["fd_test"])
+    page = text_of((tmp_path / "data/report/report.html").read_text())
+    assert ("coverage, Vendi of 200" in page) == several
+    floor = fid["first_holdout"]["fd"] if several else fid["floor"]["distance"]
+    assert page.count(f"floor {number(floor)}") >= 2
+    print_results()

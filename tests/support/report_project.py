@@ -140,7 +140,11 @@ def write_variant(
     described = {"recall": (0.4, 0.8), "coverage": (0.7, 0.9), "vendi": (5.5, 6.25), "sharpness": (0.95, 1.0)}
     fid |= {key: dict(zip(("samples", "holdout"), values)) for key, values in described.items()}
     held_out = {key: values[1] for key, values in described.items()}
-    write_json(data / "fid" / name / "fid.json", fid | {"runs_holdout": {"count": 200, "fd": 0.03, **held_out}})
+    counted = {"first_holdout": {"count": 200, "fd": 0.03, **held_out}}
+    if spec["score"] != "network":
+        own = {key: values[0] for key, values in described.items()}
+        counted["first"] = {"count": 200, "fd": 1.2 * distance, "fd_low": distance, "fd_high": 1.4 * distance, **own}
+    write_json(data / "fid" / name / "fid.json", fid | counted)
     write_json(data / "train" / name / "score.json", {"variant": name, "spec": spec, **LEVELS})
     if spec["score"] == "network":
         write_learned(data / "sample" / name, train[:4], seed)
