@@ -75,7 +75,7 @@ def plan(params: Params) -> list[Shard]:
     name, inputs = params.variant, [score_of(params.variant), images_of("train")]
     if params.spec.score == "closed-form":
         return _draws(params, name, *inputs)
-    runs = read_runs(params.runs)
+    runs = _sampled_runs(params)
     trained = [*inputs, reference(runs).weights]
     shards = _draws(params, name, *trained)
     if params.spec.form != "consistency":  # its F is no score
@@ -84,6 +84,12 @@ def plan(params: Params) -> list[Shard]:
     for seed, own in _drawn_runs(runs).items():
         shards.append(_shard("runs", f"{name} seed {seed}", settings, *inputs, *(run.weights for run in own)))
     return shards
+
+
+def _sampled_runs(params: Params) -> list[Run]:
+    """Return the runs in their order: all, or without the variant's `curve` the end of every seed's training."""
+    runs = read_runs(params.runs)
+    return runs if params.spec.curve else list({run.seed: run for run in runs}.values())
 
 
 def _run_count(params: Params) -> int:
@@ -221,7 +227,7 @@ def _run_table(params: Params, samples: "ImageTable", parts: list[Path]) -> "Ima
 
     from stages.files.images import image_table, read_images
 
-    runs, count = read_runs(params.runs), _run_count(params)
+    runs, count = _sampled_runs(params), _run_count(params)
     drawn = [read_images(part).images for part in parts]
     place = runs.index(reference(runs)) * count
     others = np.concatenate([samples.images[:0], *drawn])

@@ -18,7 +18,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from stages.diffusion.classes import class_list
-from stages.diffusion.parameters import NetworkParams, NoiseChoice, OptimizationParams, Variant
+from stages.diffusion.parameters import NetworkParams, NoiseChoice, OptimizationParams, ScoreSpec, Variant
 from stages.diffusion.spread import read_spread, resolve
 from stages.files.artifacts import read_json, write_json, write_text
 from stages.files.images import read_images
@@ -85,7 +85,7 @@ def _specification(params: Params) -> dict[str, Any]:
     noise = resolve(params.noise, spread)
     score = {
         "variant": params.variant,
-        "spec": params.spec.model_dump(mode="json", exclude={"sampler", "count"}),
+        "spec": params.spec.model_dump(mode="json", include=set(ScoreSpec.model_fields)),
         "noise": noise.model_dump(mode="json"),
         "start": {
             "chosen": "auto" if params.noise.sigma_max == "auto" else "given",

@@ -192,7 +192,7 @@ def prepare_network(network: NCSNpp, device: torch.device, bfloat16: bool, compi
     In float32 on a CPU the rounding becomes the same for every batch (`fixed_rounding`), except for the compiler's own
     kernels.
     """
-    network = network.to(device, memory_format=memory_format(device)).eval()
+    network = network.to(device, memory_format=memory_format(device, bfloat16)).eval()
     if bfloat16:
         network = copy.deepcopy(network).requires_grad_(False)
         for layer in network.modules():

@@ -331,6 +331,10 @@ class Variant(ScoreSpec):
 
     sampler: SamplerParams
     count: int | None = Field(default=None, gt=0, description="samples of this variant; null: sample.count")
+    curve: bool = Field(
+        default=True,
+        description="sample a network along its training (train.snapshots), too, or at its end alone",
+    )
 
     @model_validator(mode="after")
     def _sampler_fits(self) -> Self:

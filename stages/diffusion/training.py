@@ -78,14 +78,14 @@ def start_training(
     """Return a training before its first step; build makes the network under the seed."""
     device = data.device
     torch.manual_seed(seed)
-    network = build().to(device, memory_format=memory_format(device))
+    half = uses_bfloat16(params.precision, device)
+    network = build().to(device, memory_format=memory_format(device, half))
     optimizer = torch.optim.AdamW(
         network.parameters(), params.learning_rate, params.betas, weight_decay=params.weight_decay, fused=True
     )
     forward = world.wrap(torch.compile(network, dynamic=False) if params.compile else network, device)
     sigmas = noise.levels(levels, params.levels).float().to(device)
     order = EpochOrder(len(data), params.batch, seed)
-    half = uses_bfloat16(params.precision, device)
     return Training(params, sigmas, data, target, conditioned, network, forward, optimizer, order, half, seed, world)
 
 

@@ -17,8 +17,16 @@ class OneDnnConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """x float32 (B, C, H, W)."""
+        last = self.weight.is_contiguous(memory_format=torch.channels_last)
+        layout = torch.channels_last if last else torch.contiguous_format
         return torch.mkldnn_convolution(
-            x.contiguous(), self.weight, self.bias, self.padding, self.stride, self.dilation, self.groups
+            x.contiguous(memory_format=layout),
+            self.weight,
+            self.bias,
+            self.padding,
+            self.stride,
+            self.dilation,
+            self.groups,
         )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from diffusion_project import outs
 from measured_runs import COUNT, RUNS, SEEDS, STEPS, VARIANT, measure, pixels, rows, set_runs
 from scipy.linalg import sqrtm
@@ -210,6 +211,25 @@ def test_the_reference_run_and_its_numbers_do_not_depend_on_other_runs(measurabl
     runs = read_images(f"data/sample/{VARIANT}/runs.arrow")
     ((_, place),) = [pair for pair in rows_of_runs(runs, Path("x")) if tuple(pair[0].values()) == (7, 20)]
     assert (runs.images[place] == samples[:COUNT]).all()
+
+
+def test_without_its_curve_a_variant_is_measured_at_the_end_of_each_seed_alone(measurable):
+    set_runs(SEEDS, STEPS)
+    measure()
+    whole, path = read_images(f"data/sample/{VARIANT}/runs.arrow"), Path("params.yaml")
+    trained = [p.read_bytes() for p in sorted(Path("data/train").rglob("*.safetensors"))]
+    tree = load_tree()
+    tree["variants"][VARIANT]["curve"] = False
+    path.write_text(yaml.safe_dump(tree))
+    measure()
+    ends = read_images(f"data/sample/{VARIANT}/runs.arrow")
+    assert [key["seed"] for key, _ in rows_of_runs(ends, path)] == SEEDS
+    named = {tuple(key.values()): rows for key, rows in rows_of_runs(whole, path)}
+    for key, own in rows_of_runs(ends, path):
+        assert (ends.images[own] == whole.images[named[tuple(key.values())]]).all()
+    assert [p.read_bytes() for p in sorted(Path("data/train").rglob("*.safetensors"))] == trained
+    for stage in ("filter", "fid"):
+        assert len(Path(f"data/{stage}/{VARIANT}/runs.tsv").read_text().splitlines()) == 1 + len(SEEDS)
 
 
 def test_a_new_seed_leaves_the_cached_shards_of_the_others(project):
