@@ -1,6 +1,6 @@
 """How often each stated 95 % interval holds the truth, in repetitions of samples whose truth is known.
 
-    python -m benchmarks.intervals [--repetitions 1000] [--only distance kernel rate difference seeds]
+    python -m benchmarks.intervals [--repetitions 1000] [--only distance kernel rate difference seeds frontier]
 
 Prints a Markdown table: coverage in percent, and on which side the interval misses, too low or too high. The rates'
 rows need no repetitions, their coverage is a sum over all counts. benchmarks/README.md has the numbers.
@@ -16,7 +16,9 @@ from scipy.stats import binom
 from stages.features.frechet import frechet_from_features, frechet_interval
 from stages.features.kid import kernel_distance, kernel_interval
 from stages.memorization.seeds import SHARE, SeedMean, over_seeds, paired_rates, rate_variance
-from stages.memorization.statistics import newcombe, rate_interval
+from stages.memorization.statistics import Z95, newcombe, rate_interval
+from stages.reporting.frontier import Stop, at_equal_distance, first_reached
+from stages.reporting.runs import SHARES, Columns
 
 SPREAD = 0.3  # how far the samples' law is from the reference's
 CENTRES = 30
@@ -31,6 +33,10 @@ DISTANCES = [
     ("reference", 30, 48),
 ]  # fmt: skip
 RATES = [(0.002, 100), (0.002, 300), (0.01, 100), (0.01, 300), (0.05, 300), (0.3, 100), (0.7, 300), (0.99, 300)]
+FRONTIER = [(190, 0.0), (190, 10.0), (165, 0.0), (165, 10.0), (155, 10.0)]
+CURVE = {  # a plain network's training: the default run's steps, Fréchet distance and share of copies, about
+    "step": [50, 100, 200, 500, 1000], "fd": [270, 220, 170, 150, 160], "rate": [0.0, 0.01, 0.05, 0.25, 0.65]
+}  # fmt: skip
 SEED_RATES = [(0.005, 0.0), (0.02, 0.005), (0.3, 0.0), (0.3, 0.05), (0.7, 0.1), (0.98, 0.005), (0.995, 0.0)]
 
 
@@ -130,6 +136,42 @@ def seed_coverage(
     return held(found, 0 if paired else rate)
 
 
+def frontier_coverage(distance: float, spread: float, repetitions: int) -> tuple[float, float, float]:
+    """Return `held` of the difference of copies at equal Fréchet distance, over 3 seeds of which each has one.
+
+    The smoothed network ends at `distance` with 30 % copies. A seed's curve of distances lies higher or lower by a
+    normal number of standard deviation `spread`; every measured distance errs by 7 and every share by 100 samples. The
+    truth is the difference of the curves without these errors, over many seeds.
+    """
+    rng, error, count = np.random.default_rng(3), 7.0, 100
+    step, fd, rate = (np.array(CURVE[key], float) for key in ("step", "fd", "rate"))
+
+    def truth(shift: float) -> float:
+        stop = first_reached(fd + shift, distance)
+        assert isinstance(stop, Stop)
+        return 0.3 - stop.value(rate)
+
+    def measured(seed: int, steps: np.ndarray, distances: np.ndarray, rates: np.ndarray) -> Columns:
+        flagged = rng.binomial(count, rates).astype(float)
+        found = distances + error * rng.normal(size=len(steps))
+        ends = {"fd": found, "fd_low": found - Z95 * error, "fd_high": found + Z95 * error}
+        same = {"seed": np.full(len(steps), seed), "step": steps, "count": np.full(len(steps), count)}
+        return same | ends | dict.fromkeys(SHARES, flagged)
+
+    def estimate() -> SeedMean | None:
+        plain = [measured(seed, step, fd + spread * rng.normal(), rate) for seed in range(3)]
+        smoothed = [measured(seed, step[-1:], np.array([distance]), np.array([0.3])) for seed in range(3)]
+        runs = {name: {key: np.concatenate([one[key] for one in own]) for key in own[0]}
+                for name, own in (("plain", plain), ("smoothed", smoothed))}  # fmt: skip
+        change = at_equal_distance("smoothed", "plain", runs).change
+        return change and change.ratio
+
+    shifts = spread * rng.normal(size=10_000)
+    mean = float(np.mean([truth(shift) for shift in shifts if (fd + shift).min() <= distance <= fd[0] + shift]))
+    found = [interval for interval in (estimate() for _ in range(repetitions)) if interval is not None]
+    return held(np.array([(interval.low, interval.high) for interval in found]), mean)
+
+
 def rows(parts: Sequence[str], repetitions: int) -> Iterator[Row]:
     """Yield the table's rows, each as soon as it is measured."""
     for part, name in (("distance", "Fréchet distance"), ("kernel", "kernel distance")):
@@ -144,10 +186,13 @@ def rows(parts: Sequence[str], repetitions: int) -> Iterator[Row]:
     for paired, name in ((False, "mean rate over 3 seeds"), (True, "difference of rates over 3 paired seeds")):
         for rate, spread in SEED_RATES if "seeds" in parts else []:
             yield name, f"{rate}, seeds ± {spread}, 100 samples", *seed_coverage(rate, spread, paired, repetitions)
+    for distance, spread in FRONTIER if "frontier" in parts else []:
+        case = f"FD {distance}, seeds ± {spread:.0f}"
+        yield "difference of copies at equal FD", case, *frontier_coverage(distance, spread, repetitions)
 
 
 def main() -> None:
-    parts = ["distance", "kernel", "rate", "difference", "seeds"]
+    parts = ["distance", "kernel", "rate", "difference", "seeds", "frontier"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=1000)
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
