@@ -163,8 +163,12 @@ def _factors(model: Model, sigma: float, number: int, count: int, seed: int) -> 
     yield np.empty((len(FACTORS), 0)), np.empty((2, 0), np.int64)
     pairs = mirrored_pairs(model, sigma, number, count, seed)
     while some := list(itertools.islice(pairs, PAIRS_AT_ONCE)):
-        images = [[hash(centre.tobytes()) for centre in pair.centres] for pair in some]
-        yield _factors_of(model, sigma, some), np.array(images).T
+        yield _factors_of(model, sigma, some), _images(some)
+
+
+def _images(pairs: Sequence[Pair]) -> np.ndarray:
+    """Return numbers that tell the pairs' two images apart, int64 (2, pairs)."""
+    return np.array([[hash(centre.tobytes()) for centre in pair.centres] for pair in pairs]).T
 
 
 def _factors_of(model: Model, sigma: float, pairs: Sequence[Pair]) -> np.ndarray:
@@ -216,7 +220,7 @@ def _expansion_reading(
     hot = np.stack([spread(flat + sigma**2 * score) / spread(flat) for score in _closed(model, flat, sigma)])
     found = by_expansion(own, hot, flat.shape[1], np.random.default_rng([seed, len(model.images)]))
     reading = {own_name: getattr(found, name) for name, own_name in names.items()}
-    error = standard_error(own)  # where it is exceeded, no T has the network's factor
+    error = error_over_images(own, _images(pairs))  # where it is exceeded, no T has the network's factor
     reading["expansion_identified"] &= error is None or bool(found.error <= 2 * error)
     return reading
 
@@ -243,7 +247,7 @@ def eigenvalue_row(model: Model, sigma: float, number: int, count: int, seed: in
     own = (sigma**2 * learned_top(score, x, sigma, axes)).cpu().numpy()
     power, frozen = shell_power(x.shape[1], spec.power), spec.conditioned
     closed = (sigma**2 * closed_tops(model.centres, x, power, frozen)).cpu().numpy()
-    error = standard_error(own)
+    error = error_over_images(own, _images(pairs))
     found = by_expansion(own, closed, x.shape[1], np.random.default_rng([seed, len(model.images)]))
     reading = {own_name: getattr(found, name) for name, own_name in names.items()}
     reading["jacobian_identified"] &= error is not None and bool(found.error <= 2 * error)

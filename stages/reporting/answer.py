@@ -58,7 +58,10 @@ def answer(
     targets = {item.of: change for item, change in contrasts if item.factors == (TARGET,)}
     ends, closed = ({n: c for n, c in targets.items() if named[n].network is network} for network in (True, False))
     for start, changes in (
-        ("At the Fréchet distance of the plain network stopped earlier, smoothing the target gives", equal),
+        (
+            "Trained to the end, beside the plain network stopped earlier at the same Fréchet distance, a smoothed target gives",
+            equal,
+        ),
         ("At the end of training, whatever the quality, smoothing the target gives", ends),
         ("In closed form, smoothing gives", closed),
     ):

@@ -96,7 +96,7 @@ def test_the_outcome_at_equal_distance_is_the_known_one(whole, name, outcome, ra
 
 def test_the_answer_is_one_sentence_of_what_is_known(whole):
     said = whole[0]["answer"]
-    assert said.startswith("At the Fréchet distance of the plain network stopped earlier, smoothing the target gives")
+    assert said.startswith("Trained to the end, beside the plain network stopped earlier at the same Fréchet distance,")
     assert re.search(r"gives fewer copied samples with better \(by r₁/r₂ −\d\d\.\d points \[−[\d.]+, −[\d.]+\]", said)
     assert re.search(r"; more copied samples with worse \(by r₁/r₂ \+3\d\.\d points", said)
     assert re.search(r"; more blends, which r₁/r₂ does not count as copies, with blended \(.*blends \+", said)
