@@ -30,6 +30,7 @@ OUTSIDE = {
     NEVER: "the plain network never comes down to its distance",
     BEFORE: "the plain network is below its distance at the first measured step",
 }
+AT_EQUAL_DISTANCE = "Trained to the end, beside the plain network stopped earlier at the same Fréchet distance,"
 BROKEN = " (its samples look broken)"
 ONE_SEED = "one training seed stands behind each network (train.seeds)"
 
@@ -58,10 +59,7 @@ def answer(
     targets = {item.of: change for item, change in contrasts if item.factors == (TARGET,)}
     ends, closed = ({n: c for n, c in targets.items() if named[n].network is network} for network in (True, False))
     for start, changes in (
-        (
-            "Trained to the end, beside the plain network stopped earlier at the same Fréchet distance, a smoothed target gives",
-            equal,
-        ),
+        (f"{AT_EQUAL_DISTANCE} a smoothed target gives", equal),
         ("At the end of training, whatever the quality, smoothing the target gives", ends),
         ("In closed form, smoothing gives", closed),
     ):
@@ -147,6 +145,17 @@ def equal_words(found: AtEqualDistance) -> str:
     return f"From {found.baseline}, stopped at step {stops}, to {found.of}: {found.change.words}."
 
 
+def earlier_words(found: AtEqualDistance) -> str:
+    """Return the changes where the smoothed network is stopped earlier, too; empty without such a step."""
+    known = {step: change for step, change in found.earlier.items() if change is not None}
+    if not known:
+        return ""
+    said = [f"at step {step:,} {_numbers(change)}" for step, change in known.items()]
+    left = [f"{step:,}" for step in found.earlier if step not in known]
+    rest = f" Outside the plain network's distances: step {listing(left)}." if left else ""
+    return f"Where the smoothed network is stopped earlier, too: {'; '.join(said)}.{rest}"
+
+
 def late_words(found: AtEqualDistance) -> str:
     """Return how the copied shares grow in the last half of the training, per doubling of the steps."""
     if found.late is None:
@@ -179,5 +188,6 @@ def frontier_row(found: AtEqualDistance) -> dict[str, object]:
         "outcome": found.change.outcome if found.change else None,
         "at_equal_distance": equal_words(found),
         "points": found.change.points if found.change else None,
+        "earlier": earlier_words(found),
         "late": late_words(found),
     }

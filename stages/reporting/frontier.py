@@ -2,7 +2,8 @@
 
 The plain network copies more the longer it trains, and its Fréchet distance (FD) falls meanwhile. So "smoothing copies
 less" may mean no more than "a worse model copies less". Here a smoothed network at the end of its training is compared
-with the plain network at the step where that one first has the same FD, per training seed: the earliest stop that
+(and, beside it, at each earlier measured step) with the plain network at the step where that one first has the same FD,
+per training seed: the earliest stop that
 reaches the quality, which is how early stopping stops (Prechelt 1998, "Early stopping – but when?"). Between two
 measured steps FD and shares are interpolated linearly. The curve need not be monotone: what the plain network does
 after that step is not used. Outside the FDs that the plain network passes through nothing is extrapolated: it never
@@ -60,6 +61,8 @@ class AtEqualDistance:
         stopped: the steps at which the plain network has the FD, for the seeds inside, in their order.
         late: the shares' slopes per doubling of the steps in the last part of the training, of the smoothed network, of
             the plain one, and their paired difference; None where a seed has fewer than two runs there.
+        earlier: measured step -> the change at equal FD where the smoothed network is stopped there, too, None where a
+            seed lies outside; of the steps before the last one.
     """
 
     of: str
@@ -69,6 +72,7 @@ class AtEqualDistance:
     change: Change | None
     stopped: tuple[float, ...]
     late: tuple[Change, Change, Change] | None
+    earlier: dict[int, Change | None]
 
 
 def baselines(variants: Sequence["Variant"]) -> dict[str, str | None]:
@@ -113,13 +117,28 @@ def at_equal_distance(of: str, against: str, runs: Mapping[str, Columns]) -> AtE
     if not common:
         raise ValueError(f"{of} and {against} share no training seed")
     curves = [(of_seed(one, seed), of_seed(other, seed)) for seed in common]
+    found, change = _at_the_end(curves)
+    outside = {why: tuple(seed for seed, stop in zip(common, found) if stop == why) for why in (NEVER, BEFORE)}
+    stopped = tuple(stop.value(plain["step"]) for (_, plain), stop in zip(curves, found) if isinstance(stop, Stop))
+    return AtEqualDistance(of, against, common, outside, change, stopped, _late_slopes(curves), _earlier(curves))
+
+
+def _at_the_end(curves: Sequence[tuple[Columns, Columns]]) -> tuple[list[Stop | str], Change | None]:
+    """Return where each seed's plain network has the FD of the smoothed one's last run, and the change over seeds."""
     found = [first_reached(plain["fd"], smoothed["fd"][-1]) for smoothed, plain in curves]
     inside = [(*pair, stop) for pair, stop in zip(curves, found) if isinstance(stop, Stop)]
-    outside = {why: tuple(seed for seed, stop in zip(common, found) if stop == why) for why in (NEVER, BEFORE)}
-    complete = len(inside) == len(common)
-    change = Change(*(_difference(inside, name) for name in SHARES), basis(common)) if complete else None
-    stopped = tuple(stop.value(plain["step"]) for _, plain, stop in inside)
-    return AtEqualDistance(of, against, common, outside, change, stopped, _late_slopes(curves))
+    complete = len(inside) == len(curves)
+    return found, Change(*(_difference(inside, name) for name in SHARES), basis(curves)) if complete else None
+
+
+def _earlier(curves: Sequence[tuple[Columns, Columns]]) -> dict[int, Change | None]:
+    """Return the change at every step before the last one that the smoothed network has in all seeds."""
+    steps = set.intersection(*(set(smoothed["step"][:-1].tolist()) for smoothed, _ in curves))
+    return {int(step): _at_the_end([(_until(own, step), plain) for own, plain in curves])[1] for step in sorted(steps)}
+
+
+def _until(runs: Columns, step: float) -> Columns:
+    return {name: values[runs["step"] <= step] for name, values in runs.items()}
 
 
 def first_reached(curve: np.ndarray, target: float) -> Stop | str:

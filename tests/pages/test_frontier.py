@@ -13,7 +13,7 @@ from report_project import IMAGES, REPORT, write_project, write_runs
 from stages.errors import InputError
 from stages.memorization.onset import onset
 from stages.protocol import run_plain
-from stages.reporting.answer import late_words
+from stages.reporting.answer import earlier_words, late_words
 from stages.reporting.frontier import BEFORE, NEVER, Stop, at_equal_distance, first_reached, slope
 from stages.reporting.runs import FLAGGED, Columns, final, joined, mean_at_the_end, rates
 from stages.reporting.terminal import print_results
@@ -321,6 +321,26 @@ def test_a_broken_variant_is_named_as_such_in_the_answer(project):
     path.write_text(json.dumps(json.loads(path.read_text()) | {"faults": {"noisy": "all are noisy"}}))
     run_plain("report")
     assert "fewer copied samples with better (its samples look broken) (by" in results()["answer"]
+
+
+def test_a_smoothed_network_stopped_earlier_is_compared_there_too():
+    """Its curve is the plain one's moved by 40: what it has at step s, the plain one passes earlier."""
+    measured = {
+        name: together(*(columns(list(FD + up), COPIED.tolist(), seed=seed) for seed in range(3)))
+        for name, up in (("plain", 0), ("worse", 40), ("beyond", -30))
+    }
+    found = at_equal_distance("worse", "plain", measured)
+    assert list(found.earlier) == measured["plain"]["step"][:4].tolist()
+    first, *rest = found.earlier.values()
+    assert first is None  # 240 lies above the plain network's first distance
+    for change, fd, own in zip(rest, (190, 150, 120), COPIED[1:]):
+        plain = np.interp(fd, FD[::-1], COPIED[::-1])
+        assert change.ratio.mean == pytest.approx(own - plain, abs=0.002)  # a share of n is (k + 1) / (n + 2)
+    assert f"at step {list(found.earlier)[2]} by r₁/r₂ +15" in earlier_words(found)
+    assert f"Outside the plain network's distances: step {next(iter(found.earlier))}." in earlier_words(found)
+    beyond = list(at_equal_distance("beyond", "plain", measured).earlier.values())
+    assert beyond[3] is None  # 50 lies below the plain network's last distance
+    assert beyond[0].ratio.mean == pytest.approx(0.02 - np.interp(170, FD[::-1], COPIED[::-1]), abs=0.002)
 
 
 @pytest.mark.parametrize("seeds", [(1,), (1, 2, 3)])
