@@ -65,7 +65,7 @@ def tasks(folder: Path) -> dict[str, Callable[[], int]]:
         return optimization.batch
 
     def sample(name: str, path: str | None) -> Callable[[], int]:
-        spec = {key: value for key, value in tree["variants"][name].items() if key != "sampler"}
+        spec = {key: value for key, value in tree["variants"][name].items() if key not in ("sampler", "curve")}
         score = {"spec": spec, "noise": settings["noise"], "network": network.model_dump(mode="json")}
         if path:
             save_tensors(path, build().state_dict(), {"score": score, "image_shape": [1, size, size]})
