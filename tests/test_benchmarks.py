@@ -32,7 +32,7 @@ def test_every_part_of_the_engine_gives_what_the_plain_call_gives():
 
 def test_the_default_network_trains_and_samples(tmp_path):
     steps = network.tasks(tmp_path)
-    assert {name: step() for name, step in steps.items()} == {"train": 32, "sample_network": 100, "sample_kernel": 100}
+    assert {name: step() for name, step in steps.items()} == {"train": 16, "sample_network": 100, "sample_kernel": 100}
 
 
 def test_closed_forms_are_compared_over_a_whole_run(monkeypatch, capsys):
