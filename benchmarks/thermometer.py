@@ -5,8 +5,9 @@
 --onset and --keep are what `python -m benchmarks.onset --keep FOLDER` leaves: its rows, with the copies at every
 snapshot, and its networks. Each network is read at every level by the functions that write alignment.json. A table per
 reading has the mean over the seeds with its t-interval (of ln T), and in how many seeds T is identified; then stands
-how the reading goes with copies along a training: Spearman's rank correlation over its steps. A line of JSON per
-network is kept in --out, from which an interrupted run continues.
+how the reading goes with copies along a training: Spearman's rank correlation over its steps. The last tables say over
+how many nearest training images the closed form matches a network best: the error at the best T over each number K, at
+the end of the trainings. A line of JSON per network is kept in --out, from which an interrupted run continues.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +29,13 @@ from benchmarks.small_models import BASE
 from stages.diffusion.alignment import at_noised_images, eigenvalue_row, expansion_row, temperature_rows
 from stages.diffusion.model import Model, make_model
 from stages.diffusion.parameters import AlignmentParams
-from stages.memorization.seeds import SHARE, SeedMean, over_seeds, rate_variance
+from stages.diffusion.temperature import shell_power
+from stages.diffusion.thermometer import by_error, closed_scores
+from stages.memorization.seeds import SHARE, SeedMean, over_seeds, paired_difference, rate_variance
 
 LEVELS = (0.18, 0.36, 0.7)
 POINTS, PAIRS, SEED = 48, 24, 0
+NEIGHBORS = (2, 4, 8, 16, None)  # K; None: all training images
 READINGS = ("error", "direction", "expansion", "jacobian")
 Row = dict[str, Any]
 
@@ -52,6 +57,20 @@ def readings(model: Model) -> list[Row]:
     return found
 
 
+@torch.inference_mode()
+def over_neighbors(model: Model) -> list[Row]:
+    """The T of least error, and that error, of the closed form over the K nearest training images, at LEVELS."""
+    found = []
+    for number, sigma in enumerate(LEVELS):
+        x, learned = at_noised_images(model, sigma, number, POINTS, SEED)
+        for k in (k for k in NEIGHBORS if k is None or k < len(model.images)):
+            power = shell_power(x.shape[1], model.variant.power)
+            closed = closed_scores(model.centres, x, sigma, power=power, nearest=k)
+            read = by_error(learned, closed, np.random.default_rng(SEED))
+            found.append({"sigma": sigma, "k": k, "t_eff": read.t_eff, "error": read.error})
+    return found
+
+
 def measured(onset: list[Row], keep: Path, done: set[tuple[Any, ...]], every: int = 1) -> Iterator[Row]:
     """Yield a row for every snapshot of the onset's trainings, or each `every`-th from the last, that is not done."""
     for row in onset:
@@ -65,7 +84,7 @@ def measured(onset: list[Row], keep: Path, done: set[tuple[Any, ...]], every: in
             if (name, size, seed, step) not in done:
                 model = make_model(small_models.variant(name), small_models.NOISE, train, network, small_models.CPU)
                 about = {"variant": name, "size": size, "seed": seed, "step": step, "samples": row["samples"]}
-                yield about | {"copies": copies, "readings": readings(model)}
+                yield about | {"copies": copies, "readings": readings(model), "over_neighbors": over_neighbors(model)}
 
 
 def reading(row: Row, sigma: float, name: str) -> Row:
@@ -96,6 +115,23 @@ def table(rows: list[Row]) -> Iterator[str]:
             ends = "" if rate.low is None else f" [{rate.low:.0%}, {rate.high:.0%}]".replace("%", "")
             cells = [temperature(own, sigma, each) for each in READINGS]
             yield f"| {name} | {size} | {step} | {100 * rate.mean:.0f}{ends} | {' | '.join(cells)} |"
+
+
+def neighbor_table(rows: list[Row]) -> Iterator[str]:
+    """A Markdown table of the ends of the trainings: T over each K, the error there, and its change from all images."""
+    yield f"\n| target | images | sigma | K | T | error | error − that over all |\n{'|---' * 7}|"
+    ends = {(row["variant"], row["size"], row["seed"]): row for row in sorted(rows, key=lambda row: row["step"])}
+    for name, size in sorted({key[:2] for key in ends}):
+        own = [row["over_neighbors"] for key, row in ends.items() if key[:2] == (name, size)]
+        for sigma, k in [(each["sigma"], each["k"]) for each in own[0]]:
+            some, whole = (
+                [each for each in chain(*own) if (each["sigma"], each["k"]) == (sigma, n)] for n in (k, None)
+            )
+            t = math.exp(np.mean([math.log(each["t_eff"]) for each in some]))
+            error = np.mean([each["error"] for each in some])
+            change = paired_difference(*(np.array([each["error"] for each in both]) for both in (some, whole)))
+            last = "–" if k is None else cell(change, 1, 3)
+            yield f"| {name} | {size} | {sigma} | {k or 'all'} | {t:.1f} | {error:.3f} | {last} |"
 
 
 def along_training(rows: list[Row], sigma: float, name: str) -> SeedMean | None:
@@ -133,7 +169,7 @@ def main() -> None:
         rows.append(row)
         with arguments.out.open("a") as file:
             file.write(json.dumps(row) + "\n")
-    print("\n".join(table(rows)))
+    print("\n".join([*table(rows), *neighbor_table(rows)]))
     for target, sigma, name in itertools.product(sorted({row["variant"] for row in rows}), LEVELS, READINGS):
         found = along_training([row for row in rows if row["variant"] == target], sigma, name)
         words = "too few" if found is None else f"{cell(found, 1, 2)}, {len(found.points)} seeds"

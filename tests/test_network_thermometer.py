@@ -14,15 +14,17 @@ from stages.diffusion.model import make_model
 class Hot(torch.nn.Module):
     """A network that has learned the closed form at temperature T."""
 
-    def __init__(self, train, temperature):
+    def __init__(self, train, temperature, nearest=None):
         super().__init__()
+        self.nearest = nearest
         self.centres = scores.make_centres(torch.from_numpy(small_models.flat(train)))
         self.temperature = temperature
 
     def forward(self, x, sigma):
         flat = x.movedim(1, -1).flatten(1).double()
         hot = torch.full((len(x),), self.temperature, dtype=torch.float64)
-        found = scores.unconditioning(self.centres, flat, hot, sigma=sigma.double(), power=flat.shape[1] - 2)
+        options = {"power": flat.shape[1] - 2, "nearest": self.nearest}
+        found = scores.unconditioning(self.centres, flat, hot, sigma=sigma.double(), **options)
         return (sigma[:, None] * found).float().reshape(len(x), *x.shape[2:], x.shape[1]).movedim(-1, 1)
 
 
@@ -43,6 +45,20 @@ def test_a_score_of_known_temperature_is_read_within_5_percent(train):
     known = {key: row["t_eff"] for key, row in found.items() if row["identified"] and key[1] in ("error", "direction")}
     assert len(known) >= 2
     assert list(known.values()) == pytest.approx([6.0] * len(known), rel=0.05)
+
+
+@pytest.mark.parametrize("k", [4, None])
+def test_the_number_of_images_that_a_known_score_weighs_has_the_least_error(train, k):
+    """At T = 30 the weights reach beyond the 4 nearest of 60 images at the two upper levels."""
+    with torch.inference_mode():
+        network = Hot(train, 30.0, k)
+        model = make_model(small_models.variant("plain"), small_models.NOISE, train, network, small_models.CPU)
+        found = thermometer.over_neighbors(model)
+    for sigma in thermometer.LEVELS[1:]:
+        own = {row["k"]: row for row in found if row["sigma"] == sigma}
+        assert set(own) == set(thermometer.NEIGHBORS)
+        assert own[k]["t_eff"] == pytest.approx(30, rel=0.05)
+        assert own[k]["error"] < 0.01 < min(row["error"] for other, row in own.items() if other != k)
 
 
 def row(size, seed, step, t, copies, identified=True):
@@ -81,5 +97,8 @@ def test_networks_of_an_onset_are_read_once(tmp_path, monkeypatch):
     about = {"variant": "plain", "size": 12, "seed": 0, "steps": [1, 2], "copies": [0, 3], "samples": 5, "held_out": 20}
     found = list(thermometer.measured([about], tmp_path, {("plain", 12, 0, 1)}))
     assert [(each["step"], each["copies"]) for each in found] == [(2, 3)]
+    lines = [line for line in thermometer.neighbor_table(found) if line.startswith("| plain | 12 |")]
+    assert len(lines) == len(thermometer.LEVELS) * 4  # 2, 4, 8 and all of 12 images
+    assert all(line.endswith("| – |") for line in lines[3::4])
     done = {("plain", 12, 0, step) for step in (1, 2)}
     assert list(thermometer.measured([about], tmp_path, done)) == []
