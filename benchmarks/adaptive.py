@@ -1,6 +1,7 @@
 """Temperatures that depend on the point, in networks: copies at equal Fréchet distance, against early stopping.
 
     python -m benchmarks.adaptive [--size 50] [--seeds 0 1 2] [--steps 800] [--keep FOLDER] [--out adaptive.jsonl]
+    python -m benchmarks.adaptive --closed [--size 1000] [--out closed.jsonl]
 
 The networks of presets adaptive-temperature and onset (a constant temperature), trained on the images of
 benchmarks.onset, whose folder --keep has the plain ones. 200 samples are measured, of plain at every snapshot (sqrt 2
@@ -9,6 +10,10 @@ blends, and the Frechet distance of their pixels to 500 held-out images; 500 oth
 network is then compared with the plain one at the step where that one first has the same distance, as the report's
 frontier does, and at the same step; with the paired t-interval over seeds. Rows are kept in --out, from which an
 interrupted run continues.
+
+--closed: the same targets as closed forms, without training. A constant temperature from 64, the dimension, down to 1
+then stands for the training: each temperature that depends on the point is compared with the constant one of the same
+distance.
 """
 
 import argparse
@@ -21,15 +26,21 @@ import numpy as np
 import torch
 
 from benchmarks import small_models
+from benchmarks.league import ACTUAL
 from benchmarks.onset import grid
 from benchmarks.samplers import cell, flagged, nearness
+from stages.diffusion.model import make_model
+from stages.diffusion.parameters import Variant
+from stages.diffusion.sampling import draw_samples
 from stages.features.frechet import frechet_interval
 from stages.memorization.seeds import paired_difference, paired_rates
 from stages.reporting.frontier import at_equal_distance
-from stages.reporting.runs import RATIO, Columns, final, seeds
+from stages.reporting.runs import RATIO, SHARES, Columns, final, seeds
 
 PLAIN, SMOOTHED = "plain", ("smoothed", "five-over-sigma", "nonexpansive", "perplexity-3")
 SAMPLES, HELD_OUT, BELOW, FIRST = 200, 1000, 0.7, 50
+CONSTANT = tuple(2 ** (i / 2) for i in range(12, -1, -1))
+FOLLOWING = ("5/sigma", "nonexpansive", "perplexity(3)")
 Row = dict[str, Any]
 
 
@@ -48,6 +59,42 @@ def measured(name: str, size: int, seed: int, steps: list[int], keep: Path | Non
     for step, network in small_models.snapshots(name, train, seed, steps, keep):
         images = small_models.samples(spec, network, train, SAMPLES, seed)
         yield {"variant": name, "size": size, "seed": seed, "step": step, **measure(images, train, held_out)}
+
+
+def closed_form(temperature: float | str) -> Variant:
+    """The target of preset adaptive-temperature as a closed form, blind to the noise level, with a sampler for it."""
+    smoothing = {"smooth_below": 0.5, "neighbors": {"space": "pixel", "k": 8}}
+    return Variant(score="closed-form", form="temperature", temperature=temperature, **smoothing, sampler=ACTUAL)
+
+
+def closed_rows(size: int, seed: int) -> Iterator[Row]:
+    """A row for every constant temperature, by its place in CONSTANT, and for each that follows the point."""
+    train, held_out = small_models.drawn(size, HELD_OUT, seed)
+    named = [("constant", i, value) for i, value in enumerate(CONSTANT, 1)] + [(name, 1, name) for name in FOLLOWING]
+    for name, place, temperature in named:
+        model = make_model(closed_form(temperature), small_models.NOISE, train, None, small_models.CPU)
+        images = draw_samples(model, seed, SAMPLES, 50)
+        yield {"variant": name, "size": size, "seed": seed, "step": place, **measure(images, train, held_out)}
+
+
+def closed_lines(rows: list[Row]) -> Iterator[str]:
+    """The shares and distances of every temperature, then the comparisons at equal distance."""
+    yield "| temperature | copies % | nearer % | blends % | FD-pixels |"
+    yield "|---" * 5 + "|"
+    runs = {name: columns(rows, name) for name in dict.fromkeys(row["variant"] for row in rows)}
+    for name, own in runs.items():
+        for place in sorted(set(own["step"])):
+            some = {key: values[own["step"] == place] for key, values in own.items()}
+            nothing = np.zeros(len(some["fd"]))
+            shares = [cell(paired_rates(some[key], nothing, SAMPLES), 100, 1) for key in SHARES]
+            label = f"{CONSTANT[int(place) - 1]:.1f}" if name == "constant" else name
+            yield f"| {label} | {' | '.join(shares)} | {cell(paired_difference(some['fd'], nothing), 1, 2)} |"
+    for name in FOLLOWING:
+        found = at_equal_distance(name, "constant", runs)
+        where = ", ".join(f"{2 ** ((13 - place) / 2):.1f}" for place in found.stopped)
+        outside = "; ".join(f"{why} in seeds {', '.join(map(str, own))}" for why, own in found.outside.items() if own)
+        change = "no comparison over all seeds" if found.change is None else found.change.words
+        yield f"{name}, as far as T = {where or '–'}{f' ({outside})' if outside else ''}: {change}"
 
 
 def columns(rows: list[Row], name: str) -> Columns:
@@ -92,12 +139,22 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, default=800, help="the end of the trainings, of the grid 50 * 2^(i/2)")
     parser.add_argument("--variants", nargs="+", default=[PLAIN, *SMOOTHED], choices=[PLAIN, *SMOOTHED])
+    parser.add_argument("--closed", action="store_true", help="closed forms against constant temperatures")
     parser.add_argument("--keep", type=Path, help="folder that keeps the networks; that of benchmarks.onset has some")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("adaptive.jsonl"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    if options.closed:
+        for seed in options.seeds:
+            if not any((row["size"], row["seed"]) == (options.size, seed) for row in rows):
+                rows += (found := list(closed_rows(options.size, seed)))
+                with options.out.open("a") as file:
+                    file.writelines(json.dumps(row) + "\n" for row in found)
+        rows = [row for row in rows if row["size"] == options.size and row["seed"] in options.seeds]
+        print("\n".join(closed_lines(rows)))
+        return
     done, steps = {(row["variant"], row["size"], row["seed"], row["step"]) for row in rows}, grid(FIRST, options.steps)
     for seed in options.seeds:
         for name in options.variants:

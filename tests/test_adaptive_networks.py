@@ -1,5 +1,6 @@
 """Networks of adaptive temperatures beside the plain one: measures and comparisons whose answer is known."""
 
+import numpy as np
 import pytest
 
 from benchmarks import adaptive, small_models
@@ -47,6 +48,21 @@ def test_a_training_gives_a_row_per_snapshot(tmp_path, monkeypatch):
     found = list(adaptive.measured("nonexpansive", 12, 0, [1, 2], tmp_path))
     assert [each["step"] for each in found] == [1, 2]
     assert set(found[0]) == {"variant", "size", *adaptive.columns(found, "nonexpansive")}
+
+
+def test_closed_forms_copy_more_the_colder_they_are_and_are_compared_at_equal_distance(monkeypatch):
+    monkeypatch.setattr(adaptive, "SAMPLES", 40)
+    rows = [row for seed in range(2) for row in adaptive.closed_rows(30, seed)]
+    own = adaptive.columns(rows, "constant")
+    assert len(own["fd"]) == 2 * len(adaptive.CONSTANT)
+    for seed in range(2):
+        copied = own[RATIO][own["seed"] == seed]
+        assert copied[-1] == 40  # T = 1 over 8 neighbours: the empirical score
+        assert copied[0] < 40
+        assert np.diff(copied).min() > -5  # of 40 samples, whose noise is the same
+    lines = list(adaptive.closed_lines(rows))
+    assert len(lines) == 2 + len(adaptive.CONSTANT) + 2 * len(adaptive.FOLLOWING)
+    assert adaptive.closed_form("nonexpansive").score == "closed-form"
 
 
 @pytest.mark.parametrize("name", [adaptive.PLAIN, *adaptive.SMOOTHED])
