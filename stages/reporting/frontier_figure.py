@@ -71,6 +71,7 @@ def _panel(axis: Any, own: Sequence[Variant], measure: str) -> None:
             runs = of_seed(variant.runs, seed)
             x, y = runs["fd"], 100 * rates(runs, measure)
             axis.plot(x, y, color=color, linewidth=1, marker=mark, markersize=3, alpha=0.75)
+            axis.plot([runs["fd_low"][-1], runs["fd_high"][-1]], [y[-1], y[-1]], color=color, linewidth=0.8, alpha=0.6)
             axis.plot(
                 x[-1], y[-1], mark, color=color, markersize=8, markeredgecolor=INK, markeredgewidth=0.8,
                 label=variant.name if number == 0 else None, linestyle="none",
