@@ -32,6 +32,7 @@ from stages.diffusion.parameters import AlignmentParams
 from stages.diffusion.temperature import shell_power
 from stages.diffusion.thermometer import by_error, closed_scores
 from stages.memorization.seeds import SHARE, SeedMean, over_seeds, paired_difference, rate_variance
+from stages.memorization.statistics import Z95
 
 LEVELS = (0.18, 0.36, 0.7)
 POINTS, PAIRS, SEED = 48, 24, 0
@@ -93,12 +94,15 @@ def reading(row: Row, sigma: float, name: str) -> Row:
 
 
 def temperature(rows: list[Row], sigma: float, name: str) -> str:
-    """T_eff over the seeds that identify it, as the geometric mean with its t-interval, and their number."""
-    found = [reading(row, sigma, name) for row in rows]
-    known = [math.log(own["t_eff"]) for own in found if own["identified"]]
+    """T_eff over the seeds that identify it, as the geometric mean with its t-interval, and their number.
+
+    The interval is never shorter than the readings' own intervals demand: two of three seeds may agree by chance.
+    """
+    known = [own for own in (reading(row, sigma, name) for row in rows) if own["identified"]]
     if not known:
         return f"- (0/{len(rows)})"
-    mean = over_seeds(known)
+    variances = [(math.log(own["high"] / own["low"]) / (2 * Z95)) ** 2 for own in known]
+    mean = over_seeds([math.log(own["t_eff"]) for own in known], variances)
     ends = "" if mean.low is None else f" [{math.exp(mean.low):.1f}, {math.exp(mean.high):.1f}]"
     return f"{math.exp(mean.mean):.1f}{ends}" + ("" if len(known) == len(rows) else f" ({len(known)}/{len(rows)})")
 
