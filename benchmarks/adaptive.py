@@ -28,6 +28,7 @@ import torch
 from benchmarks import small_models
 from benchmarks.league import ACTUAL
 from benchmarks.onset import grid
+from benchmarks.places import out_path
 from benchmarks.samplers import cell, flagged, nearness
 from stages.diffusion.model import make_model
 from stages.diffusion.parameters import Variant
@@ -142,7 +143,7 @@ def main() -> None:
     parser.add_argument("--closed", action="store_true", help="closed forms against constant temperatures")
     parser.add_argument("--keep", type=Path, help="folder that keeps the networks; that of benchmarks.onset has some")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("adaptive.jsonl"))
+    parser.add_argument("--out", type=out_path, default=Path("adaptive.jsonl"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []

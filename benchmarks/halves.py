@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks import small_models
+from benchmarks.places import out_path
 from benchmarks.samplers import cell
 from stages.diffusion.model import make_model
 from stages.diffusion.parameters import Variant
@@ -145,7 +146,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[1131], help="of the networks' training, ascending")
     parser.add_argument("--keep", type=Path, help="folder that keeps the networks; that of benchmarks.onset has some")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("halves.jsonl"))
+    parser.add_argument("--out", type=out_path, default=Path("halves.jsonl"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     found = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []

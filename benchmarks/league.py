@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import small_models
+from benchmarks.places import out_path
 from stages.diffusion.model import Model, make_model
 from stages.diffusion.parameters import Variant
 from stages.diffusion.sampling import draw_samples
@@ -149,7 +150,7 @@ def main() -> None:
     parser.add_argument("--forms", nargs="+", default=ROWS, choices=ROWS)
     parser.add_argument("--keep", type=Path, help="folder that keeps the networks")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("league.jsonl"))
+    parser.add_argument("--out", type=out_path, default=Path("league.jsonl"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     found = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from benchmarks import small_models
+from benchmarks.places import out_path
 from stages.memorization.onset import crossing, exponent, onset
 from stages.memorization.ratios import nn_ratio
 from stages.memorization.seeds import SeedMean, paired_difference
@@ -121,7 +122,7 @@ def main() -> None:
     parser.add_argument("--steps-per-image", type=float, default=45, help="the longest training")
     parser.add_argument("--keep", type=Path, help="folder that keeps the networks, for halves, risk and thermometer")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("onset.jsonl"))
+    parser.add_argument("--out", type=out_path, default=Path("onset.jsonl"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 
 from benchmarks import risk_runs, small_models
+from benchmarks.places import out_path
 from benchmarks.risk_runs import CLOSED, NETWORKS
 from benchmarks.samplers import cell
 from stages.features.frechet import frechet_from_features
@@ -215,7 +216,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[IMAGES], help="images of the fit's closed forms")
     parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("risk.jsonl"))
+    parser.add_argument("--out", type=out_path, default=Path("risk.jsonl"))
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []

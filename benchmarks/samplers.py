@@ -12,10 +12,10 @@ import argparse
 import itertools
 import json
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 
+from benchmarks.places import out_path
 from stages.diffusion.model import load_model
 from stages.diffusion.parameters import SamplerParams
 from stages.diffusion.sampling import draw_samples
@@ -116,7 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("variants", nargs="*", help="networks; without any, all whose trainings differ")
     parser.add_argument("--count", type=int, default=100)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=out_path)
     options = parser.parse_args()
     trained = sorted(path.parent.name for path in (DATA / "train").glob("*/runs.json"))
     variants = options.variants or [name for name in trained if not name.endswith("-actual")]

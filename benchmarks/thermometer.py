@@ -24,6 +24,7 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks import small_models
+from benchmarks.places import out_path
 from benchmarks.samplers import cell
 from benchmarks.small_models import BASE
 from stages.diffusion.alignment import at_noised_images, eigenvalue_row, expansion_row, temperature_rows
@@ -163,7 +164,7 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, required=True, help="its folder of networks")
     parser.add_argument("--every", type=int, default=1, help="read every such snapshot, from the last one back")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--out", type=Path, default=Path("thermometer.jsonl"))
+    parser.add_argument("--out", type=out_path, default=Path("thermometer.jsonl"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     onset = [json.loads(line) for line in arguments.onset.read_text().splitlines()]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.places import out_path
 from stages.errors import InputError
 from stages.images.sources.base import Source
 from stages.images.sources.open import open_source
@@ -45,7 +46,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("classes", nargs=2)
     parser.add_argument("--counts", nargs=2, type=int, default=[1000, 200])
     parser.add_argument("--held-out", type=int, default=850)
-    parser.add_argument("--out", type=Path, default=Path("two-classes"))
+    parser.add_argument("--out", type=out_path, default=Path("two-classes"))
     options = parser.parse_args(arguments)
     more = options.out.with_name(f"{options.out.name}-more")
     if taken := [place for place in (options.out, more) if place.exists()]:

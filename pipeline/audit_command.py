@@ -83,7 +83,7 @@ def audit(
 
 
 def copybench(
-    out: Annotated[Path, typer.Option(help="the folder that the benchmark and the results are written to")],
+    out: Annotated[str, typer.Option(help="the folder that the benchmark and the results are written to")],
     source: Annotated[
         str, typer.Option(help="the images: folder:PATH, zip:PATH, parquet:PATH, npz:PATH, ...")
     ] = "mnist5k",
@@ -101,19 +101,19 @@ def copybench(
 ) -> None:
     """Measure detectors of copies on known copies, at equal false positives."""
     options = dict(locals())
-    from stages.copybench import Options, run
+    from stages.copybench import run_with
 
-    run(Options(**{name: value for name, value in options.items() if value is not None}))
+    run_with(**{name: value for name, value in options.items() if value is not None})
 
 
 def risk(
     train: Annotated[str, typer.Option(help="the training images: folder:PATH, zip:PATH, parquet:PATH, npz:PATH, ...")],
-    out: Annotated[Path, typer.Option(help="the table that is written")] = Path("risk.csv"),
+    out: Annotated[str, typer.Option(help="the table that is written")] = "risk.csv",
     resolution: Annotated[int | None, typer.Option(min=8, help="side in pixels; default: the images' own")] = None,
     share: Annotated[float, typer.Option(help="share of the training images that the model copies, in (0, 1)")] = 0.1,
 ) -> None:
     """Rank training images by how likely a model that is trained on them copies each of them."""
     options = dict(locals())
-    from stages.risk import Options, run
+    from stages.risk import run_with
 
-    run(Options(**options))
+    run_with(**options)

@@ -22,9 +22,10 @@ import numpy as np
 import pyarrow as pa
 
 from stages.errors import InputError
-from stages.files.artifacts import atomic_path, sha256_file, sha256_json, write_json, write_text, write_tsv
+from stages.files.artifacts import sha256_file, sha256_json, write_json, write_text, write_tsv
 from stages.memorization.audit_runs import RATES, Run, check_one_size, curve, is_pattern, named_runs
 from stages.memorization.audit_settings import AuditParams, audit_params
+from stages.memorization.options import make_writable
 from stages.protocol import by_task
 
 DONE, COPIES_ABOVE_LIMIT, SELF_TEST_FAILED, INTERRUPTED = 0, 3, 4, 130
@@ -75,7 +76,7 @@ def run_curve(runs: list[Run], options: dict[str, Any], quiet: bool = False) -> 
     """
     from stages.reporting.audit_page.curve import render_curve, sentence
 
-    out, done = Path(options["out"]), []
+    out, done = audit_params(**{**options, "samples": runs[0].source}).out, []
     work = Path(options.get("work") or out / ".work")
     if options.get("no_images"):
         runs = [run._replace(name=f"run-{place}") for place, run in enumerate(runs, 1)]
@@ -176,21 +177,10 @@ def prepare_folder(out: Path, work: Path | None = None) -> Path:
     InputError where it or `out` cannot be written, before any work is done.
     """
     place = work or out / ".work"
-    _make_writable("out", out, out if work else place)
+    make_writable("out", out, out if work else place)
     if work:
-        _make_writable("work", work, place)
+        make_writable("work", work, place)
     return place
-
-
-def _make_writable(option: str, named: Path, folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with atomic_path(folder / "writable") as temporary:
-            temporary.write_text("yes\n")
-        (folder / "writable").unlink()
-    except OSError as error:
-        remedy = "choose a folder that you may write to"
-        raise InputError(f"--{option} {named} cannot be written ({error.strerror}): {remedy}") from error
 
 
 def answer(result: dict[str, Any], out: Path) -> str:

@@ -8,13 +8,13 @@ Writes benchmark.json, the images and ids of every set, results.json and the tab
 import argparse
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from stages.errors import InputError
 from stages.images.sources.open import open_source
+from stages.memorization.options import Out, checked, make_writable
 from stages.protocol import Section
 
 DETECTORS = ("cosine:efficientnet-lite0",)
@@ -24,7 +24,7 @@ DETECTORS = ("cosine:efficientnet-lite0",)
 class Options(Section):
     """The options; the descriptions are the text of --help."""
 
-    out: Path = Field(description="the folder that the benchmark and the results are written to")
+    out: Out = Field(description="the folder that the benchmark and the results are written to")
     source: str = Field("mnist5k", description="the images: folder:PATH, zip:PATH, parquet:PATH, npz:PATH, …")
     train: int = Field(2000, ge=100, description="training images, of which copies are planted")
     holdout: int = Field(2000, ge=2, description="held-out images: a half sets the thresholds, a half measures them")
@@ -41,6 +41,7 @@ def run(options: Options) -> dict[str, Any]:
     from stages.memorization.copybench import markdown, measure, plant_benchmark, write_benchmark
     from stages.memorization.detectors import cosine_score, encoder, pixel_scores
 
+    make_writable("out", options.out, options.out)
     source = open_source(options.source)
     sizes = options.train, options.holdout, options.copies
     bench = plant_benchmark(source, *sizes, options.seed, options.resolution)
@@ -57,6 +58,11 @@ def run(options: Options) -> dict[str, Any]:
     return results
 
 
+def run_with(**values: Any) -> dict[str, Any]:
+    """`run` with options that are not checked yet. Raises InputError that names a wrong one."""
+    return run(checked(Options, values))
+
+
 def main() -> None:
     """The command line of `python -m stages.copybench`; `scoresmooth copybench` is the same."""
     parser = argparse.ArgumentParser(prog="python -m stages.copybench", description=__doc__.splitlines()[0])
@@ -64,8 +70,8 @@ def main() -> None:
         more: dict[str, Any] = {"action": "append"} if name == "detector" else {"required": field.is_required()}
         parser.add_argument(f"--{name}", default=argparse.SUPPRESS, help=field.description, **more)
     try:
-        run(Options(**vars(parser.parse_args())))
-    except (InputError, ValueError) as error:
+        run_with(**vars(parser.parse_args()))
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

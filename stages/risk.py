@@ -12,12 +12,14 @@ import csv
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 from pydantic import Field
 
 from stages.errors import InputError
 from stages.files.artifacts import write_text
 from stages.images.sources.open import open_source
+from stages.memorization.options import Out, checked, make_writable
 from stages.protocol import Section
 
 SHOWN = 10
@@ -27,7 +29,7 @@ class Options(Section):
     """The options; the descriptions are the text of --help."""
 
     train: str = Field(description="the training images: folder:PATH, zip:PATH, parquet:PATH, npz:PATH, …")
-    out: Path = Field(Path("risk.csv"), description="the table that is written")
+    out: Out = Field(Path("risk.csv"), description="the table that is written")
     resolution: int | None = Field(None, ge=8, description="side in pixels; default: the images' own")
     share: float = Field(0.1, gt=0, lt=1, description="share of the training images that the model copies")
 
@@ -39,6 +41,9 @@ def run(options: Options) -> list[dict[str, object]]:
     from stages.images.subset import read_subset
     from stages.memorization.risk import FEATURES, WEIGHTS, features, probabilities
 
+    if options.out.is_dir():
+        raise InputError(f"--out {options.out} is a folder: name a file for the table")
+    make_writable("out", options.out, options.out.parent)
     source = open_source(options.train)
     found = features(read_subset(source, np.arange(len(source)), options.resolution), source.labels)
     chance = probabilities(found, WEIGHTS, options.share)
@@ -60,6 +65,11 @@ def run(options: Options) -> list[dict[str, object]]:
     return rows
 
 
+def run_with(**values: Any) -> list[dict[str, object]]:
+    """`run` with options that are not checked yet. Raises InputError that names a wrong one."""
+    return run(checked(Options, values))
+
+
 def main() -> None:
     """The command line of `python -m stages.risk`; `scoresmooth risk` is the same."""
     parser = argparse.ArgumentParser(prog="python -m stages.risk", description=__doc__.splitlines()[0])
@@ -68,8 +78,8 @@ def main() -> None:
             f"--{name}", default=argparse.SUPPRESS, help=field.description, required=field.is_required()
         )
     try:
-        run(Options(**vars(parser.parse_args())))
-    except (InputError, ValueError) as error:
+        run_with(**vars(parser.parse_args()))
+    except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
 

@@ -41,6 +41,7 @@ from benchmarks.gpu.images import load, two_classes
 from benchmarks.gpu.samplers import samplers
 from benchmarks.gpu.search import search
 from benchmarks.gpu.setup import Scale, forget, scale, show
+from benchmarks.places import out_path
 from stages.files.artifacts import write_json
 
 PARTS = ("cost", "peer", "closed", "search", "copies")
@@ -86,7 +87,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=(*PARTS, *ON_REQUEST))
     parser.add_argument("--minutes", type=float, default=10.0, help="of the whole command")
     parser.add_argument("--eager", action="store_true", help="do not compile the networks")
-    parser.add_argument("--out", type=Path, default=Path("gpu"))
+    parser.add_argument("--out", type=out_path, default=Path("gpu"))
     arguments = parser.parse_args()
     if arguments.scale == "full" and not torch.cuda.is_available():
         raise SystemExit("error: --scale full needs a GPU and none is visible: use --scale small")

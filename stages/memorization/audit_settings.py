@@ -1,14 +1,14 @@
 """The options of an audit, checked."""
 
-import os
 import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, ValidationError, field_validator
+from pydantic import Field, ValidationError
 
 from stages.errors import InputError
 from stages.features.weights import ENCODERS, TIMM, EncoderParams
+from stages.memorization.options import Out, checked
 from stages.protocol import Section
 
 BASE_MEMORY = 1 << 30  # Python, torch and the encoder
@@ -25,7 +25,7 @@ class AuditParams(Section):
         description="the generated images, from any such source; repeated, or a pattern (folder:step-*): a curve"
     )
     holdout: str | None = Field(None, description="real images that the model was not trained on (the control)")
-    out: Path = Field(description="the folder that the results are written to")
+    out: Out = Field(description="the folder that the results are written to")
     encoder: str = Field("efficientnet-lite0", description="the encoder of the features, or any model of timm")
     weights: str | None = Field(None, description="a weights file of the encoder")
     device: str = Field("auto", pattern="^(auto|cpu|cuda)$", description="auto, cpu or cuda")
@@ -64,16 +64,6 @@ class AuditParams(Section):
         description="the folder of partial results, which audits of one training set can share [default: OUT/.work]",
     )
 
-    @field_validator("out", mode="before")
-    @classmethod
-    def _names_a_folder(cls, out: Any) -> Any:
-        """pathlib reads "" as the working directory, and a longer name than file systems take fails only later."""
-        if not str(out).strip():
-            raise ValueError("name the folder that the results are written to")
-        if any(len(os.fsencode(part)) > 255 for part in Path(out).parts):
-            raise ValueError("a part of this path is longer than the 255 bytes that file systems take")
-        return out
-
     def reproducible(self) -> dict[str, Any]:
         """The options as JSON; with `no_images` without those that name a place, which change no result."""
         named = set() if not self.no_images else {n for n, v in self if isinstance(v, Path)} | {*ROLES, "weights"}
@@ -93,12 +83,7 @@ class AuditParams(Section):
 
 def audit_params(**values: Any) -> AuditParams:
     """Checked parameters; a wrong value raises InputError naming its option."""
-    try:
-        params = AuditParams(**values)
-    except ValidationError as error:
-        first = error.errors()[0]
-        option = f"--{str(first['loc'][0]).replace('_', '-')}"
-        raise InputError(f"{option}: {first['msg']} (got {first['input']!r})") from error
+    params = checked(AuditParams, values)
     _ = params.budget
     return params
 
