@@ -252,9 +252,10 @@ class SmallProject:
         return [sys.executable, "-m", "pipeline.cli", *arguments]
 
     def environment(self, **variables: str) -> dict[str, str]:
-        """Variables of the commands' processes."""
+        """Variables of the commands' processes, as in an activated environment: DVC starts its queue as `dvc`."""
         clean = {key: value for key, value in os.environ.items() if not key.startswith("PREFECT_")}
-        quiet = {"DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(self.folder / "site")}
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+        quiet = {"DVC_NO_ANALYTICS": "1", "DVC_SITE_CACHE_DIR": str(self.folder / "site"), "PATH": path}
         return {**clean, **quiet, "OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1", **variables}
 
     def start(self, *arguments: str, **variables: str) -> subprocess.Popen[str]:
