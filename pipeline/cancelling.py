@@ -52,14 +52,15 @@ def cancellable(run: FlowRun, lasting: bool = True) -> Iterator[None]:
             raise KeyboardInterrupt
 
     def watch() -> None:
-        while not ended.wait(PERIOD):
-            with suppress(httpx.HTTPError), get_client(sync_client=True) as client:  # the flow reports a lost server
-                if is_cancelled(client, _with_parent(client, run)):
-                    with guard:
-                        if not ended.is_set():
-                            found.set()
-                            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
-                    return
+        with get_client(sync_client=True) as client:
+            while not ended.wait(PERIOD):
+                with suppress(httpx.HTTPError):  # the flow reports a lost server
+                    if is_cancelled(client, _with_parent(client, run)):
+                        with guard:
+                            if not ended.is_set():
+                                found.set()
+                                signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+                        return
 
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a script
         signal.signal(signal.SIGINT, interrupt)

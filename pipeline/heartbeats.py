@@ -12,14 +12,14 @@ from typing import Any
 
 from prefect import Flow
 from prefect.client.schemas.objects import FlowRun
+from prefect.context import SettingsContext, get_settings_context
 from prefect.events import emit_event
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, get_current_settings, temporary_settings
 
 
 @contextmanager
 def beating(flow: Flow[..., Any], run: FlowRun) -> Iterator[None]:
     """Send the heartbeats of a run while the body lasts."""
-    period, ended = get_current_settings().flows.heartbeat_frequency, threading.Event()
+    period, ended = get_settings_context().settings.flows.heartbeat_frequency, threading.Event()
     resource = {"prefect.resource.id": f"prefect.flow-run.{run.id}", "prefect.resource.name": run.name}
     of_flow = {"prefect.resource.id": f"prefect.flow.{run.flow_id}", "prefect.resource.role": "flow"}
     of_tags = [{"prefect.resource.id": f"prefect.tag.{tag}", "prefect.resource.role": "tag"} for tag in run.tags]
@@ -30,10 +30,17 @@ def beating(flow: Flow[..., Any], run: FlowRun) -> Iterator[None]:
             emit_event("prefect.flow-run.heartbeat", resource, related=related)
             ended.wait(period)
 
-    with temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}):
+    with _without_prefects_own():
         if period is not None:
             threading.Thread(target=contextvars.copy_context().run, args=(beat,), daemon=True).start()
         try:
             yield
         finally:
             ended.set()
+
+
+def _without_prefects_own() -> SettingsContext:
+    """The settings in force, without heartbeats. Prefect's `temporary_settings` would validate all of them anew."""
+    now = get_settings_context()
+    flows = now.settings.flows.model_copy(update={"heartbeat_frequency": None})
+    return SettingsContext(profile=now.profile, settings=now.settings.model_copy(update={"flows": flows}))

@@ -27,6 +27,9 @@ REPORT_FILE = CACHE.absolute().parent / DATA / "report" / "report.html"
 
 NO_TELEMETRY = {"DO_NOT_TRACK": "1", "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
 
+NO_CERTIFICATES = Path(__file__).with_name("loopback.pem")
+"""A certificate whose key nobody has: loopback is plain HTTP, but every client of Prefect reads all certificates."""
+
 UNUSED_SERVICES = ("SCHEDULER", "LATE_RUNS", "TRIGGERS", "FOREMAN", "PAUSE_EXPIRATIONS", "CANCELLATION_CLEANUP")
 """Services for deployments, work pools and automations, which otherwise only poll the database."""
 
@@ -76,6 +79,7 @@ def environment() -> dict[str, str]:
         "PREFECT_HOME": str(home),
         "PREFECT_CLIENT_CSRF_SUPPORT_ENABLED": "false",  # saves a request per process; the server has it off
         "PREFECT_CLIENT_SERVER_VERSION_CHECK_ENABLED": "false",
+        "PREFECT_API_SSL_CERT_FILE": str(NO_CERTIFICATES),
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "300",
         "NO_PROXY": ",".join(filter(None, (os.environ.get("NO_PROXY"), loopback))),
         "no_proxy": ",".join(filter(None, (os.environ.get("no_proxy"), loopback))),
