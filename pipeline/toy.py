@@ -44,7 +44,7 @@ def shrink(document: dict[str, Any]) -> None:
             variant["count"] = _count(variant["count"])
         if variant.get("distillation"):
             variant["distillation"]["steps"] = 10
-        if variant.get("kernel"):
+        if variant.get("kernel") and variant["kernel"].get("draws"):
             variant["kernel"]["draws"] = 4
         variant["sampler"]["levels"] = min(variant["sampler"]["levels"], 5)
     if document["fid"]["samples"] is not None:

@@ -2,6 +2,8 @@
 
     python -m stages.diffusion.export data/train/VARIANT FOLDER
 
+The network is the one that is sampled: the end of the first seed's training, or what stage choose chose.
+
 diffusers' UNet2DModel has NCSN++'s BigGAN blocks, FIR resampling, attention and Fourier features (SkipDownBlock2D and
 its relatives). A network of these is copied weight by weight and gives the same scores. UNet2DModel lacks:
 
@@ -30,7 +32,8 @@ from stages.diffusion.network import Attention, NCSNpp, ResidualBlock
 from stages.diffusion.parameters import NoiseParams
 from stages.errors import InputError
 from stages.files.artifacts import read_json
-from stages.files.runs import read_runs, reference
+from stages.files.paths import DATA, choice_of, chosen_runs_of
+from stages.files.runs import Run, read_runs, reference
 
 if TYPE_CHECKING:
     from diffusers import ScoreSdeVePipeline, UNet2DModel
@@ -174,22 +177,43 @@ def to_pipeline(network: NCSNpp, noise: NoiseParams, snr: float = 0.16) -> "Scor
     )
 
 
-def export(trained: Path, folder: Path) -> None:
+def sampled_run(trained: Path) -> Run:
+    """Return the run of data/train/VARIANT whose samples are reported.
+
+    The end of the first seed's training, or with sample.checkpoint `best_fid` what stage choose wrote beside it, in
+    data/choose/VARIANT. Raises InputError where nothing says which, or the choice is of another training.
+    """
+    data, variant = trained.absolute().parents[1], trained.absolute().name
+    choice, chosen = (data / path.relative_to(DATA) for path in (choice_of(variant), chosen_runs_of(variant)))
+    last = read_runs(trained / "runs.json")
+    if read_json(choice)["checkpoint"] == "last":
+        return reference(last)
+    run = reference(read_runs(chosen))
+    if run.key not in [each.key for each in last]:
+        raise InputError(
+            f"{chosen} names step {run.step} of seed {run.seed}, which {trained} does not have: rerun its choose stage"
+        )
+    return run
+
+
+def export(trained: Path, folder: Path) -> Run:
     """Write the pipeline folder of data/train/VARIANT, whole or not at all; an existing folder is refused.
 
-    It holds the reference network: the end of the first seed's training.
+    It holds the network whose samples the report shows (`sampled_run`), which is returned.
     """
     if folder.exists():
         raise InputError(f"{folder} already exists: name another folder, or remove it")
     description = read_json(trained / "score.json")
     if description["spec"]["score"] != "network":
         raise InputError(f"{trained} is a closed-form score and has no network: name a trained variant")
-    network = load_network(description, reference(read_runs(trained / "runs.json")).weights)
+    run = sampled_run(trained)
+    network = load_network(description, run.weights)
     pipeline = to_pipeline(network, NoiseParams(**description["noise"]))
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as place:
         pipeline.save_pretrained(Path(place) / folder.name)
         (Path(place) / folder.name).rename(folder)
+    return run
 
 
 def main() -> None:
@@ -199,10 +223,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="the new pipeline folder")
     arguments = parser.parse_args()
     try:
-        export(arguments.trained, arguments.folder)
+        run = export(arguments.trained, arguments.folder)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    print(f"{arguments.folder}: seed {run.seed}, step {run.step}")
 
 
 if __name__ == "__main__":

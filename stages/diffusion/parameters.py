@@ -158,10 +158,12 @@ class Neighbors(Section):
 
 
 class Kernel(Section):
-    """Gaussian smoothing of a closed-form score (METHODS §1.7-1.8)."""
+    """Gaussian smoothing of a closed-form score, or of the training images themselves (METHODS §1.7-1.8)."""
 
     h: float = Field(gt=0, description="standard deviation of the shifts, in units of pixels in [0,1]")
-    draws: int = Field(gt=0, description="Monte Carlo draws, the same along a trajectory")
+    draws: int | None = Field(
+        default=None, gt=0, description="Monte Carlo draws, the same along a trajectory; none in form kernel-density"
+    )
 
 
 class Distillation(Section):
@@ -199,6 +201,7 @@ class ScoreSpec(Section):
         "unconditioning",
         "temperature",
         "kernel-smoothed",
+        "kernel-density",
         "cfdm",
         "mixture",
         "wiener",
@@ -251,8 +254,10 @@ class ScoreSpec(Section):
             check_temperature(self.temperature)
             self._check_adaptive()
         self._check_shells()
-        if (self.kernel is not None) != (self.form in ("kernel-smoothed", "cfdm")):
+        if (self.kernel is not None) != (self.form in ("kernel-smoothed", "kernel-density", "cfdm")):
             raise ValueError(f"form {self.form!r} and kernel {self.kernel!r} do not go together")
+        if self.kernel is not None and (self.kernel.draws is None) != (self.form == "kernel-density"):
+            raise ValueError("kernel.draws goes with forms kernel-smoothed and cfdm, which need it, and with no other")
         if (self.patch is not None) != (self.form == "local") or (self.patch is not None and self.patch % 2 == 0):
             raise ValueError("patch, an odd number, goes with form local, and with that alone")
         for key, form in OWN_KEYS.items():

@@ -119,6 +119,11 @@ def _kernel(spec: ScoreSpec, centres: scores.Centres, sigmas: Tensor, batch: Bat
     return scores.smoothed(plain, spec.kernel.h, kernel_draws(spec, centres.dimension, batch))
 
 
+def _kernel_density(spec: ScoreSpec, centres: scores.Centres, sigmas: Tensor, batch: Batch) -> Score:
+    """The score of the images' density with a Gaussian kernel of width h, noised to sigma (METHODS §1.7)."""
+    return lambda x, sigma: scores.conditioning(centres, x, torch.hypot(sigma, torch.full_like(sigma, spec.kernel.h)))
+
+
 def _cfdm(spec: ScoreSpec, centres: scores.Centres, sigmas: Tensor, batch: Batch) -> Score:
     shifts = kernel_draws(spec, centres.dimension, batch)
     return lambda z, t: scores.cfdm_velocity(centres, z, float(t[0]), shifts, spec.kernel.h)
@@ -130,6 +135,7 @@ CLOSED_FORMS: dict[str, Callable[[ScoreSpec, scores.Centres, Tensor, Batch], Sco
     "unconditioning": _shells,
     "temperature": _shells,
     "kernel-smoothed": _kernel,
+    "kernel-density": _kernel_density,
     "cfdm": _cfdm,
     "wiener": lambda spec, centres, sigmas, batch: peer_scores.wiener(centres),
     "local": lambda spec, centres, sigmas, batch: peer_scores.local(centres, batch.shape, spec.patch),

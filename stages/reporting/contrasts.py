@@ -28,6 +28,7 @@ PLAIN = ("conditioning", "unconditioning")  # the two forms of the plain target,
 LEVEL_GIVEN = (
     "conditioning",
     "kernel-smoothed",
+    "kernel-density",
     "cfdm",
     "wiener",
     "local",

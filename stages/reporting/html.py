@@ -37,6 +37,7 @@ FORMS = {
     "unconditioning": "The score reads the noise level from the image itself: optimal-shell weights (METHODS §1.4).",
     "temperature": "Unconditioning with weights softened by a temperature T (METHODS §1.5).",
     "kernel-smoothed": "Conditioning, averaged over Gaussian shifts of the input: LED-KDE (METHODS §1.7).",
+    "kernel-density": "The score of a kernel density: training images with Gaussian noise of width h (METHODS §1.7).",
     "cfdm": "σ-CFDM: the posterior mean, averaged over Gaussian shifts (METHODS §1.8).",
     "mixture": "The unified mixture over all noise levels (METHODS §1.2).",
     "wiener": "The score of a Gaussian with the training set's mean and covariance (METHODS §8b).",

@@ -12,8 +12,8 @@ from stages.reporting.panels import canvas, look, shared_legend
 from stages.reporting.results import result_row
 from stages.reporting.words import cell
 
-UNSMOOTHED = "conditioning"
-"""The form that a kernel-smoothed score is at h = 0."""
+UNSMOOTHED, SMOOTHED = "conditioning", ("kernel-smoothed", "kernel-density")
+"""The form that a kernel-smoothed score, and that of a kernel density, is at h = 0."""
 
 PANELS = {"copies": "copied samples (%)", "vendi": "Vendi score", "fd_test": "{} to test images"}
 Row = dict[str, Any]
@@ -33,7 +33,7 @@ def width_groups(variants: Sequence[Variant]) -> list[list[Row]]:
     found = []
     for group in groups.values():
         if len({_width(variant) for variant in group}) > 1:
-            first = plain.get(_all_else(group[0], form=UNSMOOTHED)) if group[0].form == "kernel-smoothed" else None
+            first = plain.get(_all_else(group[0], form=UNSMOOTHED)) if group[0].form in SMOOTHED else None
             found.append(sorted([*group, *([first] if first else [])], key=_width))
     return [[_row(variant) for variant in own] for own in found]
 

@@ -1,5 +1,6 @@
 """NCSN++ against diffusers' implementation with the same weights: the whole network, its resampling, its embedding."""
 
+import shutil
 import sys
 
 import pytest
@@ -10,7 +11,7 @@ from stages.diffusion.export import obstacles, to_diffusers, to_pipeline
 from stages.diffusion.network import NCSNpp, Resample
 from stages.diffusion.parameters import NetworkParams, NoiseParams
 from stages.errors import InputError
-from stages.files.artifacts import write_json
+from stages.files.artifacts import read_json, write_json
 from stages.files.tensors import save_tensors
 
 diffusers = pytest.importorskip("diffusers")
@@ -31,15 +32,33 @@ PARAMS = NetworkParams(
 )
 
 
-def network(conditioned=True, **changes):
+def network(conditioned=True, seed=1, **changes):
     """A network with every weight of a size at which a difference shows."""
     torch.manual_seed(0)
     made = NCSNpp(PARAMS.model_copy(update=changes), 3, 16, conditioned)
-    generator = torch.Generator().manual_seed(1)
+    generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in made.parameters():
             p.add_(0.05 * torch.randn(p.shape, generator=generator))
     return made.eval()
+
+
+def trained_variant(place, checkpoint):
+    """data/train/net with the networks of steps 5 and 9, and data/choose/net, where step 5 is the best."""
+    trained, chosen = place / "data" / "train" / "net", place / "data" / "choose" / "net"
+    spec = {"score": "network", "form": "conditioning"}
+    params = network(blocks=1).params.model_dump()
+    score = {"variant": "net", "spec": spec, "noise": NOISE.model_dump(), "network": params}
+    write_json(trained / "score.json", score)
+    for step, seed in ((5, 5), (9, 1)):
+        about = {"score": score, "image_shape": [3, 16, 16]}
+        save_tensors(trained / f"{step}.safetensors", network(blocks=1, seed=seed).state_dict(), about)
+    runs = [{"seed": 1, "step": step, "weights": f"{step}.safetensors"} for step in (5, 9)]
+    write_json(trained / "runs.json", {"runs": runs})
+    write_json(chosen / "choice.json", {"checkpoint": checkpoint})
+    if checkpoint == "best_fid":
+        write_json(chosen / "runs.json", {"runs": [{**runs[0], "weights": "../../train/net/5.safetensors"}]})
+    return trained
 
 
 @pytest.mark.parametrize(
@@ -155,12 +174,7 @@ def test_pipeline_folder_is_read_and_sampled_by_diffusers(tmp_path):
 
 def test_an_export_that_fails_leaves_no_folder(tmp_path, monkeypatch):
     """Half a pipeline would be read as one, and refused by the next export as existing."""
-    made, written = network(blocks=1), []
-    score = {"spec": {"score": "network", "form": "conditioning"}, "noise": NOISE.model_dump()}
-    score["network"] = made.params.model_dump()
-    write_json(tmp_path / "score.json", score)
-    save_tensors(tmp_path / "model.safetensors", made.state_dict(), {"score": score, "image_shape": [3, 16, 16]})
-    write_json(tmp_path / "runs.json", {"runs": [{"seed": 1, "step": 9, "weights": "model.safetensors"}]})
+    trained, written = trained_variant(tmp_path, "last"), []
     whole = diffusers.ScoreSdeVePipeline.save_pretrained
 
     def full_disk(self, folder, **options):
@@ -172,28 +186,47 @@ def test_an_export_that_fails_leaves_no_folder(tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         patched.setattr(diffusers.ScoreSdeVePipeline, "save_pretrained", full_disk)
         with pytest.raises(OSError, match="No space"):
-            export.export(tmp_path, tmp_path / "out")
+            export.export(trained, tmp_path / "out")
     assert written
     assert sorted(tmp_path.iterdir()) == before
-    export.export(tmp_path, tmp_path / "new" / "out")
+    export.export(trained, tmp_path / "new" / "out")
     assert {path.name for path in (tmp_path / "new").iterdir()} == {"out"}
     assert (tmp_path / "new" / "out" / "model_index.json").stat().st_mode & 0o044
 
 
+def weights_of(folder):
+    return diffusers.UNet2DModel.from_pretrained(folder / "unet").conv_in.weight
+
+
 def test_command_writes_the_folder_of_a_trained_variant_and_never_over_another(tmp_path, monkeypatch, capsys):
-    made = network(blocks=1)
-    spec = {"score": "network", "form": "conditioning"}
-    score = {"variant": "net", "spec": spec, "noise": NOISE.model_dump(), "network": made.params.model_dump()}
-    write_json(tmp_path / "score.json", score)
-    save_tensors(tmp_path / "model.safetensors", made.state_dict(), {"score": score, "image_shape": [3, 16, 16]})
-    write_json(tmp_path / "runs.json", {"runs": [{"seed": 1, "step": 9, "weights": "model.safetensors"}]})
-    monkeypatch.setattr(sys, "argv", ["export", str(tmp_path), str(tmp_path / "out")])
+    trained = trained_variant(tmp_path, "last")
+    monkeypatch.setattr(sys, "argv", ["export", str(trained), str(tmp_path / "out")])
     export.main()
+    assert capsys.readouterr().out == f"{tmp_path / 'out'}: seed 1, step 9\n"
     unet = diffusers.UNet2DModel.from_pretrained(tmp_path / "out" / "unet")
     x, sigma = torch.randn(1, 3, 16, 16), torch.tensor([0.7])
     with torch.no_grad():
-        torch.testing.assert_close(unet(x, sigma).sample, to_diffusers(made)(x, sigma).sample)
+        torch.testing.assert_close(unet(x, sigma).sample, to_diffusers(network(blocks=1))(x, sigma).sample)
     with pytest.raises(SystemExit) as stopped:
         export.main()
     assert stopped.value.code == 2
     assert f"error: {tmp_path / 'out'} already exists" in capsys.readouterr().err
+
+
+def test_the_network_that_stage_choose_chose_is_exported(tmp_path):
+    """With sample.checkpoint best_fid it is the one of step 5, which is sampled, and not the end of the training."""
+    exported = export.export(trained_variant(tmp_path, "best_fid"), tmp_path / "out")
+    assert exported.key == {"seed": 1, "step": 5}
+    torch.testing.assert_close(weights_of(tmp_path / "out"), network(blocks=1, seed=5).stem.weight, rtol=0, atol=0)
+
+
+def test_a_choice_of_another_training_and_none_at_all_are_refused(tmp_path):
+    trained = trained_variant(tmp_path, "best_fid")
+    runs = trained / "runs.json"
+    write_json(runs, {"runs": [run for run in read_json(runs)["runs"] if run["step"] != 5]})
+    with pytest.raises(InputError, match=r"choose/net/runs\.json names step 5 of seed 1.*: rerun its choose stage"):
+        export.export(trained, tmp_path / "out")
+    shutil.rmtree(tmp_path / "data" / "choose")
+    with pytest.raises(InputError, match=r"choose/net/choice\.json"):
+        export.export(trained, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -47,6 +47,9 @@ def test_wrong_temperatures_are_refused(rule):
         ({"score": "closed-form", "form": "temperature"}, "do not go together"),
         ({"score": "closed-form", "form": "conditioning", "temperature": 5}, "do not go together"),
         ({"score": "closed-form", "form": "kernel-smoothed"}, "kernel"),
+        ({"score": "closed-form", "form": "kernel-density"}, "kernel"),
+        ({"score": "closed-form", "form": "kernel-density", "kernel": {"h": 0.1, "draws": 2}}, "and with no other"),
+        ({"score": "closed-form", "form": "kernel-smoothed", "kernel": {"h": 0.1}}, "which need it"),
         ({"score": "network", "form": "mixture"}, "cannot be trained"),
         ({"score": "network", "form": "temperature", "temperature": 5}, "neighbors"),
         ({"score": "network", "form": "conditioning", "noise_conditioning": False}, "unconditioning"),
@@ -168,6 +171,7 @@ def variant(form):
     extra = {
         "temperature": {"temperature": 9.0},
         "kernel-smoothed": {"kernel": {"h": 0.3, "draws": 6}},
+        "kernel-density": {"kernel": {"h": 0.3}},
         "cfdm": {"kernel": {"h": 0.3, "draws": 6}},
         "local": {"patch": 3},
         "pca-locality": {"mask_threshold": 0.1},
@@ -219,6 +223,31 @@ def test_the_conditioning_score_ends_on_training_images(sampler):
     drawn, images = model("conditioning", sampler)
     got = sample_batch(drawn, 0, torch.arange(20))
     assert all(any(np.abs(sample.astype(int) - image).max() <= 1 for image in images) for sample in got)
+
+
+def test_a_kernel_densitys_score_is_the_gradient_of_its_noised_logarithm():
+    """log Σ exp(−|x − x_i|²/(2(σ² + h²))), differentiated by autograd."""
+    images, sigma = torch.rand(30, 3, 4, 4, dtype=torch.float64), torch.tensor([0.05, 0.4, 2.0], dtype=torch.float64)
+    spec = Variant(**variant("kernel-density"), sampler=EULER)
+    x = torch.rand(3, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    squared = (x[:, None] - images).square().flatten(2).sum(2)
+    torch.logsumexp(-squared / (2 * (sigma**2 + 0.3**2))[:, None], 1).sum().backward()
+    score = build_score(spec, make_centres(images), sigma, Batch(0, torch.arange(3)))
+    torch.testing.assert_close(score(x.detach(), sigma), x.grad)
+
+
+def test_samples_of_a_kernel_density_are_training_images_with_noise_of_its_width():
+    """In the middle of the range nothing is clipped; |x − x_i|² over the images drawn is h² d with Gaussian noise."""
+    images = np.random.default_rng(0).integers(100, 156, (30, 8, 8, 3), dtype=np.uint8)
+    spec = {"score": "closed-form", "form": "kernel-density", "kernel": {"h": 0.05}}
+    score = {"spec": spec, "noise": {"sigma_min": 0.002, "sigma_max": 2.0}}
+    drawn = load_model(score, {"name": "reverse-sde", "levels": 200}, images, None, "cpu")
+    got = sample_batch(drawn, 0, torch.arange(200)).reshape(200, -1) / 255
+    squared = np.square(got[:, None] - images.reshape(30, -1) / 255).sum(2)
+    noise = (got - images.reshape(30, -1)[squared.argmin(1)] / 255).ravel()
+    assert len(set(squared.argmin(1))) > 20
+    assert noise.std() == pytest.approx(0.05, rel=0.03)
+    assert np.mean(noise**4) == pytest.approx(3 * noise.std() ** 4, rel=0.05)
 
 
 def test_unconditioning_with_the_actual_noise_sampler_ends_on_training_images():

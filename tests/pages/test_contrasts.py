@@ -126,6 +126,12 @@ def closed(form: str, **keys: Any) -> dict[str, Any]:
             closed("kernel-smoothed", kernel={"h": 0.4, "draws": 16}),
             {"the kernel's width"},
         ),
+        (closed("kernel-density", kernel={"h": 0.4}), closed("conditioning"), {TARGET}),
+        (
+            closed("kernel-smoothed", kernel={"h": 0.4, "draws": 16}),
+            closed("kernel-density", kernel={"h": 0.4}),
+            {TARGET},
+        ),
         (closed("conditioning"), CONDITIONED, {"network or closed form"}),
         # the plain shells have a power, too, which the comparison must leave alone
         (

@@ -27,6 +27,8 @@ CASES = {  # variant -> (spec, sampler, share of copies)
     "plain-slow": ({"score": "closed-form", "form": "conditioning"}, SLOW, 1.0),
     "many-draws": (kernel(0.5, 64), SDE, 0.5),
     "network": ({"score": "network", "form": "conditioning"}, SDE, 0.7),
+    "noise": (kernel(0.3, None, "kernel-density"), SDE, 0.3),
+    "more-noise": (kernel(0.5, None, "kernel-density"), SDE, 0.1),
     "cfdm": (kernel(0.5, form="cfdm"), {"name": "cfdm", "levels": 100}, 0.5),
     "cfdm-wide": (kernel(0.9, form="cfdm"), {"name": "cfdm", "levels": 100}, 0.2),
 }
@@ -46,10 +48,11 @@ def groups(names):
 
 
 def test_closed_forms_that_differ_in_the_width_are_joined_from_zero(project):
-    own, cfdm = groups(list(CASES))
+    own, noise, cfdm = groups(list(CASES))
     assert [(row["variant"], row["width"]) for row in own] == [
         ("plain", 0.0), ("narrow", 0.3), ("middle", 0.5), ("wide", 0.7)
     ]  # fmt: skip
+    assert [(row["variant"], row["width"]) for row in noise] == [("plain", 0.0), ("noise", 0.3), ("more-noise", 0.5)]
     assert [(row["variant"], row["width"]) for row in cfdm] == [("cfdm", 0.5), ("cfdm-wide", 0.9)]
     for row, copies in zip(own, (200, 160, 100, 20)):
         assert row["copies"] == pytest.approx((copies / 200, *wilson(copies, 200)), abs=1e-4)
