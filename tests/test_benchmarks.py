@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import audit, closed_form, engine, network, onset, published, search
+from benchmarks import audit, closed_form, engine, filter_size, network, onset, published, search
 from stages.search.nearest import nearest
 
 ROOT = Path(__file__).parents[1]
@@ -118,3 +118,21 @@ def test_the_pictures_that_cifar_10_s_sets_share_are_listed_once_each():
     assert len(looked_at) == len(entries) == sum(looked_at.values()) + sum(entry[2] == "no" for entry in entries)
     assert all(0 <= int(test) < 10_000 and 0 <= int(train) < 50_000 and why for test, train, _, why in entries)
     assert audit.shared(0) == {}
+
+
+def test_the_filters_samples_are_all_different_and_of_their_kind():
+    train, test = search.stand_in(0, 60, 16).reshape(60, 16, 16, 3), search.stand_in(1, 40, 16).reshape(40, 16, 16, 3)
+    samples, kinds = filter_size.make_samples(train, test, 1_500)
+    counts = {kind: int((kinds == kind).sum()) for kind in ("exact", "jpeg", "mirrored", "")}
+    assert counts == {"exact": 15, "jpeg": 15, "mirrored": 15, "": 1455}
+    assert len(np.unique(samples.reshape(1_500, -1), axis=0)) == 1_500
+    assert all((train == image).all((1, 2, 3)).any() for image in samples[kinds == "exact"])
+    assert all((train == image[:, ::-1]).all((1, 2, 3)).any() for image in samples[kinds == "mirrored"])
+
+
+def test_the_filters_table_adds_up_its_tasks():
+    row = {"samples": 10, "seconds": 1.0, "processor_seconds": 2.0, "peak_gb": 1.0}
+    rows = [{**row, "task": "samples"}, {**row, "task": "samples", "peak_gb": 3.0}, {**row, "task": "gather"}]
+    assert list(filter_size.table(rows))[2:] == [
+        "| 10 | samples | 2 | 4 | 3.00 |", "| 10 | gather | 1 | 2 | 1.00 |", "| 10 | all | 3 | 6 | 3.00 |"
+    ]  # fmt: skip
