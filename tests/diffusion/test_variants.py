@@ -227,9 +227,9 @@ def test_the_conditioning_score_ends_on_training_images(sampler):
 
 def test_a_kernel_densitys_score_is_the_gradient_of_its_noised_logarithm():
     """log Σ exp(−|x − x_i|²/(2(σ² + h²))), differentiated by autograd."""
-    images, sigma = torch.rand(30, 3, 4, 4, dtype=torch.float64), torch.tensor([0.05, 0.4, 2.0], dtype=torch.float64)
+    images, sigma = torch.rand(30, 1, 4, 4, dtype=torch.float64), torch.tensor([0.05, 0.4, 2.0], dtype=torch.float64)
     spec = Variant(**variant("kernel-density"), sampler=EULER)
-    x = torch.rand(3, 3, 4, 4, dtype=torch.float64, requires_grad=True)
+    x = torch.rand(3, 1, 4, 4, dtype=torch.float64, requires_grad=True)
     squared = (x[:, None] - images).square().flatten(2).sum(2)
     torch.logsumexp(-squared / (2 * (sigma**2 + 0.3**2))[:, None], 1).sum().backward()
     score = build_score(spec, make_centres(images), sigma, Batch(0, torch.arange(3)))

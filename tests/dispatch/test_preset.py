@@ -10,7 +10,7 @@ import torch
 import yaml
 from typer.testing import CliRunner
 
-from pipeline import preset
+from pipeline import preset, toy
 from pipeline.cli import app
 from pipeline.params import load_params
 from stages.diffusion.network import NCSNpp
@@ -41,9 +41,9 @@ def project(tmp_path, monkeypatch):
     """A folder under git with the project's params.yaml."""
     monkeypatch.chdir(tmp_path)
     shutil.copy(ROOT / "params.yaml", "params.yaml")
-    blocks = Path(load_tree("params.yaml")["verify"]["blocks"])
-    blocks.parent.mkdir(parents=True)
-    shutil.copy(ROOT / blocks, blocks)
+    for blocks in (load_tree("params.yaml")["verify"]["blocks"], toy.BLOCKS):
+        Path(blocks).parent.mkdir(parents=True)
+        shutil.copy(ROOT / blocks, blocks)
     git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
     for command in (["init", "-q"], ["add", "params.yaml"], ["commit", "-qm", "x"]):
         subprocess.run([*git, *command], check=True)
