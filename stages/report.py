@@ -126,6 +126,8 @@ def _nearest_samples(variant: "Variant", images: "np.ndarray") -> "tuple[np.ndar
 
     images: uint8 (n, d).
     """
+    import numpy as np
+
     from stages.search.nearest import nearest
     from stages.search.pixel_distance import pixel_distance
 

@@ -117,6 +117,19 @@ def test_where_nothing_is_copied_no_image_is_shown():
     assert most_copied([variant, variant]) == []
 
 
+def test_a_run_in_which_nothing_is_copied_has_a_page(project):
+    write_project(Path(), IMAGES, copied=dict.fromkeys(VARIANTS, 0.0), report=REPORT)
+    for path in Path("data/filter").glob("*/pairs.parquet"):
+        pairs = pq.read_table(path)
+        place = pairs.column_names.index("ratio")
+        pq.write_table(pairs.set_column(place, "ratio", pa.array([0.9] * len(pairs))), path)
+    assert copied_images() == {}
+    run_plain("report")
+    page = Path("data/report/report.html").read_text()
+    assert "One training image across the variants" in page
+    assert '<div class="beside copied' not in page
+
+
 def test_an_image_of_more_variants_goes_before_one_of_more_samples():
     def variant(*rows):
         table = pa.table({"train_index": rows, "ratio": [0.1] * len(rows)})
