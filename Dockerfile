@@ -19,7 +19,7 @@ USER 10001
 WORKDIR /project
 ENV HOME=/home/scoresmooth USER=scoresmooth VENV=/opt/venv PATH=/opt/venv/bin:$PATH
 
-# `make` finds the environment by its time stamps, also with the mounted project: build again when the pins have changed.
+# `make` compares the mounted project's pins with those that were installed: build again when they have changed.
 COPY --chown=10001 pyproject.toml constraints.txt README.md LICENSE Makefile ./
 RUN for name in scoresmooth stages pipeline; do mkdir $name && touch $name/__init__.py; done && make /opt/venv/.installed-test
 CMD ["make", "repro"]

@@ -47,9 +47,11 @@ bench: $(VENV)/.installed-test
 clean:
 	rm -rf $(VENV)
 
-# An environment that cannot be written to is a container's.
-define writable
-	@test -w $(VENV) || { echo "$(VENV) is older than pyproject.toml or constraints.txt: docker compose build" >&2; exit 1; }
+# An environment that cannot be written to is a container's. Its time stamps say nothing about a clone that is newer.
+define install
+	@if test -w $(VENV); then set -ex; $(PIP) -e '.[$(extras)]'; cat $^ > $(VENV)/.pins; touch $(VENV)/.installed $@; \
+	elif ! cat $^ | cmp -s - $(VENV)/.pins; then \
+	  echo "$(VENV) has other pins than pyproject.toml or constraints.txt: docker compose build" >&2; exit 1; fi
 endef
 
 $(VENV)/bin/python:
@@ -57,12 +59,10 @@ $(VENV)/bin/python:
 	  || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
+$(VENV)/.installed: extras := pipeline
 $(VENV)/.installed: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(writable)
-	$(PIP) -e '.[pipeline]'
-	@touch $@
+	$(install)
 
+$(VENV)/.installed-test: extras := pipeline,test
 $(VENV)/.installed-test: pyproject.toml constraints.txt | $(VENV)/bin/python
-	$(writable)
-	$(PIP) -e '.[pipeline,test]'
-	@touch $@ $(VENV)/.installed
+	$(install)

@@ -1,11 +1,15 @@
 """What the project installs, pins and runs in containers."""
 
+import os
 import re
+import shutil
+import subprocess
 import tomllib
 from importlib import metadata
 from pathlib import Path
 
 import yaml
+from full_disks import mounted
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
@@ -70,3 +74,31 @@ def test_the_containers_do_what_the_readme_says_and_publish_on_loopback_only():
     assert published == ["127.0.0.1:4200:4200"]
     deployment = yaml.safe_load((ROOT / "prefect.yaml").read_text())["deployments"][0]
     assert deployment["work_pool"]["name"] in services["worker"]["command"]
+
+
+def make(folder: Path, target: str) -> subprocess.CompletedProcess[str]:
+    command = ["make", f"VENV={folder / 'venv'}", target]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+def test_a_containers_environment_counts_by_its_pins_and_not_by_time(tmp_path):
+    """A clone can be newer than the image, whose build keeps a layer as long as the files' contents are the same."""
+    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+        shutil.copy(ROOT / name, tmp_path)
+    with mounted(tmp_path / "venv", "size=4m") as venv:
+        (venv / "bin").mkdir()
+        (venv / "bin" / "python").write_text('#!/bin/sh\necho "$@" >> ../asked\n'.replace("..", str(tmp_path)))
+        (venv / "bin" / "python").chmod(0o755)
+        done = make(tmp_path, str(venv / ".installed-test"))
+        assert done.returncode == 0, done.stderr
+        asked = (tmp_path / "asked").read_text()
+        assert asked.splitlines()[-1].endswith("-c constraints.txt -e .[pipeline,test]")
+        subprocess.run(["mount", "-o", "remount,ro", str(venv)], check=True)
+        for target in (".installed", ".installed-test"):
+            os.utime(tmp_path / "pyproject.toml")
+            assert make(tmp_path, str(venv / target)).returncode == 0
+        (tmp_path / "constraints.txt").write_text("numpy==1\n")
+        done = make(tmp_path, str(venv / ".installed-test"))
+        assert done.returncode == 2
+        assert "has other pins than pyproject.toml or constraints.txt: docker compose build\n" in done.stderr
+        assert (tmp_path / "asked").read_text() == asked
