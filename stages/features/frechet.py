@@ -87,9 +87,9 @@ def _with_error(
     weights: (N,) of sum 1, None: even ones; other: the mean and factor of the reference.
     """
     (mean1, factor1), (mean2, factor2) = _mean_and_factor(features, weights), other
-    _, singular, right = np.linalg.svd(factor1.T @ factor2, full_matrices=False)
+    singular, right = _singular(factor1.T @ factor2)
     kept = singular > len(singular) * np.finfo(np.float64).eps * singular.max(initial=0)
-    axes, difference = factor2 @ right[kept].T, mean1 - mean2
+    axes, difference = factor2 @ right[:, kept], mean1 - mean2
     influence = np.empty(len(features))
     for start in range(0, len(features), BLOCK_ROWS):
         rows = features[start : start + BLOCK_ROWS].astype(np.float64) - mean1
@@ -97,7 +97,22 @@ def _with_error(
         influence[start : start + BLOCK_ROWS] = 2 * rows @ difference + np.square(rows).sum(axis=1) - transported
     influence -= np.average(influence, weights=weights)
     error = math.sqrt(np.average(np.square(influence), weights=weights) / (len(features) - 1))
-    return _distance(mean1, factor1, mean2, factor2), influence, error
+    return _squared(difference, factor1, factor2, singular.sum()), influence, error
+
+
+def _singular(product: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the singular values (k,) of a matrix (n, m) and its right singular vectors (m, k), k = min(n, m).
+
+    The vectors are the eigenvectors of the smaller Gram matrix, in a third of the time of a singular value
+    decomposition. The values are the lengths of what the matrix makes of them, which keeps the digits that the roots of
+    the eigenvalues have not.
+    """
+    turned = product.shape[0] < product.shape[1]
+    matrix = product.T if turned else product
+    vectors = np.linalg.eigh(matrix.T @ matrix)[1]
+    images = matrix @ vectors
+    lengths = np.sqrt(np.square(images).sum(axis=0))
+    return lengths, images / np.where(lengths > 0, lengths, 1) if turned else vectors
 
 
 def _mean(features: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:
@@ -125,6 +140,9 @@ def _factor(covariance: np.ndarray) -> np.ndarray:
     scale = float(np.abs(covariance).max())
     if not np.isfinite(scale) or not np.allclose(covariance, covariance.T, rtol=0, atol=1e-8 * scale):
         raise ValueError("a covariance must be finite and symmetric")
+    triangular = _cholesky((covariance + covariance.T) / 2, scale)
+    if triangular is not None:
+        return triangular
     values, vectors = np.linalg.eigh((covariance + covariance.T) / 2)
     rounding = len(values) * np.finfo(np.float64).eps * max(values[-1], 0.0)
     if values[0] < -1e3 * rounding - np.finfo(np.float64).tiny:
@@ -133,10 +151,28 @@ def _factor(covariance: np.ndarray) -> np.ndarray:
     return vectors[:, kept] * np.sqrt(values[kept])
 
 
+def _cholesky(covariance: np.ndarray, scale: float) -> np.ndarray | None:
+    """Return Cholesky's factor, in a sixth of the time of an eigendecomposition; None where it may be rounding error.
+
+    scale: the largest entry.
+    """
+    try:
+        factor = np.linalg.cholesky(covariance)
+    except np.linalg.LinAlgError:
+        return None
+    rounding = len(factor) * np.finfo(np.float64).eps * scale
+    return factor if np.square(np.diag(factor)).min() > 1e3 * rounding else None
+
+
 def _distance(mean1: np.ndarray, factor1: np.ndarray, mean2: np.ndarray, factor2: np.ndarray) -> float:
     difference = np.asarray(mean1, np.float64) - np.asarray(mean2, np.float64)
-    traces = np.square(factor1).sum() + np.square(factor2).sum()
     product = factor1.T @ factor2
     nuclear = np.linalg.svd(product, compute_uv=False).sum() if product.size else 0.0
+    return _squared(difference, factor1, factor2, nuclear)
+
+
+def _squared(difference: np.ndarray, factor1: np.ndarray, factor2: np.ndarray, nuclear: float) -> float:
+    """Return d² from the difference of the means, the factors and the nuclear norm of F1ᵀ F2."""
+    traces = np.square(factor1).sum() + np.square(factor2).sum()
     squared = float(difference @ difference + traces - 2 * nuclear)
     return max(squared, 0.0)  # the three terms cancel to ±1e-16 of the traces for equal sets

@@ -5,7 +5,7 @@ import pytest
 from scipy.special import stdtrit
 
 from benchmarks.intervals import distance_coverage, law
-from stages.features.frechet import _mean_and_factor, _with_error, frechet_from_features, frechet_interval
+from stages.features.frechet import _mean_and_factor, _singular, _with_error, frechet_from_features, frechet_interval
 from stages.features.growing_error import quantile, reach, tilted
 
 REPETITIONS = 1000
@@ -83,6 +83,21 @@ def test_coverage(kind, count, dimension, most):
     """Of the mean distance of such sets to this reference, which 2,000 other sets give."""
     covered, below, above = distance_coverage(kind, count, dimension, REPETITIONS)
     assert 0.93 <= covered <= most, (below, above)
+
+
+@pytest.mark.parametrize(("rows", "columns", "rank"), [(30, 30, 30), (12, 40, 12), (40, 12, 12), (30, 30, 9)])
+def test_singular_values_and_vectors_are_numpys(rows, columns, rank):
+    """Over eight orders of magnitude, and for a matrix without its full rank."""
+    rng = np.random.default_rng(rows)
+    left, right = rng.normal(size=(rows, rank)), rng.normal(size=(rank, columns))
+    product = left * np.logspace(0, -4, rank) @ right
+    singular, vectors = _singular(product)
+    _, expected, axes = np.linalg.svd(product, full_matrices=False)
+    assert singular.sum() == pytest.approx(expected.sum(), rel=1e-12)
+    np.testing.assert_allclose(np.sort(singular)[::-1], expected, rtol=0, atol=1e-12 * expected[0])
+    order = np.argsort(-singular)[:rank]
+    cosines = (vectors.T[order] * axes[:rank]).sum(1)
+    np.testing.assert_allclose(np.abs(cosines), 1, atol=1e-6)
 
 
 def test_equal_sets_have_no_distance_and_no_error():
