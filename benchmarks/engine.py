@@ -18,15 +18,18 @@ from typing import NamedTuple
 import numba
 import numpy as np
 import torch
+from PIL import Image
 
 from benchmarks.turns import in_turns
-from stages.engine import alignment_kernels, nuisance_kernels, products, score_kernels, search_kernels
+from stages.engine import alignment_kernels, nuisance_kernels, products, resize_kernels, score_kernels, search_kernels
 from stages.engine.fixed_rounding import with_fixed_rounding
 from stages.engine.projection import coordinates, fit_projection
 from stages.engine.search_kernels import score_function
 from stages.engine.simd import processor_features
 from stages.engine.sizes import NO_KEY, TILE
 from stages.engine.tiled import pack
+from stages.search.alignment import best_shift
+from stages.search.nearest_short import Prepared, nearest_short
 
 SIDE, CHANNELS = 32, 3
 WIDTH = SIDE * SIDE * CHANNELS
@@ -123,6 +126,7 @@ def list_cases(rng: np.random.Generator) -> Iterator[Case]:
 
     yield Case("dense_block", "numpy.argpartition", dense, plain)
     yield Case("keep_lowest", "numpy.argpartition", short, plain)
+    yield from short_cases(rng)
     projection = fit_projection(reference, 284, 92)
 
     def plain_coordinates() -> np.ndarray:
@@ -136,18 +140,26 @@ def list_cases(rng: np.random.Generator) -> Iterator[Case]:
     yield Case("coordinates", words, ours, plain_coordinates, np.inf)
 
 
+def short_cases(rng: np.random.Generator) -> Iterator[Case]:
+    few, many = (rng.normal(128, 40, (n, 64)).clip(0, 255).astype(np.uint8) for n in (256, 16_384))
+    known, k = Prepared.of(many), 8
+
+    def plain() -> np.ndarray:
+        left, right = (torch.from_numpy(some).float() for some in (few, many))
+        return torch.addmm(right.square().sum(1), left, right.T, alpha=-2).topk(k, largest=False)[1].numpy()
+
+    yield Case("nearest_short", "torch, float32 product and topk", lambda: nearest_short(few, known, k), plain, np.inf)
+
+
 def image_cases(rng: np.random.Generator) -> Iterator[Case]:
     pictures, queries = images(rng, 2_000), images(rng, 64)
     candidates = np.sort(rng.integers(0, len(pictures), (len(queries), 16)), axis=1)
     steps = range(-3, 4)
-    shifts = np.array(
-        sorted(((y, x) for y in steps for x in steps), key=lambda s: (abs(s[0]) + abs(s[1]), s)), np.int64
-    )
+    shifts = [(y, x) for y in steps for x in steps]
 
     def shifted() -> np.ndarray:
-        found = np.zeros((len(queries), 5), np.int64)
-        alignment_kernels.search_shifts(queries, pictures, candidates, shifts, found)
-        return found[:, 3] / found[:, 4]
+        found = best_shift(queries, pictures, candidates, 3)
+        return found.squared / found.count
 
     def plain_shifted() -> np.ndarray:
         best = np.full(len(queries), np.inf)
@@ -158,7 +170,8 @@ def image_cases(rng: np.random.Generator) -> Iterator[Case]:
             best = np.minimum(best, np.square(mine - theirs).mean((2, 3, 4)).min(1))
         return best
 
-    yield Case("search_shifts", "NumPy, float32, a shift at a time", shifted, plain_shifted, 0.1)
+    yield Case("best_shift", "NumPy, float32, a shift at a time", shifted, plain_shifted, 0.1)
+    yield from resize_cases(pictures)
     edges = np.arange(5) * SIDE // 4
 
     def tiled() -> np.ndarray:
@@ -185,6 +198,19 @@ def image_cases(rng: np.random.Generator) -> Iterator[Case]:
         return np.floor(parts.mean((2, 4), dtype=np.float32) + 0.5).astype(np.uint8).reshape(len(pictures), -1)
 
     yield Case("cell_means", "NumPy's mean", means, plain_means)
+
+
+def resize_cases(pictures: np.ndarray) -> Iterator[Case]:
+    def resized() -> np.ndarray:
+        found = np.empty((len(pictures), 26, 26, CHANNELS), np.uint8)
+        resize_kernels.resize_all(pictures, found)
+        return found
+
+    def plain_resized() -> np.ndarray:
+        made = (Image.fromarray(image).resize((26, 26), Image.Resampling.BICUBIC) for image in pictures)
+        return np.stack([np.asarray(image) for image in made])
+
+    yield Case("resize_all", "Pillow, an image at a time", resized, plain_resized)
 
 
 def colour_cases(rng: np.random.Generator) -> Iterator[Case]:
@@ -226,6 +252,26 @@ def colour_cases(rng: np.random.Generator) -> Iterator[Case]:
         return np.maximum(0, np.square(own).sum((1, 2))[:, None] - solved) / (cells * CHANNELS)
 
     yield Case("residuals", "NumPy, float64, solve", explained, plain_explained, 1e-3)
+    own = queries.mean(1).astype(np.uint8)
+    boxes = np.array([(y, y + 8, x, x + 8) for y in range(0, 9, 2) for x in range(0, 9, 2)])
+
+    def covered() -> np.ndarray:
+        best, views = np.empty(rows.shape, np.float32), np.empty(rows.shape, np.int64)
+        nuisance_kernels.covered_correlations(own, boxes, grey, rows, best, views)
+        return best
+
+    def plain_covered() -> np.ndarray:
+        some = []
+        for top, bottom, left, right in boxes:
+            shown = np.ones((16, 16), bool)
+            shown[top:bottom, left:right] = False
+            parts = (values[..., shown.ravel()].astype(np.float32) for values in (own, grey[rows]))
+            one, other = (part - part.mean(-1, keepdims=True) for part in parts)
+            cross = np.einsum("qp,qsp->qs", one, other)
+            some.append(cross / np.sqrt(np.square(one).sum(1)[:, None] * np.square(other).sum(2)))
+        return np.max(some, axis=0)
+
+    yield Case("covered_correlations", "NumPy, float32, a box at a time", covered, plain_covered, 1e-4)
     x = rng.uniform(-60, 0, 200_000)
 
     def exponentials() -> np.ndarray:

@@ -30,7 +30,7 @@ REACH = {
     "train": (26, ["diffusion", "files"]),
     "choose": (60, ["diffusion", "engine", "features", "files", "search"]),
     "sample": (42, ["diffusion", "engine", "files", "search"]),
-    "filter": (66, ["engine", "features", "files", "images", "memorization", "search"]),
+    "filter": (67, ["engine", "features", "files", "images", "memorization", "search"]),
     "fid": (29, ["engine", "features", "files", "images"]),
     "verify": (62, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
     "report": (54, ["engine", "files", "memorization", "reporting", "search", "theory"]),

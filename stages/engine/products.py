@@ -45,14 +45,25 @@ def threads() -> int:
 
 
 def spread(work: Callable[[int, int], None], count: int) -> None:
-    """Call work(a, b) for consecutive spans of [0, count), one per thread. `work` must release Python's lock."""
-    edges = [count * i // threads() for i in range(threads() + 1)]
+    """Call work(a, b) for consecutive spans of [0, count), one per thread. `work` must release Python's lock.
+
+    Within a span another call takes no further threads: the processors have work already.
+    """
+    parts = 1 if getattr(_SPAN, "inside", False) else threads()
+    edges = [count * i // parts for i in range(parts + 1)]
     spans = [(a, b) for a, b in zip(edges, edges[1:]) if b > a]
     if len(spans) < 2:
         return None if not spans else work(*spans[0])
-    with ThreadPoolExecutor(len(spans)) as pool:
+    with ThreadPoolExecutor(len(spans), initializer=_enter_span) as pool:
         for job in [pool.submit(work, a, b) for a, b in spans]:
             job.result()
+
+
+_SPAN = threading.local()
+
+
+def _enter_span() -> None:
+    _SPAN.inside = True
 
 
 @contextlib.contextmanager

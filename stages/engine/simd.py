@@ -6,6 +6,7 @@ vectorises.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import numba
@@ -139,22 +140,28 @@ class Vectors:
         )
         return [self.builder.bitcast(vector, PAIRS) for vector in both]
 
-    def tile_sums(self, x: ir.Value, y: ir.Value, added: ir.Value, words: ir.Value) -> list[list]:
-        """Eight vectors of sums for each query of a tile. x, y, added: addresses; words: pairs of int16 in a row."""
+    def add_byte_products(self, sums: ir.Value, a: ir.Value, b: ir.Value) -> ir.Value:
+        """sums[i] + a[4i] b[4i] + … + a[4i+3] b[4i+3], with VNNI. sums: 16 × int32; a: 64 × uint8; b: 64 × int8."""
+        return self.x86("avx512.vpdpbusd.512", SUMS, sums, a, b)
+
+    def tile_sums(
+        self, x: ir.Value, y: ir.Value, start: list, words: ir.Value, kind: ir.Type, add: Callable[..., ir.Value]
+    ) -> list[list]:
+        """Eight vectors of sums for each query of a tile, from `start` on. x, y: addresses of queries and references;
+        words: of 4 bytes in a row; kind: the vector of numbers that `add` multiplies, references first."""
         builder, width = self.builder, self.builder.mul(words, integer(4))
 
         def body(step: ir.Value, sums: list) -> list:
             left, right = (builder.mul(step, integer(size)) for size in (4, 4 * TILE))
             offsets = [builder.add(builder.mul(width, integer(q)), left) for q in range(TILE_QUERIES)]
-            queries = [builder.bitcast(self.splat(self.load(x, offset, WORD)), PAIRS) for offset in offsets]
+            queries = [builder.bitcast(self.splat(self.load(x, offset, WORD)), kind) for offset in offsets]
             found = list(sums)
             for v in range(VECTORS):  # one vector of references at a time: with the sums they fill the registers
-                references = self.load(y, builder.add(right, integer(VECTOR_BYTES * v)), PAIRS)
+                references = self.load(y, builder.add(right, integer(VECTOR_BYTES * v)), kind)
                 for q in range(TILE_QUERIES):
-                    found[q * VECTORS + v] = self.add_products(sums[q * VECTORS + v], references, queries[q])
+                    found[q * VECTORS + v] = add(sums[q * VECTORS + v], references, queries[q])
             return found
 
-        start = [self.load(added, VECTOR_BYTES * v, SUMS) for v in range(VECTORS)]
         sums = self.repeat(words, start * TILE_QUERIES, body)
         return [sums[q * VECTORS : (q + 1) * VECTORS] for q in range(TILE_QUERIES)]
 
@@ -170,7 +177,8 @@ def tile_function(features: set[str]):
         def generate(context, builder, signature, arguments):
             x, y, added, words, scores, maxima, tiles = arguments
             vectors = Vectors(builder, features)
-            for q, sums in enumerate(vectors.tile_sums(x, y, added, words)):
+            start = [vectors.load(added, VECTOR_BYTES * v, SUMS) for v in range(VECTORS)]
+            for q, sums in enumerate(vectors.tile_sums(x, y, start, words, PAIRS, vectors.add_products)):
                 halves, own_maxima = vectors.upper_halves(sums), builder.mul(tiles, integer(2 * LANES * q))
                 vectors.store(vectors.maximum(halves), maxima, own_maxima)
                 own_scores = builder.add(scores, builder.mul(own_maxima, integer(GROUP)))
@@ -200,7 +208,7 @@ def byte_function(features: set[str]):
                 offset = builder.mul(step, integer(BYTE_STEP))
                 places = [builder.add(offset, integer(VECTOR_BYTES * v)) for v in range(len(sums))]
                 sides = ([vectors.load(side, place, SUMS, align=1) for side in (a, b)] for place in places)
-                return [vectors.x86("avx512.vpdpbusd.512", SUMS, own, *both) for own, both in zip(sums, sides)]
+                return [vectors.add_byte_products(own, *both) for own, both in zip(sums, sides)]
 
             sums = vectors.repeat(steps, [filled(SUMS, 0)] * (BYTE_STEP // VECTOR_BYTES), body)
             while len(sums) > 1:
@@ -210,6 +218,35 @@ def byte_function(features: set[str]):
         return types.int32(types.int64, types.int64, types.int64), generate
 
     return sum_of_products
+
+
+def byte_tile_function(features: set[str]):
+    """`compare_tile` for a processor with these features; None without VNNI."""
+    if not VNNI.issubset(features):
+        return None
+
+    @intrinsic
+    def compare_tile(typing, x, y, norms, rooms, words, scores, bits):
+        """scores[q, i] = norms[i] − 2 x_q · y_i of one tile, int32, from and to addresses; bits[q, v], int16, has a bit
+        for each score of a vector of 16 that is ≤ rooms[q], int32. Returns whether there is one, int32."""
+
+        def generate(context, builder, signature, arguments):
+            x, y, norms, rooms, words, scores, bits = arguments
+            vectors, every = Vectors(builder, features), ir.Constant(HALF_WORD, 0)
+            sums = vectors.tile_sums(x, y, [filled(SUMS, 0)] * VECTORS, words, SUMS, vectors.add_byte_products)
+            for q, v in itertools.product(range(TILE_QUERIES), range(VECTORS)):
+                twice = builder.shl(sums[q][v], filled(SUMS, 1))
+                score = builder.sub(vectors.load(norms, VECTOR_BYTES * v, SUMS), twice)
+                room = vectors.splat(vectors.load(rooms, 4 * q, WORD))
+                below = builder.bitcast(builder.icmp_signed("<=", score, room), HALF_WORD)
+                vectors.store(score, scores, 4 * TILE * q + VECTOR_BYTES * v)
+                builder.store(below, vectors.pointer(bits, 2 * (VECTORS * q + v), HALF_WORD)).align = 2
+                every = builder.or_(every, below)
+            return builder.zext(every, WORD)
+
+        return types.int32(*[types.int64] * 7), generate
+
+    return compare_tile
 
 
 @intrinsic
@@ -253,3 +290,4 @@ def prefetch_line(typing, address):
 # globals, as numba keeps no compiled function that has them from a closure
 score_tile = tile_function(processor_features())
 sum_of_products = byte_function(processor_features())
+compare_tile = byte_tile_function(processor_features())

@@ -8,9 +8,9 @@ largest offset of a window's centre from the image's centre. Every window of the
 import dataclasses
 
 import numpy as np
-from PIL import Image
 
-from stages.files.png import as_picture
+from stages.engine import resize_kernels
+from stages.engine.products import spread
 from stages.memorization.reduced import COARSE
 from stages.search.alignment import best_window
 
@@ -57,13 +57,10 @@ def window_sides(side: int, parts: tuple[float, ...]) -> list[int]:
 
 
 def shrunk(images: np.ndarray, side: int) -> np.ndarray:
-    """Return images (N, H, W, C) at side × side pixels, bicubic."""
-
-    def small(image: np.ndarray) -> np.ndarray:
-        resized = as_picture(image).resize((side, side), Image.Resampling.BICUBIC)
-        return np.asarray(resized, np.uint8).reshape(side, side, -1)
-
-    return np.stack([small(image) for image in images])
+    """Return square images uint8 (N, H, H, C) at side × side pixels, bicubic, as Pillow makes them."""
+    images, made = np.ascontiguousarray(images), np.empty((len(images), side, side, images.shape[3]), np.uint8)
+    spread(lambda a, b: resize_kernels.resize_all(images[a:b], made[a:b]), len(images))
+    return made
 
 
 def _places(room: int) -> list[tuple[int, int]]:

@@ -15,7 +15,8 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from scipy import sparse
@@ -24,7 +25,7 @@ from stages.engine import nuisance_kernels
 from stages.engine.products import spread
 from stages.files.arrays import Arrays
 from stages.memorization.reduced import COARSE, reduce
-from stages.search.nearest_short import nearest_short
+from stages.search.nearest_short import Prepared, nearest_short
 
 CELLS = 16  # cells per side of the images that are compared
 FINEST = 32  # pixels per side of the images that views are taken of
@@ -55,6 +56,11 @@ class View:
     angle: float = 0.0
     offset: tuple[float, float] = (0.0, 0.0)
     hidden: Hidden | None = None
+
+    @property
+    def bare(self) -> "View":
+        """The same cells, all of them shown."""
+        return dataclasses.replace(self, words="", hidden=None)
 
 
 def _places(count: int, room: float) -> list[tuple[float, float]]:
@@ -139,11 +145,18 @@ def operator(view: View, side: int) -> tuple[sparse.csr_matrix, np.ndarray]:
 
 @dataclasses.dataclass(frozen=True)
 class Pixels:
-    """N images, prepared for views: float32 (side², C · N), channel by channel."""
+    """N images, prepared for views.
+
+    Attributes:
+        values: float32 (side², C · N), channel by channel.
+        side, channels: of the images.
+        known: view, as `bare` returns it → what `seen` has found.
+    """
 
     values: np.ndarray
     side: int
     channels: int
+    known: dict[View, np.ndarray] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of(cls, images: np.ndarray) -> "Pixels":
@@ -156,8 +169,11 @@ class Pixels:
 
     def seen(self, view: View) -> np.ndarray:
         """Return the cells under a view, uint8 (N, C, CELLS²)."""
-        cells = np.clip(np.rint(operator(view, self.side)[0] @ self.values), 0, 255).astype(np.uint8)
-        return np.ascontiguousarray(cells.reshape(CELLS * CELLS, self.channels, -1).transpose(2, 1, 0))
+        if view.bare not in self.known:
+            cells = np.clip(np.rint(operator(view, self.side)[0] @ self.values), 0, 255).astype(np.uint8)
+            cells = cells.reshape(CELLS * CELLS, self.channels, -1).transpose(2, 1, 0)
+            self.known[view.bare] = np.ascontiguousarray(cells)
+        return self.known[view.bare]
 
 
 def brightness(cells: np.ndarray) -> np.ndarray:
@@ -185,20 +201,19 @@ class Reduced:
     Attributes:
         cells: uint8 (M, C, CELLS²).
         grey: uint8 (M, CELLS²).
-        parts: PARTS → uint8 (M, D), descriptors.
+        parts: PARTS → descriptors, uint8 (M, D), prepared for searches.
     """
 
     cells: np.ndarray
     grey: np.ndarray
-    parts: dict[str, np.ndarray]
+    parts: dict[str, Prepared]
 
     @classmethod
     def of(cls, images: np.ndarray) -> "Reduced":
         """Take images uint8 (M, H, W, C) as the views see them."""
-        blocks = (images[start : start + BLOCK] for start in range(0, len(images), BLOCK))
-        cells = np.concatenate([Pixels.of(block).seen(PLAIN) for block in blocks])
+        cells = np.concatenate(_in_blocks(images, lambda block: Pixels.of(block).seen(PLAIN)))
         grey = brightness(cells)
-        return cls(cells, grey, {part: descriptors(grey, part) for part in PARTS})
+        return cls(cells, grey, {part: Prepared.of(descriptors(grey, part)) for part in PARTS})
 
 
 def shortlists(pixels: Pixels, reference: Reduced, budget: int, shift: float = 0.0) -> dict[str, np.ndarray]:
@@ -206,7 +221,7 @@ def shortlists(pixels: Pixels, reference: Reduced, budget: int, shift: float = 0
 
     def nearest(some: list[np.ndarray], name: str, part: str = "whole") -> np.ndarray:
         known = reference.parts[part]
-        found = nearest_short(np.concatenate(some), known, min(LISTED[name], len(known)), budget)
+        found = nearest_short(np.concatenate(some), known, min(LISTED[name], len(known.values)), budget)
         return np.concatenate(np.split(found, len(some)), axis=1)
 
     moved = [View("", offset=place) for place in _places(max(1, math.ceil(2 * shift / APART)), 2 * shift)]
@@ -229,9 +244,20 @@ def explain(
     squared difference that the colours do not explain, 0..255 scale; relative: its root over the image's deviation.
     −1 and ∞ fill up.
     """
-    blocks = (images[start : start + BLOCK] for start in range(0, len(images), BLOCK))
-    found, lists = zip(*(_explain(Pixels.of(block), reference, budget, shift) for block in blocks))
+    found, lists = zip(*_in_blocks(images, lambda block: _explain(Pixels.of(block), reference, budget, shift)))
     return tuple({name: np.concatenate([part[name] for part in some]) for name in some[0]} for some in (found, lists))
+
+
+def _in_blocks(images: np.ndarray, work: Callable[[np.ndarray], Any]) -> list[Any]:
+    """Return what `work` makes of every BLOCK images, in order; every thread takes some of the blocks."""
+    made = [None] * -(-len(images) // BLOCK)
+
+    def some(a: int, b: int) -> None:
+        for n in range(a, b):
+            made[n] = work(images[n * BLOCK : (n + 1) * BLOCK])
+
+    spread(some, len(made))
+    return made
 
 
 def _explain(pixels: Pixels, reference: Reduced, budget: int, shift: float) -> tuple[Arrays, dict[str, np.ndarray]]:
@@ -259,11 +285,17 @@ def _distinct(rows: np.ndarray) -> np.ndarray:
 def _compare(pixels: Pixels, views: list[View], rows: np.ndarray, reference: Reduced) -> Arrays:
     """The comparison of `explain` for one kind. rows: int64 (N, S), what is tried."""
     masks = np.stack([operator(view, pixels.side)[1] for view in views])
-    bare = [dataclasses.replace(view, words="", hidden=None) for view in views]
+    bare = [view.bare for view in views]
     geometry = list(dict.fromkeys(bare))
     which = np.array([geometry.index(view) for view in bare])
     cells = np.stack([pixels.seen(view) for view in geometry])
-    rows, view = _screened([brightness(own) for own in cells], which, masks, rows, reference.grey)
+    grey = [brightness(own) for own in cells]
+    if geometry == [PLAIN] and all(view.hidden for view in views):
+        best, view = _covered(grey[0], np.array([view.hidden for view in views]), rows, reference.grey)
+    else:
+        best, view = _correlated(grey, which, masks, rows, reference.grey)
+    chosen = np.argsort(-best, axis=1, kind="stable")[:, :SCREENED]
+    rows, view = np.take_along_axis(rows, chosen, 1), np.take_along_axis(view, chosen, 1)
     found = np.empty((*rows.shape, 2))
 
     def work(a: int, b: int) -> None:
@@ -276,17 +308,29 @@ def _compare(pixels: Pixels, views: list[View], rows: np.ndarray, reference: Red
     return best_first({"row": rows, "view": view, "residual": residual, "relative": np.sqrt(quotient)})
 
 
-def _screened(
+def _correlated(
     grey: list[np.ndarray], which: np.ndarray, masks: np.ndarray, rows: np.ndarray, reference: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the SCREENED rows of each list that correlate most under any view, and that view: int64 (N, S) both."""
+    """Return each row's largest correlation under any view, float32 (N, S), and that view, int64 (N, S)."""
     best, view = np.full(rows.shape, -np.inf, np.float32), np.zeros(rows.shape, np.int64)
     for place, mask in enumerate(masks):
         now = _correlations(_centred(grey[which[place]], mask), mask, reference, rows)
         view[now > best] = place
         best = np.maximum(best, now)
-    chosen = np.argsort(-best, axis=1, kind="stable")[:, :SCREENED]
-    return np.take_along_axis(rows, chosen, 1), np.take_along_axis(view, chosen, 1)
+    return best, view
+
+
+def _covered(
+    grey: np.ndarray, boxes: np.ndarray, rows: np.ndarray, reference: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `_correlated` does, for views that hide a box of cells each."""
+    best, view = np.empty(rows.shape, np.float32), np.empty(rows.shape, np.int64)
+
+    def work(a: int, b: int) -> None:
+        nuisance_kernels.covered_correlations(grey[a:b], boxes, reference, rows[a:b], best[a:b], view[a:b])
+
+    spread(work, len(rows))
+    return best, view
 
 
 def _correlations(queries: np.ndarray, mask: np.ndarray, reference: np.ndarray, rows: np.ndarray) -> np.ndarray:

@@ -10,14 +10,15 @@ import itertools
 import math
 
 import numpy as np
-from PIL import Image
 
 from stages.engine import nuisance_kernels
+from stages.engine.products import spread
+from stages.engine.resize_kernels import best_boxes
 from stages.files.arrays import Arrays
-from stages.files.png import as_picture
 from stages.memorization.crops import Cropped, shrunk
 from stages.memorization.mixtures import SUSPECT
 from stages.memorization.nuisances import KINDS, ROUNDING, VIEWS, best_first
+from stages.search.pixel_distance import pixel_distance
 
 STEPS_PER_SIDE = 64  # the first step of the search of a box, of the side: half of that between two sizes of crops
 FINEST = 0.125  # pixels, its last step
@@ -25,8 +26,8 @@ LARGEST = 128  # pixels per side at which shrunk copies are compared: larger one
 SHRUNK = KINDS.index("shrunk")
 SHRUNK_TRIED = 4
 SHRUNK_NEAR = 0.85  # of the last listed match: the cells alone can leave a copy of fine detail this far
-Box = tuple[float, float, float]  # (y, x) of the centre, and the side; pixels
-DIRECTIONS = ((1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 2), (0, 0, -2))
+# of the centre's y and x and the side: a step of the search of a box
+DIRECTIONS = np.array([(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 2), (0, 0, -2)], float)
 
 
 def measured_crops(images: np.ndarray, reference: np.ndarray, found: Cropped, usual: np.ndarray) -> np.ndarray:
@@ -38,39 +39,25 @@ def measured_crops(images: np.ndarray, reference: np.ndarray, found: Cropped, us
             the listed are one duplicate group: root mean squared difference, pixels in [0, 1].
     """
     distance = found.distance.copy()
-    for n in np.flatnonzero(distance < SUSPECT * usual):
-        y, x, side = found.window[n].tolist()
-        box = (y + side / 2, x + side / 2, float(side))
-        distance[n] = min(distance[n], _best_box(images[n], reference[found.row[n]], box))
+    near = np.flatnonzero(distance < SUSPECT * usual)
+    y, x, side = found.window[near].T
+    boxes = np.stack([y + side / 2, x + side / 2, side], axis=1).astype(float)
+    distance[near] = np.minimum(distance[near], _best_boxes(images[near], reference[found.row[near]], boxes))
     return distance
 
 
-def _best_box(image: np.ndarray, whole: np.ndarray, box: Box) -> float:
-    """Return the least distance of an image from the boxes of `whole` around one, each enlarged to its size.
+def _best_boxes(images: np.ndarray, wholes: np.ndarray, boxes: np.ndarray) -> np.ndarray:
+    """Return the least distance of each image, float64 (N,), from the boxes of its whole around boxes, float64 (N, 3).
 
-    A pattern search: along one axis after the other, a step to either side while that helps; then half the step.
+    A box (y and x of the centre, side; pixels), moved inside its whole, is enlarged to the size of the image.
     """
-    best, step = _box_distance(image, whole, box), max(FINEST, whole.shape[0] / STEPS_PER_SIDE)
-    while step >= FINEST:
-        found = best
-        for direction in DIRECTIONS:
-            near = (box[0] + step * direction[0], box[1] + step * direction[1], box[2] + step * direction[2])
-            distance = _box_distance(image, whole, near)
-            if distance < best:
-                best, box = distance, near
-        step = step if best < found else step / 2
-    return best
+    found, step = np.empty(len(images), np.int64), max(FINEST, images.shape[1] / STEPS_PER_SIDE)
 
+    def work(a: int, b: int) -> None:
+        best_boxes(images[a:b], wholes[a:b], boxes[a:b], DIRECTIONS, step, FINEST, found[a:b])
 
-def _box_distance(image: np.ndarray, whole: np.ndarray, box: Box) -> float:
-    """Return the root mean squared difference of an image and a box of `whole`, moved inside it; pixels in [0, 1]."""
-    side = min(box[2], whole.shape[0])
-    top, left = (min(max(0.0, at - side / 2), whole.shape[0] - side) for at in box[:2])
-    window = as_picture(whole).resize(
-        image.shape[1::-1], Image.Resampling.BICUBIC, box=(left, top, left + side, top + side)
-    )
-    difference = np.asarray(window, np.float32).reshape(image.shape) - image
-    return float(np.sqrt(np.square(difference).mean())) / 255
+    spread(work, len(images))
+    return pixel_distance(found, images[0].size if len(images) else 1)
 
 
 def measured_shrunk(images: np.ndarray, reference: np.ndarray, found: Arrays) -> Arrays:
@@ -119,7 +106,12 @@ def _colours(images: np.ndarray, others: np.ndarray) -> np.ndarray:
         np.ascontiguousarray(some.reshape(count, -1, channels).transpose(0, 2, 1)) for some in (images, others)
     )
     mask, alone, found = np.ones((1, own.shape[2]), np.int16), np.zeros((count, 1), np.int64), np.empty((count, 1, 2))
-    rows = np.arange(count)[:, None]
-    nuisance_kernels.residuals(own[None], np.zeros(1, np.int64), mask, alone, other, rows, ROUNDING, found)
+    rows, which = np.arange(count)[:, None], np.zeros(1, np.int64)
+
+    def work(a: int, b: int) -> None:
+        mine = own[None, a:b], which, mask, alone[a:b]
+        nuisance_kernels.residuals(*mine, other, rows[a:b], ROUNDING, found[a:b])
+
+    spread(work, count)
     residual, total = found[:, 0].T
     return np.stack([residual, np.sqrt((residual + ROUNDING) / (total + ROUNDING))], axis=1)

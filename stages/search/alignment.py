@@ -9,7 +9,9 @@ from collections.abc import Callable
 import numpy as np
 
 from stages.engine import alignment_kernels
+from stages.engine.alignment_kernels import Shifts
 from stages.engine.products import spread
+from stages.engine.simd import BYTE_STEP, VECTOR_BYTES
 from stages.errors import InputError
 
 TILES_PER_SIDE = 4
@@ -77,9 +79,56 @@ def best_window(queries: np.ndarray, reference: np.ndarray, candidates: np.ndarr
 
 
 def _search_shifts(queries: np.ndarray, reference: np.ndarray, candidates: np.ndarray, shifts: np.ndarray) -> Shifted:
+    queries, reference = np.ascontiguousarray(queries), np.ascontiguousarray(reference)
     found, candidates = np.zeros((len(queries), 5), np.int64), np.sort(candidates, axis=1)
-    _over_queries(alignment_kernels.search_shifts, queries, reference, candidates, found, shifts)
+    rows, places = np.unique(candidates, return_inverse=True)
+    mine, theirs = _overlaps(shifts, queries.shape[1:], reference.shape[1:])
+    tried = _laid_out(shifts, mine, queries.shape[1:], reference.shape[1:])
+    own = _box_sums(queries, np.arange(len(queries)), mine, 256)
+    others = _box_sums(reference, np.maximum(rows, 0), theirs, 0)
+    places = places.reshape(candidates.shape)
+
+    def work(a: int, b: int) -> None:
+        known = own[a:b], others, places[a:b]
+        alignment_kernels.search_shifts(queries[a:b], reference, candidates[a:b], tried, *known, found[a:b])
+
+    spread(work, len(queries))
     return Shifted(found[:, 0], found[:, 1:3], found[:, 3], found[:, 4])
+
+
+Shape = tuple[int, ...]
+"""(H, W, C) of an image."""
+
+
+def _overlaps(shifts: np.ndarray, query: Shape, image: Shape) -> tuple[np.ndarray, np.ndarray]:
+    """Return where query and image overlap under each shift, as boxes of either (`alignment_kernels.box_sums`)."""
+    low, high = np.maximum(0, -shifts), np.minimum(query[:2], image[:2] - shifts)
+    boxes = np.stack([low[:, 0], high[:, 0], query[2] * low[:, 1], query[2] * high[:, 1]], axis=1)
+    moves = shifts[:, [0, 0, 1, 1]] * [1, 1, query[2], query[2]]
+    return boxes, boxes + moves
+
+
+def _laid_out(shifts: np.ndarray, boxes: np.ndarray, query: Shape, image: Shape) -> Shifts:
+    """Return the shifts with the sizes of what lies in memory. boxes: of the query, as `_overlaps` returns them."""
+    (least_y, least_x), (most_y, most_x) = shifts.min(0).tolist(), shifts.max(0).tolist()
+    top, left = max(0, -least_y), max(0, -least_x)
+    step = _whole(query[2] * (left + max(image[1], query[1] + most_x)), VECTOR_BYTES)
+    size = _whole(query[0] * step, BYTE_STEP)
+    last = max((top + image[0]) * step, (top + most_y) * step + (left + most_x) * query[2] + size)
+    counts = (boxes[:, 1] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 2])
+    return Shifts(np.ascontiguousarray(shifts), counts, top * step, left * query[2], step, size, last)
+
+
+def _whole(count: int, step: int) -> int:
+    """Return the least multiple of `step` that is not below `count`."""
+    return -(-count // step) * step
+
+
+def _box_sums(images: np.ndarray, rows: np.ndarray, boxes: np.ndarray, weight: int) -> np.ndarray:
+    """Return `alignment_kernels.box_sums`, int64 (len(rows), P)."""
+    found = np.empty((len(rows), len(boxes)), np.int64)
+    spread(lambda a, b: alignment_kernels.box_sums(images, rows[a:b], boxes, weight, found[a:b]), len(rows))
+    return found
 
 
 def tile_distance(queries: np.ndarray, reference: np.ndarray, candidates: np.ndarray) -> np.ndarray:

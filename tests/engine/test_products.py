@@ -162,3 +162,19 @@ def test_work_is_spread_over_everything_once(threads, count, monkeypatch):
 
     spread(work, count)
     assert (done == 1).all()
+
+
+def test_a_span_within_a_span_takes_no_further_thread(monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    outer, inner = [], []
+
+    def within(a: int, b: int) -> None:
+        outer.append((a, b))
+        spread(lambda c, d: inner.append((c, d)), 9)
+
+    spread(within, 6)
+    assert sorted(outer) == [(0, 2), (2, 4), (4, 6)]
+    assert inner == [(0, 9)] * 3
+    inner.clear()
+    spread(lambda c, d: inner.append((c, d)), 9)
+    assert sorted(inner) == [(0, 3), (3, 6), (6, 9)]

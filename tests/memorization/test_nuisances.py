@@ -74,6 +74,20 @@ def test_correlations_are_those_of_the_cells_in_the_mask():
         assert found[q, s] == pytest.approx(expected, abs=1e-6)
 
 
+def test_correlations_outside_boxes_are_those_of_the_masks():
+    """Bit for bit, with ties, plain images and missing candidates."""
+    generator, views = np.random.default_rng(2), VIEWS["covered"]
+    grey, reference = (generator.integers(0, 256, (n, CELLS**2), np.uint8) for n in (5, 6))
+    grey[1], reference[4], grey[2] = 7, 9, 255 - reference[2]
+    grey[3, 100:], reference[5] = reference[0, 100:], reference[0]
+    rows = np.array([[0, 1, -1, 4], [2, 3, 0, 1], [2, 1, 5, -1], [0, 5, 3, 2], [-1, -1, -1, -1]])
+    masks = np.stack([nuisances.operator(view, 32)[1] for view in views])
+    expected = nuisances._correlated([grey], np.zeros(len(views), np.int64), masks, rows, reference)
+    found = nuisances._covered(grey, np.array([view.hidden for view in views]), rows, reference)
+    for one, other in zip(found, expected):
+        np.testing.assert_array_equal(one, other)
+
+
 @pytest.mark.parametrize("side", [8, 14, 28, 32])
 def test_cells_are_bilinear_means(side):
     images = smooth(3, side, 3)

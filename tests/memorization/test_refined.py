@@ -30,8 +30,33 @@ def test_a_crop_between_pixels_is_found_at_its_box(channels):
     assert coarse.row.tolist() == [0, 1, 2]
     distance = refined.measured_crops(images, reference, coarse, np.ones(3))
     assert (distance < 0.35 * coarse.distance).all()
-    exact = refined._box_distance(images[0], reference[0], ((2.6 + 29.4) / 2, (1.3 + 28.1) / 2, 26.8))
+    exact = refined._best_boxes(images[:1], reference[:1], np.array([((2.6 + 29.4) / 2, (1.3 + 28.1) / 2, 26.8)]))
     assert exact == 0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_box_is_that_of_a_search_with_pillow(channels):
+    """Along one direction after the other a step while that helps, then half the step."""
+    reference, images = detailed(5, 16, channels), detailed(5, 16, channels, seed=1)
+    images[0] = enlarged(reference[0], (1.3, 0.6, 14.1, 13.4))
+    boxes = np.array([(7.5, 8.5, 13.0), (8.0, 8.0, 15.0), (6.0, 6.0, 12.0), (9.5, 8.0, 13.0), (7.0, 7.0, 14.0)])
+
+    def squared(n: int, box: np.ndarray) -> int:
+        side = min(box[2], 16)
+        top, left = (min(max(0.0, at - side / 2), 16 - side) for at in box[:2])
+        made = enlarged(reference[n], (left, top, left + side, top + side)).astype(int)
+        return np.square(made - images[n]).sum()
+
+    for n, distance in enumerate(refined._best_boxes(images, reference, boxes)):
+        box, best, step = boxes[n], squared(n, boxes[n]), 16 / refined.STEPS_PER_SIDE
+        while step >= refined.FINEST:
+            before = best
+            for direction in refined.DIRECTIONS:
+                if squared(n, box + step * direction) < best:
+                    box = box + step * direction
+                    best = squared(n, box)
+            step = step if best < before else step / 2
+        assert distance == np.sqrt(best / images[n].size) / 255
 
 
 def test_distances_never_grow_and_those_of_far_images_stay():

@@ -74,6 +74,17 @@ def test_the_best_window_is_the_least_mean_over_all_candidates_and_places():
         best_window(queries, reference, candidates, np.array([[0, 3]]))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("side", "made"), [(32, 26), (32, 31), (32, 50), (16, 16), (8, 3), (64, 13), (33, 7)])
+def test_images_are_made_smaller_as_pillow_does(side, made, channels):
+    images = np.random.default_rng(side).integers(0, 256, (4, side, side, channels), np.uint8)
+    images[0] = 255 * (images[0] > 127)  # overshoots
+    images[1] = pictures(1, side, channels)[0]
+    for image, small in zip(images, crops.shrunk(images, made)):
+        expected = Image.fromarray(image.squeeze()).resize((made, made), Image.Resampling.BICUBIC)
+        np.testing.assert_array_equal(small, np.asarray(expected).reshape(small.shape))
+
+
 @pytest.mark.parametrize("room", [0, 1, 5, 6, 7, 40])
 def test_every_window_near_the_middle_is_searched(room):
     middle = range(max(0, room // 2 - crops.REACH), min(room, room // 2 + crops.REACH) + 1)

@@ -18,7 +18,7 @@ from stages.search import range_search as range_module
 from stages.search.alignment import TILES_PER_SIDE, best_shift, best_window, tile_distance
 from stages.search.nearest import nearest
 from stages.search.nearest_float import min_distance, prepare
-from stages.search.nearest_short import nearest_short
+from stages.search.nearest_short import Prepared, nearest_short
 from stages.search.range_search import pairs_within
 
 FIXED_BYTES = 20 << 20  # what fitting the directions takes, whatever the budget
@@ -305,7 +305,10 @@ def test_nearest_short_property(data, kind):
     queries, reference = draw_images("noise", rng, data.draw(st.integers(0, 12)), d), draw_images(kind, rng, count, d)
     k, budget = data.draw(st.integers(1, count)), data.draw(st.sampled_from([1, 5_000, 1 << 30]))
     expected = brute_force.nearest(queries, reference, k)[0]
-    np.testing.assert_array_equal(nearest_short(queries, reference, k, budget), expected)
+    known = Prepared.of(reference)
+    np.testing.assert_array_equal(nearest_short(queries, known, k, budget), expected)
+    plain = known._replace(packed=None, norms=known.norms.ravel()[:count])  # without VNNI
+    np.testing.assert_array_equal(nearest_short(queries, plain, k, budget), expected)
 
 
 @settings(max_examples=40, deadline=None)
