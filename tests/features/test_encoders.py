@@ -108,6 +108,13 @@ def test_features_do_not_depend_on_the_number_of_threads(small_encoder):
     np.testing.assert_array_equal(*found)
 
 
+def test_convolutions_and_relu6_in_one_pass_give_the_same_bits(small_encoder, monkeypatch):
+    images = np.random.default_rng(4).integers(0, 256, (9, 16, 16, 3), np.uint8)
+    fused = small_encoder(images)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
+    np.testing.assert_array_equal(small_encoder(images), fused)
+
+
 def test_grey_is_the_same_as_grey_in_three_channels(small_encoder):
     images = pictures(4, channels=1)
     np.testing.assert_array_equal(small_encoder(images), small_encoder(np.repeat(images, 3, axis=3)))
