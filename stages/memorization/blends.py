@@ -13,6 +13,8 @@ import dataclasses
 
 import numpy as np
 
+from stages.engine.products import spread, threads
+
 NEIGHBORS = 8
 MOST_NEIGHBORS = 16
 CERTIFIED = 1e-9  # of the distance to the nearest training image: the largest error of a distance that is returned
@@ -63,14 +65,18 @@ def hull_distance(images: np.ndarray, reference: np.ndarray, index: np.ndarray, 
     if len(index) != count or reference.shape[1] != d or not 1 <= k <= MOST_NEIGHBORS:
         raise ValueError(f"images {images.shape}, reference {reference.shape} and index {index.shape} do not fit")
     hull = Hull(np.empty(count), np.empty((count, k)), np.empty(count))
-    step = max(1, memory_budget // (8 * k * d))
-    for start in range(0, count, step):
-        part = slice(start, start + step)
-        points = np.subtract(reference[index[part]], images[part, None], dtype=np.float64)
-        gram = points @ points.swapaxes(1, 2)
-        hull.weights[part] = simplex_weights(gram)
-        nearest = np.sqrt(np.diagonal(gram, axis1=1, axis2=2).min(axis=1))
-        hull.distance[part], hull.gap[part] = _certified(points, hull.weights[part], nearest)
+    step = max(1, memory_budget // (8 * k * d * threads()))
+
+    def work(a: int, b: int) -> None:
+        for start in range(a, b, step):
+            part = slice(start, min(start + step, b))
+            points = np.subtract(reference[index[part]], images[part, None], dtype=np.float64)
+            gram = points @ points.swapaxes(1, 2)
+            hull.weights[part] = simplex_weights(gram)
+            nearest = np.sqrt(np.diagonal(gram, axis1=1, axis2=2).min(axis=1))
+            hull.distance[part], hull.gap[part] = _certified(points, hull.weights[part], nearest)
+
+    spread(work, count)
     scale = 255 * np.sqrt(d)
     return Hull(hull.distance / scale, hull.weights, hull.gap / scale)
 
