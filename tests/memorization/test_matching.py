@@ -160,7 +160,7 @@ def test_overlapping_searches_leave_the_number_of_threads_as_it_was():
 
 
 def test_vectors_that_are_too_long_for_the_scan_are_refused():
-    with pytest.raises(InputError, match=r"1 nearest rows of \(2, 4097\) were asked for \(1, 4097\)"):
+    with pytest.raises(InputError, match="vectors of 4097 values are too long for a search"):
         nearest_short(np.zeros((1, 4097), np.uint8), np.zeros((2, 4097), np.uint8), 1)
 
 
