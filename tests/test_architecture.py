@@ -34,8 +34,8 @@ REACH = {
     "fid": (29, ["engine", "features", "files", "images"]),
     "verify": (62, ["diffusion", "engine", "features", "files", "images", "search", "theory"]),
     "report": (54, ["engine", "files", "memorization", "reporting", "search", "theory"]),
-    "audit": (103, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
-    "copybench": (62, ["engine", "features", "files", "images", "memorization", "search"]),
+    "audit": (104, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
+    "copybench": (63, ["engine", "features", "files", "images", "memorization", "search"]),
     "risk": (51, ["engine", "files", "images", "memorization", "search"]),
 }
 """Stage: how many files its results depend on, at most, and in which folders they may lie (besides stages/ itself).
