@@ -9,7 +9,7 @@ its own sampler and in as many evaluations as its student, and of every student:
 but 1 % of held-out images, blends, and the Frechet distance of their pixels to 500 held-out images; 500 others are the
 control. Prints what smoothing changes without distillation and after it, the difference of these two changes, and what
 distillation changes, each with the paired t-interval over seeds. Networks stay in the folder --keep and rows in --out,
-from which an interrupted run continues. Steps and alpha were chosen on seed 100.
+from which an interrupted run continues.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from benchmarks import small_models
 from benchmarks.adaptive import HELD_OUT, SAMPLES, Row, measure
 from benchmarks.samplers import MEASURES, cell
 from stages.diffusion.network import build_network
-from stages.diffusion.parameters import Variant
+from stages.diffusion.parameters import ScoreSpec, Variant
 from stages.diffusion.train_network import teacher_shard, train_network
 from stages.files.images import image_table, write_images
 from stages.files.neighbors import NeighborTable, write_neighbors
@@ -78,9 +78,8 @@ def shard(target: str, train: np.ndarray, seed: int, options: argparse.Namespace
         distance = np.sqrt(squared).astype(np.float32)
         write_images(images, table)
         write_neighbors(near, NeighborTable(index.astype(np.int32), distance, table.ids, distance[:, 0]))
-    spec = Variant(**student_of(target, options.distillation), sampler={"name": "consistency", "levels": 4})
     settings = {
-        "spec": spec.model_dump(mode="json", exclude={"sampler", "count"}),
+        "spec": ScoreSpec(**student_of(target, options.distillation)).model_dump(mode="json"),
         "noise": small_models.NOISE.model_dump(),
         "network": small_models.network().model_dump(),
         "optimization": small_models.optimization(steps=options.steps).model_dump(mode="json"),
@@ -110,8 +109,7 @@ def measured(target: str, seed: int, options: argparse.Namespace) -> Iterator[Ro
         train_network(own)
     shape = (train.shape[3], *train.shape[1:3])
     student = student_of(target, options.distillation)
-    consistency = Variant(**student, sampler={"name": "consistency", "levels": 4})
-    places = {"teacher": teacher_shard(own, consistency).path, "student": own.path}
+    places = {"teacher": teacher_shard(own, ScoreSpec(**student)).path, "student": own.path}
     for name, (whose, sampler) in MODELS.items():
         spec = Variant(**(student if whose == "student" else {"score": "network", **TARGETS[target]}), sampler=sampler)
         images = small_models.samples(spec, network(spec, places[whose], shape), train, SAMPLES, seed)

@@ -1,13 +1,12 @@
 """Teachers and students of the benchmark of distillation: what is compared, on rows whose answer is known."""
 
 import argparse
-import dataclasses
 
 import pytest
 import torch
 
 from benchmarks import adaptive, distillation, small_models
-from stages.diffusion.parameters import Variant
+from stages.diffusion.parameters import ScoreSpec, Variant
 from stages.reporting.runs import RATIO
 
 
@@ -72,9 +71,9 @@ def test_the_teacher_is_the_network_that_small_models_trains(tmp_path, monkeypat
     train, _ = small_models.drawn(12, distillation.HELD_OUT, 0)
     own = distillation.shard("smoothed", train, 0, options)
     distillation.train_network(own)
-    student = Variant(**distillation.student_of("smoothed", 1), sampler={"name": "consistency", "levels": 4})
+    student = ScoreSpec(**distillation.student_of("smoothed", 1))
     teacher = Variant(score="network", **distillation.TARGETS["smoothed"], sampler=distillation.TEACHER)
-    place = distillation.teacher_shard(dataclasses.replace(own), student).path
+    place = distillation.teacher_shard(own, student).path
     kept = distillation.network(teacher, place, (1, 8, 8)).state_dict()
     ((_, average),) = small_models.trained(teacher, train, small_models.optimization(steps=3), 0, [3])
     assert all(torch.equal(kept[name], tensor) for name, tensor in average.state_dict().items())
