@@ -1,7 +1,7 @@
 """The filter stage on as many samples as the paper verifies: 100,000 against the 50,000 training images of CIFAR-10.
 
     python -m benchmarks.filter_size PATH/train.parquet PATH/test.parquet --keep FOLDER [--samples 10000 100000]
-        [--held-out 5000] [--repeat]
+        [--held-out 5000]
 
 The samples are made, not drawn, and no two are alike: 1 % are training images, 1 % training images as JPEG of quality
 60, 1 % mirrored ones, and the others mixtures 0.7 a + 0.3 b of two test images that are not in the control, with noise
@@ -10,8 +10,7 @@ of standard deviation 0.01. Parameters are those of preset cifar10, but features
 does. A shard has 10,000 samples at most; each shard and each gathering runs in a process of its own, one after the
 other, as the stage has them without GPUs. Prints their seconds, processor seconds and peak memory, the share of each
 kind that is called a copy, and one JSON line; FOLDER keeps every piece, so that the same command goes on where it was
-interrupted. With --repeat only the first 10,000 samples are made and searched, and the others are copies of them: the
-gathering of all, without the time of their searches.
+interrupted.
 """
 
 import argparse
@@ -33,7 +32,6 @@ from benchmarks.published import PRESET, ROOT
 from stages import filter as stage
 from stages.features.encoders import load_encoder
 from stages.features.weights import EncoderParams, pinned
-from stages.files.arrays import read_arrays, write_arrays
 from stages.files.features import FeatureTable, write_features
 from stages.files.images import image_table, read_images, write_images
 from stages.files.neighbors import NeighborTable, write_neighbors
@@ -47,7 +45,6 @@ OTHERS = 5_000  # test images that are mixed
 LARGEST, FEWEST = 10_000, 2  # samples of a shard, and shards
 MADE = Path("made")
 SET_UP, GATHER = "set-up", "gather"
-OF_SAMPLES = ("samples", "samples features")
 
 
 def parameters(shards: int, side: int) -> dict:
@@ -100,9 +97,7 @@ def set_up(arguments: argparse.Namespace) -> dict:
 
 def set_up_samples(arguments: argparse.Namespace, count: int) -> dict:
     """Write `count` samples, and the parameters of their filter."""
-    distinct = min(count, LARGEST) if arguments.repeat else count
-    made = make_samples(read_images(images_of("train")).images, read_images(images_of("test")).images, distinct)
-    samples, kinds = (np.concatenate([part] * (count // distinct)) for part in made)
+    samples, kinds = make_samples(read_images(images_of("train")).images, read_images(images_of("test")).images, count)
     write_images(samples_of(VARIANT), image_table(samples))
     np.save("kinds.npy", kinds)
     tree = parameters(max(FEWEST, -(-count // LARGEST)), arguments.side)
@@ -110,29 +105,22 @@ def set_up_samples(arguments: argparse.Namespace, count: int) -> dict:
     return {}
 
 
-def planned(arguments: argparse.Namespace, count: int) -> list[Shard]:
+def planned(count: int) -> list[Shard]:
     """The stage's shards, each with the place of its result; those on other images than the samples are kept."""
-    shards, about = stage.plan(stage.Params.from_tree(load_tree(), VARIANT)), "repeated " if arguments.repeat else ""
-    named = [f"{about}{count} {shard.name}" if shard.task in OF_SAMPLES else shard.name for shard in shards]
+    shards = stage.plan(stage.Params.from_tree(load_tree(), VARIANT))
+    named = [f"{count} {shard.name}" if shard.task.startswith("samples") else shard.name for shard in shards]
     return [shard.at(MADE / f"{name} {shard.task}.npz".replace("/", " of ")) for shard, name in zip(shards, named)]
 
 
 def search(arguments: argparse.Namespace, count: int, place: int) -> dict:
     """Work on one shard."""
-    stage.work(planned(arguments, count)[place])
+    stage.work(planned(count)[place])
     return {}
-
-
-def repeat(first: Shard, shard: Shard) -> None:
-    """Write the results of a shard whose samples are those of the first one of its task."""
-    arrays, rows = read_arrays(first.path), "feature_row"
-    moved = {rows: arrays[rows] + shard.settings["start"]} if rows in arrays else {}
-    write_arrays(shard.path, arrays | moved)
 
 
 def gather(arguments: argparse.Namespace, count: int) -> dict:
     """Gather the shards, and say what was found."""
-    shards = planned(arguments, count)
+    shards = planned(count)
     stage.gather(stage.Params.from_tree(load_tree(), VARIANT), by_task(shards, [Path(shard.path) for shard in shards]))
     pairs = pq.read_table(f"data/filter/{VARIANT}/pairs.parquet").sort_by("sample_index")
     verdicts, candidates = np.array(pairs["verdict"].to_pylist()), int(pairs["candidate"].to_numpy().sum())
@@ -141,11 +129,10 @@ def gather(arguments: argparse.Namespace, count: int) -> dict:
     return {"candidates": candidates, "copies": found}
 
 
-def child(arguments: argparse.Namespace, part: str) -> dict:
-    """Run a part in a process of its own; what it found, its seconds and peak memory."""
+def child(part: str) -> dict:
+    """Run a part in a process of its own, unless that was done before; what it found, its seconds and peak memory."""
     command = [sys.executable, "-m", "benchmarks.filter_size", *sys.argv[1:], "--part", part]
-    own = {"env": {**os.environ, "PYTHONPATH": str(ROOT)}, "cwd": arguments.start}
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, **own)
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, text=True)
     if done.returncode:
         raise SystemExit(f"part {part} failed")
     found = json.loads(done.stdout.splitlines()[-1])
@@ -155,26 +142,29 @@ def child(arguments: argparse.Namespace, part: str) -> dict:
 
 def measured(arguments: argparse.Namespace) -> Iterator[dict]:
     """A row for every shard and every gathering."""
-    if not Path(images_of("train")).exists():
-        child(arguments, SET_UP)
+    keep = arguments.keep.resolve()
+    if not (keep / images_of("train")).exists():
+        child(SET_UP)
     for count in arguments.samples:
-        child(arguments, f"{SET_UP} {count}")
-        shards, first = planned(arguments, count), {}
+        child(f"{SET_UP} {count}")
+        os.chdir(keep)
+        shards = planned(count)
+        os.chdir(arguments.start)
         for place, shard in enumerate(shards):
-            row = Path(f"{shard.path}.json")
-            if arguments.repeat and shard.task in OF_SAMPLES and shard.task in first:
-                repeat(first[shard.task], shard)
-                continue
-            first[shard.task] = shard
+            row = keep / f"{shard.path}.json"
             if not row.exists():
-                found = child(arguments, f"search {count} {place}")
+                found = child(f"search {count} {place}")
                 row.write_text(json.dumps({"task": shard.task, "shard": shard.name, **found}))
             yield {"samples": count, **json.loads(row.read_text())}
-        yield {"samples": count, "task": GATHER, **child(arguments, f"{GATHER} {count}")}
+        yield {"samples": count, "task": GATHER, **child(f"{GATHER} {count}")}
 
 
 def run(arguments: argparse.Namespace) -> None:
     """One part, in its own process."""
+    arguments.keep.mkdir(parents=True, exist_ok=True)
+    for name in ("source", "test"):
+        setattr(arguments, name, getattr(arguments, name).resolve())
+    os.chdir(arguments.keep)
     part, *numbers = arguments.part.split()
     work = {SET_UP: set_up_samples if numbers else set_up, "search": search, GATHER: gather}[part]
     wall, processor = time.perf_counter(), time.process_time()
@@ -208,19 +198,12 @@ def main() -> None:
     parser.add_argument("--held-out", type=int, default=5_000)
     parser.add_argument("--train", type=int, default=50_000)
     parser.add_argument("--side", type=int, default=112, help="at which features are taken")
-    parser.add_argument(
-        "--repeat", action="store_true", help="search the first 10,000 samples only; others repeat them"
-    )
     parser.add_argument("--part", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    arguments.source, arguments.test = arguments.source.resolve(), arguments.test.resolve()
-    arguments.keep.mkdir(parents=True, exist_ok=True)
-    arguments.start = Path.cwd()
     if arguments.part:
-        os.chdir(arguments.keep)
         run(arguments)
         return
-    os.chdir(arguments.keep)
+    arguments.start = Path.cwd()
     rows = list(measured(arguments))
     print("\n".join(table(rows)))
     print(json.dumps({"rows": rows}))
