@@ -87,9 +87,9 @@ def _with_error(
     weights: (N,) of sum 1, None: even ones; other: the mean and factor of the reference.
     """
     (mean1, factor1), (mean2, factor2) = _mean_and_factor(features, weights), other
-    singular, right = _singular(factor1.T @ factor2)
+    _, singular, right = np.linalg.svd(factor1.T @ factor2, full_matrices=False)
     kept = singular > len(singular) * np.finfo(np.float64).eps * singular.max(initial=0)
-    axes, difference = factor2 @ right[:, kept], mean1 - mean2
+    axes, difference = factor2 @ right[kept].T, mean1 - mean2
     influence = np.empty(len(features))
     for start in range(0, len(features), BLOCK_ROWS):
         rows = features[start : start + BLOCK_ROWS].astype(np.float64) - mean1
@@ -98,21 +98,6 @@ def _with_error(
     influence -= np.average(influence, weights=weights)
     error = math.sqrt(np.average(np.square(influence), weights=weights) / (len(features) - 1))
     return _squared(difference, factor1, factor2, singular.sum()), influence, error
-
-
-def _singular(product: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the singular values (k,) of a matrix (n, m) and its right singular vectors (m, k), k = min(n, m).
-
-    The vectors are the eigenvectors of the smaller Gram matrix, in a third of the time of a singular value
-    decomposition. The values are the lengths of what the matrix makes of them, which keeps the digits that the roots of
-    the eigenvalues have not.
-    """
-    turned = product.shape[0] < product.shape[1]
-    matrix = product.T if turned else product
-    vectors = np.linalg.eigh(matrix.T @ matrix)[1]
-    images = matrix @ vectors
-    lengths = np.sqrt(np.square(images).sum(axis=0))
-    return lengths, images / np.where(lengths > 0, lengths, 1) if turned else vectors
 
 
 def _mean(features: np.ndarray, weights: np.ndarray | None = None) -> np.ndarray:

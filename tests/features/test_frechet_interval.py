@@ -5,7 +5,7 @@ import pytest
 from scipy.special import stdtrit
 
 from benchmarks.intervals import distance_coverage, law
-from stages.features.frechet import _mean_and_factor, _singular, _with_error, frechet_from_features, frechet_interval
+from stages.features.frechet import _mean_and_factor, _with_error, frechet_from_features, frechet_interval
 from stages.features.growing_error import quantile, reach, tilted
 
 REPETITIONS = 1000
@@ -85,19 +85,21 @@ def test_coverage(kind, count, dimension, most):
     assert 0.93 <= covered <= most, (below, above)
 
 
-@pytest.mark.parametrize(("rows", "columns", "rank"), [(30, 30, 30), (12, 40, 12), (40, 12, 12), (30, 30, 9)])
-def test_singular_values_and_vectors_are_numpys(rows, columns, rank):
-    """Over eight orders of magnitude, and for a matrix without its full rank."""
-    rng = np.random.default_rng(rows)
-    left, right = rng.normal(size=(rows, rank)), rng.normal(size=(rank, columns))
-    product = left * np.logspace(0, -4, rank) @ right
-    singular, vectors = _singular(product)
-    _, expected, axes = np.linalg.svd(product, full_matrices=False)
-    assert singular.sum() == pytest.approx(expected.sum(), rel=1e-12)
-    np.testing.assert_allclose(np.sort(singular)[::-1], expected, rtol=0, atol=1e-12 * expected[0])
-    order = np.argsort(-singular)[:rank]
-    cosines = (vectors.T[order] * axes[:rank]).sum(1)
-    np.testing.assert_allclose(np.abs(cosines), 1, atol=1e-6)
+@pytest.mark.parametrize("apart", [0.0, 1e-7, 1e-5, 1e-3])
+@pytest.mark.parametrize("distinct", [12, 30])
+def test_sets_of_repeated_images_have_the_jackknifes_error(distinct, apart):
+    """Samples that are copies, some up to a little noise: their covariance nearly lacks rank, and features of images
+    fall off over many magnitudes."""
+    rng = np.random.default_rng(distinct)
+    scale = np.logspace(0, -5, 200)
+    features = (1.3 * rng.normal(size=(distinct, 200)) * scale)[np.arange(100) % distinct].astype(np.float32)
+    features[:30] += apart * rng.normal(size=(30, 200)).astype(np.float32)
+    reference = (rng.normal(size=(300, 200)) * scale).astype(np.float32)
+    left_out = [frechet_from_features(np.delete(features, row, axis=0), reference) for row in range(100)]
+    _, _, found = _with_error(features, None, _mean_and_factor(reference))
+    assert found == pytest.approx(np.sqrt(99 * np.var(left_out)), rel=0.12)
+    distance, low, high = frechet_interval(features, reference)
+    assert 0 < low < distance < high < 10 * distance
 
 
 def test_equal_sets_have_no_distance_and_no_error():
