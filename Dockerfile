@@ -17,7 +17,8 @@ RUN useradd --uid 10001 --no-create-home --home-dir /home/scoresmooth scoresmoot
     && install -d -o scoresmooth /project /opt/venv
 USER 10001
 WORKDIR /project
-ENV HOME=/home/scoresmooth USER=scoresmooth VENV=/opt/venv PATH=/opt/venv/bin:$PATH
+# PWD is what `prefect deploy` (prefect.yaml) notes as the folder of its runs, and without a shell nobody sets it.
+ENV HOME=/home/scoresmooth USER=scoresmooth PWD=/project VENV=/opt/venv PATH=/opt/venv/bin:$PATH
 
 # `make` compares the mounted project's pins with those that were installed: build again when they have changed.
 COPY --chown=10001 pyproject.toml constraints.txt README.md LICENSE Makefile ./

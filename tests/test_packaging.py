@@ -60,6 +60,7 @@ def test_the_containers_do_what_the_readme_says_and_publish_on_loopback_only():
     assert image.rstrip().endswith('CMD ["make", "repro"]')
     assert "\nUSER 10001\n" in image  # not root
     assert re.search("^ENV .* USER=", image, re.MULTILINE)  # a user of the host has no name in the image
+    assert re.search("^ENV .* PWD=/project ", image, re.MULTILINE)  # prefect.yaml takes it, and only a shell sets it
     services = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
     assert sorted(services) == ["database", "server", "worker"]
     worker = services["worker"]
