@@ -22,6 +22,7 @@ import torch
 
 from benchmarks import small_models
 from benchmarks.adaptive import HELD_OUT, SAMPLES, Row, measure
+from benchmarks.places import out_path
 from benchmarks.samplers import MEASURES, cell
 from stages.diffusion.network import build_network
 from stages.diffusion.parameters import ScoreSpec, Variant
@@ -162,7 +163,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(range(8)))
     parser.add_argument("--steps", type=int, default=800, help="of the teachers")
     parser.add_argument("--distillation", type=int, default=800, help="steps of the students")
-    parser.add_argument("--out", type=Path, default=Path("distillation.jsonl"))
+    parser.add_argument("--out", type=out_path, default=Path("distillation.jsonl"))
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = [json.loads(text) for text in options.out.read_text().splitlines()] if options.out.exists() else []

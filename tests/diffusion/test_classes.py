@@ -152,7 +152,7 @@ def told(project):
     images = np.where(labels == 3, 40, 215)[:, None, None, None] + generator.integers(-20, 20, (30, 8, 8, 1))
     write_images(images_of("train"), image_table(images.astype(np.uint8), labels))
     tree = small_params()
-    tree["train"]["optimization"] |= {"steps": 100, "batch": 8, "learning_rate": 0.01, "ema": 0.9}
+    tree["train"]["optimization"] |= {"steps": 100, "batch": 8, "learning_rate": 0.01, "ema": 0.9, "decay": "cosine"}
     tree["train"]["snapshots"] = [50]
     tree["sample"] |= {"count": 61, "batch": 10, "curve_count": 20}
     tree["sample"]["alignment"] |= {

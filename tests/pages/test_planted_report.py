@@ -90,7 +90,7 @@ def planted(tmp_path_factory):
         half = dict.fromkeys(chosen, 0.5)
         write_project(root, images, train=SIZE, count=SIZE, variants=chosen, copied=half, report=report)
         tree = {**TREE, "report": report, "variants": chosen, "index": {"encoder": None}, "fid": FID}
-        tree["sample"] = {"checkpoint": "last", "choice_images": 10}
+        tree["sample"] = {"checkpoint": "last", "choice_images": 10, "curve_count": SIZE}
         tree["embed"] = {**TREE["embed"], "shards": 1}
         Path("params.yaml").write_text(yaml.safe_dump(tree, sort_keys=False))
         write_index(train)
