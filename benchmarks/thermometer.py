@@ -15,7 +15,6 @@ import itertools
 import json
 import math
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +129,7 @@ def neighbor_table(rows: list[Row]) -> Iterator[str]:
         own = [row["over_neighbors"] for key, row in ends.items() if key[:2] == (name, size)]
         for sigma, k in [(each["sigma"], each["k"]) for each in own[0]]:
             some, whole = (
-                [each for each in chain(*own) if (each["sigma"], each["k"]) == (sigma, n)] for n in (k, None)
+                [each for each in itertools.chain(*own) if (each["sigma"], each["k"]) == (sigma, n)] for n in (k, None)
             )
             t = math.exp(np.mean([math.log(each["t_eff"]) for each in some]))
             error = np.mean([each["error"] for each in some])
