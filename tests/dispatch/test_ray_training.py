@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -100,15 +101,15 @@ def wait_for_checkpoint(process: subprocess.Popen[str], place: Path) -> None:
         time.sleep(0.05)
 
 
-def at_work(cluster) -> list[int]:
-    """The processes of the cluster's nodes that work on a shard, by the title that Ray gives them."""
-    found = []
+def at_work(cluster) -> dict[int, Path]:
+    """The processes of the cluster's nodes that work on a shard, by the title that Ray gives them -> their homes."""
+    found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # it has just ended
             title, variables = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
-            ours = any(f"HOME={home}\0".encode() in variables for home in cluster.homes.values())
-            if ours and title.startswith(b"ray::work"):
-                found.append(int(entry.name))
+            own = [home for home in cluster.homes.values() if f"HOME={home}\0".encode() in variables]
+            if own and title.startswith(b"ray::work"):
+                found[int(entry.name)] = own[0]
     return found
 
 
@@ -163,6 +164,32 @@ def test_all_processes_of_a_training_on_one_node_resume_there(project, environme
         output = end(process)
     assert output.count("resuming from the shared place") == 2
     assert "a process was lost: all 2 start again" in output
+    assert shard.path.read_bytes() == expected
+
+
+@pytest.mark.parametrize("writes", [True, False], ids=["that writes the checkpoints", "that does not"])
+def test_a_process_that_hangs_is_given_up_and_all_start_again(project, environment, tmp_path_factory, writes):
+    """It is stopped: Ray sees it alive, and its connections stay open. The other one waits for it in a collective."""
+    with_processes(2, steps=300, checkpoint_every=10, log_every=10)
+    expected = undisturbed()
+    shard = shard_at("ray")
+    seconds = limit(20)
+    with nodes_with_homes(tmp_path_factory, 2, 1, SCORESMOOTH_COLLECTIVE_LIMIT=f"{seconds:g}") as cluster:
+        process = start(shard, cluster, (project / "place").as_uri())
+        wait_for_checkpoint(process, project / "place")
+        checkpoints = ".cache/scoresmooth/*/ray/*.scratch/*.safetensors"
+        (writing,) = [home for home in cluster.homes.values() if list(home.glob(checkpoints))]
+        (hung,) = [pid for pid, home in at_work(cluster).items() if (home == writing) == writes]
+        os.kill(hung, signal.SIGSTOP)
+        try:
+            output = end(process)
+            assert not Path(f"/proc/{hung}/fd").exists()  # Ray has ended it: its CPU is free
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(hung, signal.SIGKILL)
+    assert f"another process of the training did not answer for {seconds:g} s" in output
+    assert "a process was lost: all 2 start again" in output
+    assert output.count("resuming from the shared place") >= 2
     assert shard.path.read_bytes() == expected
 
 
