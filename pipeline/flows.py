@@ -15,7 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx
-from prefect import Flow, Task, get_client, tags, task
+from prefect import Flow, Task, get_client, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.flow_engine import run_flow
@@ -82,10 +82,11 @@ def run_flow_as(flow: Flow[[], Any], title: str, labels: set[str], lasting: bool
     """Run a flow under a title and tags; return its result. lasting: see pipeline.tracking.tracked.
 
     parameters: shown as the run's. They are not the function's: Prefect would import FastAPI for them (half a second).
+    The tasks have no tags: Prefect asks the server about limits of each tag before a task starts. SQLite, which other
+    requests write to at that moment, mostly refuses that at once, and Prefect's client tries again after two seconds.
     """
     labels = labels | shared_labels()
     with ExitStack() as stack:
-        stack.enter_context(tags(*labels))
         found = stack.enter_context(tracked(flow, title, labels, lasting, parameters))
         stack.enter_context(cancellable(found, lasting))
         stack.enter_context(beating(flow, found))
