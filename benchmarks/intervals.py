@@ -1,6 +1,6 @@
 """How often each stated 95 % interval holds the truth, in repetitions of samples whose truth is known.
 
-    python -m benchmarks.intervals [--repetitions 1000] [--only distance kernel rate difference seeds frontier]
+    python -m benchmarks.intervals [--repetitions 1000] [--only distance kernel rate difference seeds frontier late]
 
 Prints a Markdown table: coverage in percent, and on which side the interval misses, too low or too high. The rates'
 rows need no repetitions, their coverage is a sum over all counts. benchmarks/README.md has the numbers.
@@ -37,6 +37,8 @@ FRONTIER = [(190, 0.0), (190, 10.0), (165, 0.0), (165, 10.0), (155, 10.0)]
 CURVE = {  # a plain network's training: the default run's steps, Fréchet distance and share of copies, about
     "step": [50, 100, 200, 500, 1000], "fd": [270, 220, 170, 150, 160], "rate": [0.0, 0.01, 0.05, 0.25, 0.65]
 }  # fmt: skip
+LATE_SHARES = [(0.25, 0.65, 0.05, 0.12), (0.5, 0.8, 0.05, 0.06), (0.9, 0.97, 0.3, 0.5), (0.02, 0.02, 0.0, 0.0)]
+"""Shares of copies halfway and at the end of the training: the plain network's, and the smoothed one's."""
 SEED_RATES = [(0.005, 0.0), (0.02, 0.005), (0.3, 0.0), (0.3, 0.05), (0.7, 0.1), (0.98, 0.005), (0.995, 0.0)]
 
 
@@ -172,6 +174,34 @@ def frontier_coverage(distance: float, spread: float, repetitions: int) -> tuple
     return held(np.array([(interval.low, interval.high) for interval in found]), mean)
 
 
+def late_coverage(
+    shares: Sequence[float], spread: float, repetitions: int
+) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Return `held` of the copies' growth per doubling of the steps: the smoothed network's, and its difference.
+
+    shares: as in LATE_SHARES. A seed's share at every step differs from them by a uniform number of standard deviation
+    `spread` (less where the share is near 0 or 1), and is measured on 100 samples.
+    """
+    rng, count, seeds = np.random.default_rng(4), 100, 3
+    (early, end), (own_early, own_end) = shares[:2], shares[2:]
+
+    def measured(rates: Sequence[float]) -> Columns:
+        wide = np.minimum(np.sqrt(3) * spread, np.minimum(rates, np.subtract(1, rates)))
+        flagged = rng.binomial(count, rates + rng.uniform(-wide, wide, (seeds, 2))).ravel().astype(float)
+        same = {"seed": np.repeat(np.arange(seeds), 2), "step": np.tile([500.0, 1000.0], seeds)}
+        distances = dict.fromkeys(("fd", "fd_low", "fd_high"), np.tile([170.0, 150.0], seeds))
+        return same | distances | {"count": np.full(2 * seeds, count)} | dict.fromkeys(SHARES, flagged)
+
+    found = []
+    for _ in range(repetitions):
+        runs = {"plain": measured([early, end]), "smoothed": measured([own_early, own_end])}
+        own, _, difference = at_equal_distance("smoothed", "plain", runs).late
+        found.append([(change.ratio.low, change.ratio.high) for change in (own, difference)])
+    growth = own_end - own_early
+    ends = np.array(found)
+    return held(ends[:, 0], growth), held(ends[:, 1], growth - (end - early))
+
+
 def rows(parts: Sequence[str], repetitions: int) -> Iterator[Row]:
     """Yield the table's rows, each as soon as it is measured."""
     for part, name in (("distance", "Fréchet distance"), ("kernel", "kernel distance")):
@@ -189,10 +219,16 @@ def rows(parts: Sequence[str], repetitions: int) -> Iterator[Row]:
     for distance, spread in FRONTIER if "frontier" in parts else []:
         case = f"FD {distance}, seeds ± {spread:.0f}"
         yield "difference of copies at equal FD", case, *frontier_coverage(distance, spread, repetitions)
+    for shares in LATE_SHARES if "late" in parts else []:
+        for spread in (0.0, 0.05):
+            case = "{2} to {3} against {0} to {1}, seeds ± ".format(*shares) + f"{spread}"
+            own, difference = late_coverage(shares, spread, repetitions)
+            yield "copies per doubling of the steps", case, *own
+            yield "difference of copies per doubling", case, *difference
 
 
 def main() -> None:
-    parts = ["distance", "kernel", "rate", "difference", "seeds", "frontier"]
+    parts = ["distance", "kernel", "rate", "difference", "seeds", "frontier", "late"]
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=1000)
     parser.add_argument("--only", nargs="+", choices=parts, default=parts)
