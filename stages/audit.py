@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from threadpoolctl import threadpool_limits
 
 from stages.errors import InputError
 from stages.files.artifacts import sha256_file, sha256_json, write_json, write_text, write_tsv
@@ -127,7 +128,8 @@ def perform(params: AuditParams, quiet: bool = False) -> Outcome:
     from stages.reporting.progress import SecondsBar
 
     progress, work = SecondsBar(quiet), prepare_folder(params.out, params.work)
-    with progress.running():
+    # the threads of one product wait for the next one spinning, on processors that our own loops need in between
+    with progress.running(), threadpool_limits(1, "blas"):
         audit = carry_out(params, work, progress)
         progress.step("writing")
         result = audit_result(audit)

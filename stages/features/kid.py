@@ -23,12 +23,9 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
 
     Raises InputError when a set has fewer than two features or the dimensions differ.
     """
-    if a.shape[1] != b.shape[1]:
-        raise InputError(f"features of {a.shape[1]} and {b.shape[1]} dimensions have no kernel distance")
-    if min(len(a), len(b)) < 2:
-        raise InputError(f"a kernel distance needs at least 2 images on each side, got {min(len(a), len(b))}")
+    _check(a, b)
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return float(_own_mean(a) + _own_mean(b) - 2 * _row_sums(a, b).sum() / (len(a) * len(b)))
+    return _distance(_row_sums(a, a), _diagonal(a), _row_sums(a, b), b)
 
 
 def kernel_interval(samples: np.ndarray, reference: np.ndarray) -> tuple[float, float, float]:
@@ -38,13 +35,13 @@ def kernel_interval(samples: np.ndarray, reference: np.ndarray) -> tuple[float, 
     errors of the jackknife (Efron 1982), exact from the kernel's row sums. It errs towards caution where tails are
     light; benchmarks/README.md has its coverage.
     """
-    value = kernel_distance(samples, reference)
+    _check(samples, reference)
     if len(samples) < 3:
         raise InputError(f"the interval of a kernel distance needs at least 3 samples, got {len(samples)}")
     a, b = np.asarray(samples, np.float64), np.asarray(reference, np.float64)
-    count = len(a)
-    own = _row_sums(a, a) - _kernel(np.square(a).sum(1), a.shape[1])
-    cross = _row_sums(a, b) / len(b)
+    sums, diagonal, across = _row_sums(a, a), _diagonal(a), _row_sums(a, b)
+    value, count = _distance(sums, diagonal, across, b), len(a)
+    own, cross = sums - diagonal, across / len(b)
     without = (own.sum() - 2 * own) / ((count - 1) * (count - 2)) - 2 * (cross.sum() - cross) / (count - 1)
     error = float(np.sqrt((count - 1) * without.var()))
     if not error:  # all samples are equal
@@ -53,16 +50,33 @@ def kernel_interval(samples: np.ndarray, reference: np.ndarray) -> tuple[float, 
     return value, value - below, value + UPWARDS * below
 
 
+def _check(a: np.ndarray, b: np.ndarray) -> None:
+    if a.shape[1] != b.shape[1]:
+        raise InputError(f"features of {a.shape[1]} and {b.shape[1]} dimensions have no kernel distance")
+    if min(len(a), len(b)) < 2:
+        raise InputError(f"a kernel distance needs at least 2 images on each side, got {min(len(a), len(b))}")
+
+
+def _distance(sums: np.ndarray, diagonal: np.ndarray, across: np.ndarray, b: np.ndarray) -> float:
+    """Return the kernel distance from Σ_j k(a_i, a_j), k(a_i, a_i) and Σ_j k(a_i, b_j), each (N,), and b (M, D)."""
+    own, other = _own_mean(sums, diagonal), _own_mean(_row_sums(b, b), _diagonal(b))
+    return float(own + other - 2 * across.sum() / (len(sums) * len(b)))
+
+
 def _row_sums(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Σ_j k(a_i, b_j), (N,)."""
     blocks = (_kernel(a[i : i + BLOCK] @ b.T, a.shape[1]) for i in range(0, len(a), BLOCK))
     return np.concatenate([block.sum(1) for block in blocks])
 
 
-def _own_mean(a: np.ndarray) -> float:
-    """mean_{i≠j} k(a_i, a_j)"""
-    diagonal = _kernel(np.square(a).sum(1), a.shape[1]).sum()
-    return (_row_sums(a, a).sum() - diagonal) / (len(a) * (len(a) - 1))
+def _diagonal(a: np.ndarray) -> np.ndarray:
+    """k(a_i, a_i), (N,)."""
+    return _kernel(np.square(a).sum(1), a.shape[1])
+
+
+def _own_mean(sums: np.ndarray, diagonal: np.ndarray) -> float:
+    """mean_{i≠j} k(a_i, a_j), from Σ_j k(a_i, a_j) and k(a_i, a_i)."""
+    return (sums.sum() - diagonal.sum()) / (len(sums) * (len(sums) - 1))
 
 
 def _kernel(products: np.ndarray, dimension: int) -> np.ndarray:

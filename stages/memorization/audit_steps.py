@@ -28,7 +28,7 @@ from stages.protocol import Parts
 
 CARLINI_ALPHA, CARLINI_N = 0.5, 50
 FEWEST_CONTROL = 1_000  # images of half the training set that are searched at least, where there are as many
-NEIGHBOR_BLOCK, FEATURE_BLOCK = 12_288, 256  # images per shard
+NEIGHBOR_BLOCK, FEATURE_BLOCK = 65_536, 256  # images per shard
 DECODING_SECONDS, EMBEDDING_SECONDS = 2.5e-4, 6e-3  # per image, estimated
 
 Key = tuple[str, int, bool]

@@ -11,7 +11,10 @@ import math
 import numpy as np
 from scipy.stats import rankdata
 
+from stages.engine.products import spread
 from stages.search.nearest import nearest
+
+BLOCK = 1024  # images that are assigned to cells at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,12 +84,15 @@ def cell_centres(images: np.ndarray, count: int, seed: int, rounds: int = 20) ->
 
 def assign(images: np.ndarray, centres: np.ndarray) -> np.ndarray:
     """Return the nearest centre of every row, int64 (N,), ties to the lower one."""
-    norms = np.square(centres).sum(1)
-    cells = [
-        np.argmin(norms - 2 * images[i : i + 1024].astype(np.float64) @ centres.T, axis=1)
-        for i in range(0, len(images), 1024)
-    ]
-    return np.concatenate([np.zeros(0, np.int64), *cells])
+    norms, cells = np.square(centres).sum(1), np.empty(len(images), np.int64)
+
+    def some(a: int, b: int) -> None:
+        for n in range(a, b):
+            block = slice(BLOCK * n, BLOCK * (n + 1))
+            cells[block] = np.argmin(norms - 2 * images[block].astype(np.float64) @ centres.T, axis=1)
+
+    spread(some, -(-len(images) // BLOCK))
+    return cells
 
 
 def cell_distances(

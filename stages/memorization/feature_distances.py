@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from stages.engine.products import single_threaded_products, spread
 from stages.features.coverage import precision_recall_density_coverage
 from stages.features.frechet import frechet_interval
 from stages.features.kid import kernel_interval
@@ -28,7 +29,7 @@ def feature_distances(
 
     Args: features (N, D) of one encoder. Where a set is too small for a number the value is null with a reason.
     """
-    ours, theirs = _all(train, samples), _all(train, holdout)
+    ours, theirs = _of_both(train, samples, holdout)
     kind = "FID" if encoder == "inception_v3" else f"FD-{encoder}"
     labels = {"frechet": kind, "kid": f"{'KID' if encoder == 'inception_v3' else f'KD-{encoder}'}"}
     counts = {"train_count": len(train), "samples_count": len(samples), "holdout_count": len(holdout)}
@@ -44,6 +45,19 @@ def feature_distances(
         }
         for name in NAMES
     }
+
+
+def _of_both(train: np.ndarray, *others: np.ndarray) -> list[dict[str, float | None]]:
+    """`_all` of each of the others, side by side."""
+    found: list[dict[str, float | None]] = [{} for _ in others]
+
+    def some(a: int, b: int) -> None:
+        for place in range(a, b):
+            found[place] = _all(train, others[place])
+
+    with single_threaded_products():
+        spread(some, len(others))
+    return found
 
 
 def _all(train: np.ndarray, other: np.ndarray) -> dict[str, float | None]:

@@ -10,6 +10,7 @@ import pytest
 from browser import Browser, find_browser
 from PIL import Image
 from saved import save
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from stages import audit as stage
 from stages.audit import COPIES_ABOVE_LIMIT, DONE, audit_params, run
@@ -224,6 +225,22 @@ def test_an_interrupted_audit_resumes_where_it_stopped(digits, tmp_path, monkeyp
     run(audit_params(**options, out=str(out)), quiet=True)
     assert len(calls) == 4  # the samples were not searched again: control and planted copies were
     assert (out / "pairs.parquet").read_bytes() == (tmp_path / "whole" / "pairs.parquet").read_bytes()
+
+
+def test_the_answer_does_not_depend_on_the_number_of_threads(digits, audit, tmp_path, monkeypatch):
+    """The caller's own linear algebra has its threads again afterwards."""
+    samples = np.concatenate([digits[:5], digits[600:640]])
+    found = {}
+    for threads in (1, 2, 5):
+        monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+        with threadpool_limits(threads, "blas"):
+            there = {one["filepath"]: one["num_threads"] for one in threadpool_info()}
+            _, result, pairs = audit(digits[:300], samples, digits[700:800], out=tmp_path / str(threads))
+            after = {one["filepath"]: one["num_threads"] for one in threadpool_info()}
+            assert there.items() <= after.items()
+        result["settings"].pop("out")
+        found[threads] = result, pairs
+    assert found[1] == found[2] == found[5]
 
 
 def test_without_a_holdout_half_of_the_training_set_stands_in(digits, audit):

@@ -4,6 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
 from pictures import pictures, shifted_mean
 from PIL import Image
 
@@ -13,6 +14,7 @@ from stages.files.arrays import read_arrays, write_arrays
 from stages.images.common_size import common_shape, open_all
 from stages.memorization import planting
 from stages.memorization.audit_settings import audit_params, encoder_params
+from stages.memorization.audit_work import embedded
 from stages.memorization.feature_stage import Questions, answer, compared_rows
 from stages.memorization.matching import (
     whole_reference,
@@ -62,6 +64,23 @@ def test_planted_copies_are_what_their_names_say():
     for kind in planting.WORDS:
         np.testing.assert_array_equal(planting.plant(images, kind, 5), planting.plant(images, kind, 5))
         assert planting.plant(images[..., :1], kind, 5).shape == (4, 16, 16, 1)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+def test_features_do_not_depend_on_the_number_of_threads(threads, monkeypatch):
+    """Nor on which images stand together. A pass on two threads has other last bits than one on one thread."""
+    encoder, images = load_encoder(encoder_params("efficientnet-lite0", None, 16), "cpu"), pictures(40, 16, 3)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        expected = encoder(images)
+        torch.set_num_threads(2)
+        monkeypatch.setenv("OMP_NUM_THREADS", str(threads))
+        np.testing.assert_array_equal(embedded(encoder, images), expected)
+        np.testing.assert_array_equal(embedded(encoder, images[7:20]), expected[7:20])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_arrays_are_read_as_they_were_written(tmp_path):

@@ -12,7 +12,7 @@ from stages.errors import InputError
 from stages.features.coverage import precision_recall_density_coverage
 from stages.features.growing_error import quantile
 from stages.features.kid import UPWARDS, kernel_distance, kernel_interval
-from stages.memorization.copying_test import assign, cell_centres, cell_distances, copying_test, u_z_score
+from stages.memorization.copying_test import BLOCK, assign, cell_centres, cell_distances, copying_test, u_z_score
 from stages.search.nearest import nearest
 
 
@@ -43,6 +43,7 @@ def test_the_interval_of_the_kernel_distance_is_the_jackknife_and_covers():
     half = quantile(without) * math.sqrt(39 / 40 * np.square(without - without.mean()).sum())
     assert (value, low) == pytest.approx((kernel_distance(a, reference), value - half), rel=1e-9)
     assert high == pytest.approx(value + UPWARDS * half, rel=1e-9)
+    assert value == kernel_distance(a, reference)
     few = generator.normal(size=(12, 6))
     laws = {
         "shifted": lambda count: generator.normal(0.4, 1, (count, 6)),
@@ -135,3 +136,13 @@ def test_cells_are_k_means_and_reproducible():
     assert len(np.unique(cell[:20])) == len(np.unique(cell[20:])) == 1
     np.testing.assert_array_equal(centres, cell_centres(points, 2, 0))
     assert len(cell_centres(np.zeros((9, 3), np.uint8), 4, 0)) == 1  # all-black images are one cell
+
+
+@pytest.mark.parametrize("threads", ["1", "2", "5"])
+@pytest.mark.parametrize("count", [0, 1, BLOCK, 2 * BLOCK + 7])
+def test_the_cell_is_that_of_the_nearest_centre(count, threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    generator = np.random.default_rng(count)
+    images, centres = generator.integers(0, 256, (count, 5), np.uint8), generator.uniform(0, 255, (4, 5))
+    exact = [np.argmin([np.square(image - centre).sum() for centre in centres]) for image in images.astype(float)]
+    np.testing.assert_array_equal(assign(images, centres), np.array(exact, np.int64))
