@@ -1,6 +1,7 @@
 """Image files in folders and archives: their order, their classes, and damaged ones."""
 
 import os
+import warnings
 import zipfile
 from pathlib import Path
 
@@ -97,6 +98,14 @@ def test_zip_refuses_bombs_and_damage(tmp_path: Path, monkeypatch: pytest.Monkey
     assert second.error == "5000000 bytes are more than 1000000"
     assert third.error is not None
     assert sorted(file.name for file in tmp_path.iterdir()) == ["a.zip"]  # nothing was extracted
+
+
+def test_both_entries_of_one_name_are_read(tmp_path: Path) -> None:
+    with warnings.catch_warnings(), zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        warnings.simplefilter("ignore")  # Python's own, of the second name
+        for name, value in (("a.png", 1), ("a.png", 2), ("b.png", 3)):
+            archive.writestr(name, png(value))
+    assert values(f"zip:{tmp_path / 'a.zip'}") == [1, 2, 3]
 
 
 def test_zip_lists_encrypted_entries(tmp_path: Path) -> None:

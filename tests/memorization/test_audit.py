@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from accessible import counts, everywhere, media, missing_names, style_of
 from browser import Browser, find_browser
+from pictures import smooth
 from PIL import Image
 from saved import save
 from threadpoolctl import threadpool_info, threadpool_limits
@@ -19,6 +21,7 @@ from stages.memorization.candidates import read_candidates
 from stages.memorization.judge import METRICS
 from stages.memorization.matching import Matches, match, whole_reference, with_groups
 from stages.memorization.metrics import compare, compare_calibrated
+from stages.memorization.planting import plant
 from stages.memorization.scores import scores
 from stages.memorization.statistics import rate_interval
 from stages.memorization.thresholds import calibrate, copies
@@ -77,6 +80,27 @@ def test_planted_copies_are_found_and_told_apart(planted):
     assert changed["mirrored"] >= 4
     kept = (out / "samples-kept.txt").read_text().splitlines()
     assert kept == [p["sample_where"] for p in pairs if p["verdict"] not in ("copy", "near_copy")]
+
+
+@pytest.mark.parametrize("kind", ["boxed", "third"])
+def test_copies_of_a_template_are_a_kind_of_their_own(audit, tmp_path, kind):
+    """A training image of which one region shows something else: named with the region, and counted apart."""
+    images = smooth(560, 24, 3)
+    train, unseen, samples = images[:300], images[300:500], images[500:].copy()
+    samples[:10], samples[10:14] = plant(train[:10], kind, 3), train[20:24]
+    _, result, pairs = audit(train, samples, unseen)
+    found = pairs.sort_by("sample_index").to_pylist()
+    assert [pair["train_index"] for pair in found[:14]] == [*range(10), *range(20, 24)]
+    assert {pair["verdict"] for pair in found[:14]} <= {"copy", "near_copy"}
+    assert all(pair["transform"].startswith("covered by a ") for pair in found[:10])
+    assert [pair["transform"] for pair in found[10:14]] == ["none"] * 4
+    changed = result["extraction"]["per_change"]
+    others = [pair for pair in found[14:] if pair["verdict"] in ("copy", "near_copy")]
+    assert len(others) <= 1
+    assert changed["covered"] - len(others) <= 10 <= changed["covered"]
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert f"covered {changed['covered']}." in page
+    assert "“Covered” are copies of a template: the training image with a part replaced." in page
 
 
 def test_every_named_field_is_there(planted):
@@ -141,9 +165,25 @@ def test_the_page_stands_alone(planted):
         assert outside not in page
     assert page.count('<article class="card') == 200
     assert page.count('<p class="files">') == 200  # also where nothing hovers
-    assert "<th></th>" not in page
-    assert page.count("<svg") == page.count('role="img" aria-label=')
+    assert missing_names(page) == []
+    assert counts(page)["svg"] == 1
+    assert counts(page)["table"] >= 7
     assert "14 of 200 samples are copies" in page or "samples are copies of training images" in page
+
+
+def test_the_page_names_files_on_a_phone_and_prints_whole_tables(planted):
+    style = style_of((planted[1] / "report.html").read_text())
+    always, phone, paper = everywhere(style), media(style, "max-width"), media(style, "print")
+    files = [rules[selector] for rules in (always, phone, paper) for selector in rules if ".files" in selector]
+    assert files == [{"font-size": "0.74rem"}]  # nothing hides them
+    assert always[".card p + p"]["overflow-wrap"] == "anywhere"  # a long path breaks
+    assert phone[".cards"]["grid-template-columns"] == "1fr"
+    assert paper[".scroll"]["overflow"] == "visible"
+    assert paper["table.dense"] == {"table-layout": "fixed", "width": "100%"}
+    assert paper["table.dense td"]["overflow-wrap"] == "anywhere"
+    assert paper["table.dense td"]["white-space"] == "normal"
+    assert paper["thead th"]["white-space"] == "normal"
+    assert paper[".card[hidden]"]["display"] == "block"  # every card is on paper
 
 
 def test_the_page_filters_and_sorts_in_a_real_browser(planted, tmp_path):

@@ -221,10 +221,12 @@ def test_what_a_folder_holds_besides_is_counted_everywhere(digits, audit, tmp_pa
         Image.fromarray(digits[row, :, :, 0]).save(folder / f"{row}.png")
     for name in ("a.txt", "b.txt", "c"):
         (folder / name).write_text("no image")
+    with zipfile.ZipFile(folder / "part.zip", "w") as archive:
+        archive.write(folder / "0.png", "inside.png")
     _, result, _ = audit(digits[:60], f"folder:{folder}", digits[100:150])
-    note = "samples: 3 files are not images and were skipped: 2 .txt, 1 without ending"
+    note = "samples: 4 files are not images and were skipped: 2 .txt, 1 .zip, 1 without ending"
     assert note in result["notes"]
-    assert result["samples"]["skipped"] == 3
+    assert (result["samples"]["count"], result["samples"]["skipped"]) == (8, 4)
     assert f"note: {note}" in capsys.readouterr().out
     assert note in (tmp_path / "out" / "report.html").read_text()
 

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from accessible import missing_names
 from PIL import Image
 from saved import save
 
@@ -53,6 +54,7 @@ def test_a_pattern_gives_a_curve_by_step_from_one_search(checkpoints, monkeypatc
     page = (options["out"] / "curve.html").read_text()
     assert "The last step whose interval lies below" in page
     assert page.count("<circle") == 3
+    assert missing_names(page) == []
     assert all((options["out"] / name / "report.html").is_file() for name in ("step-900", "step-1000", "step-2000"))
     said = capsys.readouterr().out
     assert "step-1000: 3 of 30 samples are copies: 10.00% [2.73%, 25.62%]" in said
