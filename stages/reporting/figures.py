@@ -7,6 +7,7 @@ of the page.
 import io
 import re
 from collections.abc import Sequence
+from html import escape
 from typing import Any
 
 import matplotlib
@@ -245,7 +246,19 @@ def to_svg(figure: Any, name: str) -> str:
     """The figure as inline SVG without a date, its ids prefixed by `name`, its colours those of the page."""
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
-    return _themed(_inlined(buffer.getvalue(), name))
+    named = f'<svg role="img" aria-label="{escape(f"{name}: {spoken(figure)}")}"'
+    return _themed(_inlined(buffer.getvalue(), name)).replace("<svg", named, 1)
+
+
+def spoken(figure: Any) -> str:
+    """What each panel shows, for those who hear the page: its title and what its axes are."""
+    return "; ".join(filter(None, map(_spoken_panel, figure.axes)))
+
+
+def _spoken_panel(axis: Any) -> str:
+    titles = [axis.get_title(loc) for loc in ("left", "center", "right")]
+    axes = " against ".join(filter(None, (axis.get_ylabel(), axis.get_xlabel())))
+    return " ".join(", ".join(filter(None, (*titles, axes))).split())
 
 
 def _inlined(svg: str, name: str) -> str:

@@ -6,13 +6,17 @@ import html
 import io
 import json
 import re
+import xml.dom.minidom
 from html.parser import HTMLParser
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from accessible import counts, everywhere, media, missing_names, style_of
+from matplotlib.figure import Figure
 from page_text import strings, text_of
 from PIL import Image
 from report_project import COPIED, IMAGES, REPORT, VARIANTS, write_project
@@ -68,6 +72,37 @@ def test_the_page_needs_nothing_from_outside(page):
     assert parsed.tags.count("img") > 50
     assert "@import" not in page
     assert not re.search(r"url\((?!#)", page)
+
+
+def test_pictures_and_headers_have_names_and_wide_tables_scroll(page):
+    assert missing_names(page) == []
+    assert counts(page)["svg"] >= 3
+    assert counts(page)["table"] >= 5
+    (copies,) = re.findall(r'<svg role="img" aria-label="(copies: [^"]*)"', page)
+    assert copies == (
+        "copies: Copy rate, 95 % interval, samples that copy a training image (%); Distance to test images, "
+        "FD-efficientnet-lite0; To nearest training image, × held-out images"
+    )
+
+
+def test_a_figures_name_is_escaped():
+    with matplotlib.rc_context(figures.STYLE):
+        figure = Figure()
+        figure.subplots().set(title='a "b" <c>', xlabel="x & y")
+        svg = figures.to_svg(figure, "one")
+    assert svg.startswith('<svg role="img" aria-label="one: a &quot;b&quot; &lt;c&gt;, x &amp; y" ')
+    xml.dom.minidom.parseString(svg)
+
+
+def test_on_paper_tables_and_figures_take_the_width_of_the_page(page):
+    paper, always = media(style_of(page), "print"), everywhere(style_of(page))
+    for scrolls in (".figure", ".scroll"):
+        assert always[scrolls]["overflow-x"] == "auto"
+        assert paper[scrolls]["overflow"] == "visible"
+    assert paper[".figure svg"]["min-width"] == paper[".wrap"]["min-width"] == "0"
+    assert paper["thead th"]["white-space"] == "normal"
+    assert paper["tr"]["break-inside"] == "avoid"
+    assert paper["nav"]["display"] == "none"
 
 
 def test_ids_are_unique_and_links_lead_somewhere(page):
