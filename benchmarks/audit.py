@@ -1,11 +1,13 @@
 """A whole audit of CIFAR-10 with known copies among the samples: what is found, at which price.
 
-    python -m benchmarks.audit PATH/train.parquet [PATH/test.parquet] [--train 50000] [--copies 40] [--without-holdout]
+    python -m benchmarks.audit PATH/train.parquet [PATH/test.parquet] [--train 50000] [--copies 40] [--samples N]
+        [--without-holdout]
 
 Training images: the first --train of train.parquet. Held out: half of the test images. Samples: the other half, of
 which --copies are replaced by copies of every kind of KINDS, and equally many by each of MIXTURES of
-training images, which are not copies. Prints recall per kind with its interval, what the mixtures are called, the false
-positives among the test images that are left, time and peak memory, and one JSON line.
+training images, which are not copies. With --samples, mixtures of two test images (MADE) fill them up to N. Prints
+recall per kind with its interval, what the mixtures are called, the false positives among the test images that are
+left, time and peak memory, and one JSON line.
 
 CIFAR-10's two sets share pictures. cifar10_shared.tsv lists test images that somebody looked at beside their match:
 those that show the same picture are counted apart, every other flagged one is a false positive.
@@ -35,6 +37,7 @@ from stages.search.nearest import nearest
 ROOT = Path(__file__).parent.parent
 SHARED = Path(__file__).with_name("cifar10_shared.tsv")
 KINDS = tuple(kind for kind in WORDS if kind != "duplicated")  # the audit's self-test plants those of repeated images
+MADE = "made"  # the kind of samples that are mixtures of test images
 AROUND = 8  # nearest images that mixtures of near images are drawn from
 
 
@@ -73,6 +76,20 @@ def mixtures(train: np.ndarray, rows: np.ndarray, name: str, seed: int) -> np.nd
     near = nearest(flat[rows], flat, AROUND - 1, exclude=rows)[0]
     made = [MIXTURES[name](np.array([row, *others]), train, generator) for row, others in zip(rows, near)]
     return np.rint(made).astype(np.uint8)
+
+
+def mixed_pairs(images: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
+    """0.7 a + 0.3 b of two images with noise of standard deviation 0.01, uint8 (count, H, W, C); no two are alike."""
+    first, second = generator.integers(0, len(images), (2, count))
+    mixed = 0.7 * images[first] + 0.3 * images[second] + 2.55 * generator.standard_normal((count, *images.shape[1:]))
+    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
+
+
+def extended(samples: np.ndarray, kinds: np.ndarray, test: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """`count` samples and their kinds: the given ones, and after them mixtures of test images, made seeded."""
+    generator, more = np.random.default_rng(1), max(0, count - len(samples))
+    parts = [mixed_pairs(test, min(1_000, more - start), generator) for start in range(0, more, 1_000)]
+    return np.concatenate([samples, *parts]), np.concatenate([kinds, np.full(more, MADE)])
 
 
 def with_copies(samples: np.ndarray, train: np.ndarray, copies: int) -> tuple[np.ndarray, np.ndarray]:
@@ -144,6 +161,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=50_000)
     parser.add_argument("--test-count", type=int, default=10_000)
     parser.add_argument("--copies", type=int, default=40, help="copies of every kind, and mixtures of every kind")
+    parser.add_argument("--samples", type=int, default=0, help="add mixtures of test images up to this number")
     parser.add_argument("--without-holdout", action="store_true")
     parser.add_argument("--keep", type=Path, help="leave everything in this folder")
     arguments = parser.parse_args()
@@ -153,6 +171,7 @@ def main() -> None:
         folder = arguments.keep or Path(scratch)
         folder.mkdir(parents=True, exist_ok=True)
         samples, kinds = with_copies(test[1::2], train, arguments.copies)
+        samples, kinds = extended(samples, kinds, test[1::2], arguments.samples)
         for name, images in (("train", train), ("holdout", test[::2]), ("samples", samples)):
             np.save(folder / f"{name}.npy", images)
         holdout = [] if arguments.without_holdout else ["--holdout", f"npz:{folder}/holdout.npy"]

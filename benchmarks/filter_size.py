@@ -27,7 +27,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import yaml
 
-from benchmarks.audit import read
+from benchmarks.audit import mixed_pairs, read
 from benchmarks.published import PRESET, ROOT
 from stages import filter as stage
 from stages.features.encoders import load_encoder
@@ -57,18 +57,11 @@ def parameters(shards: int, side: int) -> dict:
     return tree
 
 
-def mixtures(test: np.ndarray, count: int, generator: np.random.Generator) -> np.ndarray:
-    """0.7 a + 0.3 b of two test images with noise, uint8 (count, H, W, C)."""
-    first, second = generator.integers(0, len(test), (2, count))
-    mixed = 0.7 * test[first] + 0.3 * test[second] + 2.55 * generator.standard_normal((count, *test.shape[1:]))
-    return np.clip(np.rint(mixed), 0, 255).astype(np.uint8)
-
-
 def make_samples(train: np.ndarray, test: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     """`count` images, uint8 (count, H, W, C), and the kind of each, "" for mixtures."""
     generator = np.random.default_rng(0)
     parts = [min(1_000, count - start) for start in range(0, count, 1_000)]
-    samples = np.concatenate([mixtures(test, part, generator) for part in parts])
+    samples = np.concatenate([mixed_pairs(test, part, generator) for part in parts])
     kinds, places = np.full(count, "", object), generator.permutation(count)
     for kind, share in SHARES.items():
         number = round(share * count)

@@ -110,6 +110,13 @@ def test_copies_and_mixtures_of_the_audit_s_benchmark_are_planted_and_counted_by
     assert unseen == {"copy": 1, "copy_or_near_copy": 2, "blend": 1}
     assert counted["not looked at"]["rows"] == [int(rows[left[2]])]
 
+    more, names = audit.extended(samples, kinds, samples, 2_500)
+    assert np.array_equal(more[:120], samples)
+    assert (names[:120].tolist(), set(names[120:])) == (kinds.tolist(), {audit.MADE})
+    assert len(np.unique(more[120:], axis=0)) == len(more) - 120 == 2_380
+    assert np.array_equal(more, audit.extended(samples, kinds, samples, 2_500)[0])
+    assert len(audit.extended(samples, kinds, samples, 100)[0]) == 120
+
 
 def test_the_pictures_that_cifar_10_s_sets_share_are_listed_once_each():
     looked_at = audit.shared(50_000)
