@@ -328,17 +328,40 @@ def main() -> None:
             raise
         print(f"error: this command needs {error.name}: pip install 'scoresmooth[pipeline]'", file=sys.stderr)
         code = 2
-    except Exception:
-        if not _server_gone():
+    except Exception as error:
+        if chosen := _chosen_server_behind(error):
+            named = f"{chosen}, which PREFECT_API_URL or the profile names"
+            print(f"error: no Prefect server answers at {named}: start it, or unset that", file=sys.stderr)
+        elif _server_gone():
+            traceback.print_exc()
+            print("error: the Prefect server has ended; finished shards stay cached: run again", file=sys.stderr)
+        else:
             raise
-        traceback.print_exc()
-        print("error: the Prefect server has ended; finished shards stay cached: run again", file=sys.stderr)
         code = 1
     if _server_gone():
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code if isinstance(code, int) else 1)
     end_with(code)
+
+
+def _chosen_server_behind(error: BaseException | None) -> str | None:
+    """The API of the server that the user chose, where `error` comes of a request that it did not answer."""
+    if "prefect" not in sys.modules:
+        return None
+    import httpx
+
+    from pipeline import server
+
+    named = server.chosen_api()
+    if named is None or named == os.environ.get(server.OWN):
+        return None
+    chosen = httpx.URL(named).copy_with(userinfo=b"")  # no password is shown
+    while error is not None:
+        if isinstance(error, httpx.TransportError) and error.request.url.netloc == chosen.netloc:
+            return str(chosen)
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _server_gone() -> bool:

@@ -10,6 +10,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from small_project import SmallProject
 
 from pipeline import guarded_prefect, server, server_login
 from pipeline.guarded_prefect import Guard, Watch
@@ -180,6 +181,16 @@ def test_a_server_that_the_user_chose_is_respected(home, monkeypatch):
     profiles.write_text("active = [")
     with pytest.raises(InputError, match="profiles.toml is not a file of Prefect's profiles"):
         server.chosen_api()
+
+
+@pytest.mark.parametrize("login", ["", "anna:secret@"])
+def test_a_chosen_server_that_is_not_there_is_one_line(tmp_path, login):
+    project = SmallProject(tmp_path / "project")
+    variables = {"PREFECT_API_URL": f"http://{login}127.0.0.1:1/api", "PREFECT_HOME": str(tmp_path / "user")}
+    assert project.run("stage", "ingest", code=1, **variables).splitlines() == [
+        "error: no Prefect server answers at http://127.0.0.1:1/api, which PREFECT_API_URL or the profile names: start "
+        "it, or unset that"
+    ]
 
 
 def test_a_holder_that_never_lets_go_is_named(home):
