@@ -3,11 +3,13 @@
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from small_project import ROOT, SmallProject
 from watching import processes, query
 
+from pipeline import dispatch, summary
 from stages.files.paths import LOCAL, shared_state
 
 MARK = """
@@ -113,3 +115,45 @@ def test_a_second_git_worktree_runs_its_own_code(project, tmp_path):
         assert not (project.folder / "data/sample").exists()
     finally:
         second.stop()
+
+
+@pytest.mark.parametrize("experiment", [None, "wide-net"])
+def test_the_report_of_an_experiment_ends_with_the_table(tmp_path, monkeypatch, capsys, experiment):
+    """`dvc exp run` prints no results itself; `make repro` and `scoresmooth repro` print them at their own end."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DVC_EXP_NAME", raising=False)
+    if experiment:
+        monkeypatch.setenv("DVC_EXP_NAME", experiment)
+    (tmp_path / "params.yaml").write_text("variants: {}\n")
+    (tmp_path / "data/report").mkdir(parents=True)
+    (tmp_path / "data/report/results.json").write_text("{}")
+    monkeypatch.setattr(dispatch, "load_stage", lambda *_: (None, None))
+    monkeypatch.setattr(dispatch, "stage_module", lambda _: SimpleNamespace(plan=lambda _: []))
+    monkeypatch.setattr(dispatch, "_dispatch", lambda *_: 0)
+    monkeypatch.setattr(summary, "print_results", lambda path: print(f"table of {path}"))
+    dispatch.run_stage("report")
+    printed = capsys.readouterr().out
+    found = [
+        text in printed for text in ("table of data/report/results.json", str(tmp_path / "data/report/report.html"))
+    ]
+    assert found == [experiment is not None] * 2
+
+
+@pytest.mark.long
+def test_what_dvc_cannot_do_on_a_fresh_clone_and_what_the_readme_says_instead(project, tmp_path):
+    """DVC looks for the inputs of a stage alone, and of a dry experiment, before anything has made them."""
+    clone = SmallProject.__new__(SmallProject)
+    clone.folder, clone.params = tmp_path / "clone", project.params
+    git(tmp_path, "clone", "-q", str(project.folder), str(clone.folder))
+    alone, dry = ("repro", "-s", "sample@net"), ("exp", "run", "--dry")
+    try:
+        for command in (alone, dry):
+            with pytest.raises(AssertionError, match="No such file or directory"):
+                clone.dvc(*command)
+        clone.dvc("repro", "-q", "sample@net")
+        clone.dvc(*alone)
+        clone.dvc("repro", "--dry", "sample@net")
+        with pytest.raises(AssertionError, match="No such file or directory"):
+            clone.dvc(*dry)  # DVC looks for the outs in a copy of the project that has none
+    finally:
+        clone.stop()
