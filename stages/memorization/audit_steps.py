@@ -28,7 +28,8 @@ from stages.protocol import Parts
 
 CARLINI_ALPHA, CARLINI_N = 0.5, 50
 FEWEST_CONTROL = 1_000  # images of half the training set that are searched at least, where there are as many
-NEIGHBOR_BLOCK, FEATURE_BLOCK = 65_536, 256  # images per shard
+NEIGHBOR_BLOCK, FEATURE_BLOCK = 12_288, 256  # images per shard
+NEIGHBOR_PAIRS = 1 << 32  # of a shard, where that allows more images: every shard prepares the whole set anew
 DECODING_SECONDS, EMBEDDING_SECONDS = 2.5e-4, 6e-3  # per image, estimated
 
 Key = tuple[str, int, bool]
@@ -216,7 +217,7 @@ class Audit:
         return [
             _shard(f"neighbors {role}", "duplicate groups", {"start": start, "count": count}, (str(images.path),))
             for role, images in self.sets.items()
-            for start, count in _blocks(len(images), NEIGHBOR_BLOCK)
+            for start, count in _blocks(len(images), max(NEIGHBOR_BLOCK, NEIGHBOR_PAIRS // len(images)))
         ]
 
     def gather_neighbors(self, parts: Parts) -> None:
