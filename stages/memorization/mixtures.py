@@ -18,6 +18,10 @@ SEVERAL = 1.5  # effective number above which an image is made of several: for t
 SUSPECT = 2 / 3  # ρ under a change; thresholds of ρ* never exceed it
 SHARES = (0.4, 0.5, 0.6, 0.7)  # of the match in a mixture, that are taken off to find what it was mixed with
 COVERED_WEIGHT = 1.2  # a part of unseen images lies nearer than the whole
+BLOCK = 4_096  # images whose hulls are taken at once: each has lists of lists, and its pixels in float64
+
+READ = ("index", "mirrored_index", "changed_row", "changed_relative", "changed_mirrored")
+"""What of `match` the hulls depend on."""
 
 Nearest = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 """(images uint8 (Q, d), count) → rows of the nearest training images and squares, int64 (Q, count)."""
@@ -40,6 +44,12 @@ def hulls(found: Arrays, sides: np.ndarray, train: np.ndarray, group: np.ndarray
     found: of `match`; sides: uint8 (2, N, d), the images and their mirror images; train: uint8 (M, d); group: int64
     (M,).
     """
+    spans = [slice(start, start + BLOCK) for start in range(0, len(found["index"]), BLOCK)] or [slice(0)]
+    some = [_block({name: found[name][span] for name in READ}, sides[:, span], train, group, nearest) for span in spans]
+    return {name: np.concatenate([part[name] for part in some]) for name in some[0]}
+
+
+def _block(found: Arrays, sides: np.ndarray, train: np.ndarray, group: np.ndarray, nearest: Nearest) -> Arrays:
     points = _first_of_groups(found["index"], group)
     hull = hull_distance(sides[0], train, points)
     mixture, effective = hull.distance.copy(), hull.effective_number

@@ -8,6 +8,7 @@ import pytest
 from pictures import smooth
 
 from stages.audit import run
+from stages.memorization import mixtures as hulls
 from stages.memorization import planting
 from stages.memorization.audit_settings import audit_params
 from stages.memorization.matching import Matches, match, whole_reference, with_groups
@@ -53,6 +54,20 @@ def test_mixtures_are_blends_and_no_copies(reference, searched, thresholds, weig
     near = found.matches.hull < thresholds.blend  # what the filter calls blends
     assert near.mean() > 0.5
     assert blended(found, thresholds)[near].mean() >= 0.9
+
+
+def test_the_size_of_a_block_changes_no_bit(reference, monkeypatch):
+    """Blocks without a suspect, too: the first images are of another set."""
+    plain = [smooth(20, 32, 3, 5), mixtures(reference.images[10:130], [0.5, 0.5], 25)]
+    images = np.concatenate([*plain, planting.plant(reference.images[:20], "grey", 3)])
+    found = match(images, reference)
+    whole = with_groups(found, images, reference)
+    monkeypatch.setattr(hulls, "BLOCK", 7)
+    parts = with_groups(found, images, reference)
+    assert (whole["mixture"] != whole["hull"]).any()
+    assert whole.keys() == parts.keys()
+    for name, values in whole.items():
+        assert values.tobytes() == parts[name].tobytes(), name
 
 
 @pytest.mark.parametrize("kind", ["exact", "noise", "jpeg", "grey", "contrast", "boxed"])
