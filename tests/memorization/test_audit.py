@@ -178,7 +178,8 @@ def test_the_page_names_files_on_a_phone_and_prints_whole_tables(planted):
     assert files == [{"font-size": "0.74rem"}]  # nothing hides them
     assert always[".card p + p"]["overflow-wrap"] == "anywhere"  # a long path breaks
     assert phone[".cards"]["grid-template-columns"] == "1fr"
-    assert paper[".scroll"]["overflow"] == "visible"
+    assert paper[".scroll"]["overflow"] == paper[".spread"]["overflow"] == "visible"
+    assert paper[".spread svg"]["width"] == "100%"
     assert paper["table.dense"] == {"table-layout": "fixed", "width": "100%"}
     assert paper["table.dense td"]["overflow-wrap"] == "anywhere"
     assert paper["table.dense td"]["white-space"] == "normal"
