@@ -34,7 +34,7 @@ from stages.diffusion.model import make_model
 from stages.diffusion.parameters import Variant
 from stages.diffusion.sampling import draw_samples
 from stages.features.frechet import frechet_interval
-from stages.memorization.seeds import paired_difference, paired_rates
+from stages.memorization.seeds import SHARE, SeedMean, over_seeds, paired_difference, paired_rates, rate_variance
 from stages.reporting.frontier import at_equal_distance
 from stages.reporting.runs import RATIO, SHARES, Columns, final, seeds
 
@@ -87,7 +87,7 @@ def closed_lines(rows: list[Row]) -> Iterator[str]:
         for place in sorted(set(own["step"])):
             some = {key: values[own["step"] == place] for key, values in own.items()}
             nothing = np.zeros(len(some["fd"]))
-            shares = [cell(paired_rates(some[key], nothing, SAMPLES), 100, 1) for key in SHARES]
+            shares = [cell(share(some[key]), 100, 1) for key in SHARES]
             label = f"{CONSTANT[int(place) - 1]:.1f}" if name == "constant" else name
             yield f"| {label} | {' | '.join(shares)} | {cell(paired_difference(some['fd'], nothing), 1, 2)} |"
     for name in FOLLOWING:
@@ -96,6 +96,11 @@ def closed_lines(rows: list[Row]) -> Iterator[str]:
         outside = "; ".join(f"{why} in seeds {', '.join(map(str, own))}" for why, own in found.outside.items() if own)
         change = "no comparison over all seeds" if found.change is None else found.change.words
         yield f"{name}, as far as T = {where or '–'}{f' ({outside})' if outside else ''}: {change}"
+
+
+def share(flagged: np.ndarray) -> SeedMean:
+    """Return the mean share of SAMPLES over seeds, flagged (seeds,)."""
+    return over_seeds(flagged / SAMPLES, rate_variance(flagged, SAMPLES), SHARE)
 
 
 def columns(rows: list[Row], name: str) -> Columns:
@@ -115,7 +120,7 @@ def table(rows: list[Row], steps: int) -> Iterator[str]:
         common = sorted(seeds(own) & seeds(plain))
         one, other = final(own, common), final(plain, common)
         nothing = np.zeros(len(common))
-        shares = [paired_rates(one[RATIO], against, SAMPLES) for against in (nothing, other[RATIO])]
+        shares = [share(one[RATIO]), paired_rates(one[RATIO], other[RATIO], SAMPLES)]
         distances = [paired_difference(one["fd"], against) for against in (nothing, other["fd"])]
         cells = [cell(shares[0], 100, 1), cell(shares[1], 100, 1), cell(distances[0], 1, 2), cell(distances[1], 1, 2)]
         cells[1::2] = cells[1::2] if name != PLAIN else "––"
