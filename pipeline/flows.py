@@ -104,12 +104,22 @@ def _compute_all(stage: StageRun, runner: Runner) -> int:
 
 
 def _shard_task(stage: StageRun, runner: Runner, checks: Sequence[cache.Check]) -> Task[..., State[Any]]:
-    """The task of a shard. Prefect stores no result: the shard cache has it, and checks it."""
+    """The task of a shard. Prefect stores no result: the shard cache has it, and checks it.
+
+    After a failure a worker's thread may take the next task before the main thread stops the runner: it is skipped.
+    """
+    failed = threading.Event()
 
     def work(shard: str, index: int) -> State[Any]:
         if checks[index].ready:
             return Completed(name="Cached", message=f"{stage.shards[index].path}")
-        record = cache.obtain(stage.shards[index], runner.run, _tell)
+        if failed.is_set():
+            return Completed(name="Skipped", message="another shard failed")
+        try:
+            record = cache.obtain(stage.shards[index], runner.run, _tell)
+        except Exception:
+            failed.set()
+            raise
         return Completed(message=f"{record['path']}: {record['size']} bytes, sha256 {record['sha256']}")
 
     return task(work, name=f"{stage.name} shard", task_run_name="{shard}", cache_policy=NO_CACHE)
