@@ -4,9 +4,9 @@
 
 A seed draws the images (a smaller set lies within a larger one), the weights, the batches and the noise. At every
 snapshot (sqrt 2 apart) 100 samples are compared with the training images, exactly: copies have r1/r2 < 0.7, and the
-control is 1,000 held-out images under the same rule. A training ends once more than 30 % are copies. Prints the steps
-of the onset, their slope against the number of images on log-log axes (1: in proportion), a line of JSON, and keeps
-every training in --out, from which an interrupted run continues.
+control is 1,000 held-out images under the same rule. A training ends once more than --until are copies. Prints the
+steps of the onset, their slope against the number of images on log-log axes (1: in proportion), a line of JSON, and
+keeps every training in --out, from which an interrupted run continues.
 """
 
 import argparse
@@ -43,8 +43,13 @@ def copied(images: np.ndarray, train: np.ndarray) -> np.ndarray:
     return index[nn_ratio(squared) < RATIO, 0]
 
 
-def measure(name: str, size: int, seed: int, first: int, last: int, keep: Path | None = None) -> dict[str, Any]:
-    """Train one network, with its copies at every snapshot; the networks stay in the folder `keep`."""
+def measure(
+    name: str, size: int, seed: int, first: int, last: int, keep: Path | None = None, enough: float = ENOUGH
+) -> dict[str, Any]:
+    """Train one network, with its copies at every snapshot, until more than the share `enough` of its samples are.
+
+    The networks stay in the folder `keep`.
+    """
     spec, (train, held_out) = small_models.variant(name), small_models.drawn(size, HELD_OUT, seed)
     steps, started = grid(first, last), time.process_time()
     row: dict[str, Any] = {"variant": name, "size": size, "seed": seed, "samples": SAMPLES, "held_out": HELD_OUT}
@@ -55,7 +60,7 @@ def measure(name: str, size: int, seed: int, first: int, last: int, keep: Path |
         row["copies"].append(len(sources))
         row["sources"].append(np.bincount(sources, minlength=size).tolist())
         print(f"{name} {size} images, seed {seed}, step {step}: {len(sources)} copies", flush=True)
-        if len(sources) > ENOUGH * SAMPLES:
+        if len(sources) > enough * SAMPLES:
             break
     return row | {"processor_seconds": round(time.process_time() - started, 1)}
 
@@ -120,6 +125,9 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS)
     parser.add_argument("--first", type=int, default=50, help="the first snapshot")
     parser.add_argument("--steps-per-image", type=float, default=45, help="the longest training")
+    parser.add_argument(
+        "--until", type=float, default=ENOUGH, help="share of copies that ends a training; 1: none does"
+    )
     parser.add_argument("--keep", type=Path, help="folder that keeps the networks, for halves, risk and thermometer")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=out_path, default=Path("onset.jsonl"))
@@ -132,7 +140,7 @@ def main() -> None:
             for name in arguments.variants:
                 if (name, size, seed) not in done:
                     last = max(4 * arguments.first, round(arguments.steps_per_image * size))
-                    rows.append(measure(name, size, seed, arguments.first, last, arguments.keep))
+                    rows.append(measure(name, size, seed, arguments.first, last, arguments.keep, arguments.until))
                     with arguments.out.open("a") as file:
                         file.write(json.dumps(rows[-1]) + "\n")
     print("\n".join(report(rows)))
