@@ -7,6 +7,7 @@ The network works in float32; empirical scores, cosines and distances are float6
 
 import collections
 import dataclasses
+import hashlib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -167,8 +168,13 @@ def _factors(model: Model, sigma: float, number: int, count: int, seed: int) -> 
 
 
 def _images(pairs: Sequence[Pair]) -> np.ndarray:
-    """Return numbers that tell the pairs' two images apart, int64 (2, pairs)."""
-    return np.array([[hash(centre.tobytes()) for centre in pair.centres] for pair in pairs]).T
+    """Return numbers that tell the pairs' two images apart, int64 (2, pairs), the same ones in every process."""
+    return np.array([[_number(centre) for centre in pair.centres] for pair in pairs]).T
+
+
+def _number(image: np.ndarray) -> int:
+    """A digest of 64 bits. Python's own hash differs between processes, and with it the order of sums."""
+    return int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=8).digest(), "little", signed=True)
 
 
 def _factors_of(model: Model, sigma: float, pairs: Sequence[Pair]) -> np.ndarray:

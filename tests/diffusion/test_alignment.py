@@ -1,7 +1,11 @@
 """A trained score beside the empirical one: on networks whose score is known, the numbers can be worked out."""
 
 import dataclasses
+import json
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -256,3 +260,21 @@ def test_paths_are_compared_under_one_sampler():
 def test_without_a_conditioned_network_nothing_is_compared():
     claims = learned.learned_claims([level("t", "temperature", 3.0, 0.2)], [path("t", 0.4)])
     assert len(claims) == 1
+
+
+def test_the_numbers_of_images_are_the_same_in_every_process():
+    """Sums go over the images in the order of these numbers, so their last bits depend on it."""
+    code = (
+        "import numpy as np\nfrom types import SimpleNamespace\nfrom stages.diffusion.alignment import _images\n"
+        "pairs = [SimpleNamespace(centres=np.array([[i, 1.5], [i % 3, 0.5]])) for i in range(9)]\n"
+        "print(_images(pairs).tolist())"
+    )
+    found = set()
+    for seed in ("1", "2"):
+        variables = {**os.environ, "PYTHONHASHSEED": seed}
+        done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=True)
+        found.add(done.stdout)
+    (printed,) = found
+    one, other = json.loads(printed)
+    assert len(set(one)) == 9
+    assert len(set(other)) == 3
