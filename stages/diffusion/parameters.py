@@ -184,7 +184,7 @@ class Teacher(Section):
     neighbors: Neighbors | None = None
 
 
-OWN_KEYS = {"loader_batch": "loader-batches", "mask_threshold": "pca-locality", "penalty": "tikhonov"}
+OWN_KEYS = {"mask_threshold": "pca-locality", "penalty": "tikhonov"}
 """Key of ScoreSpec: the only form that has it, and needs it."""
 
 
@@ -234,9 +234,8 @@ class ScoreSpec(Section):
         default=None, gt=0, description="form local: side of the patches, an odd number of pixels"
     )
     loader_batch: int | None = Field(
-        default=None, gt=0, description="form loader-batches: training images over which a softmax is normalised"
+        default=None, gt=0, description="forms loader-batches, pca-locality: images that share a softmax; null: all"
     )
-
     mask_threshold: float | None = Field(
         default=None, gt=0, le=1, description="form pca-locality: share of the largest entry that a pixel must have"
     )
@@ -263,6 +262,8 @@ class ScoreSpec(Section):
         for key, form in OWN_KEYS.items():
             if (getattr(self, key) is not None) != (self.form == form):
                 raise ValueError(f"{key} goes with form {form}, and with that alone")
+        if self.form != "pca-locality" and (self.loader_batch is not None) != (self.form == "loader-batches"):
+            raise ValueError("loader_batch goes with form loader-batches, which needs it, and with pca-locality alone")
         for key in ("teacher", "distillation"):
             if (getattr(self, key) is not None) != (self.form == "consistency"):
                 raise ValueError(f"{key} goes with form consistency, and with that alone")

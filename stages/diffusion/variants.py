@@ -139,7 +139,9 @@ CLOSED_FORMS: dict[str, Callable[[ScoreSpec, scores.Centres, Tensor, Batch], Sco
     "cfdm": _cfdm,
     "wiener": lambda spec, centres, sigmas, batch: peer_scores.wiener(centres),
     "local": lambda spec, centres, sigmas, batch: peer_scores.local(centres, batch.shape, spec.patch),
-    "pca-locality": lambda spec, centres, sigmas, batch: peer_scores.pca_locality(centres, spec.mask_threshold),
+    "pca-locality": lambda spec, centres, sigmas, batch: peer_scores.pca_locality(
+        centres, spec.mask_threshold, spec.loader_batch
+    ),
     "tikhonov": lambda spec, centres, sigmas, batch: peer_scores.tikhonov(centres, spec.penalty),
     "loader-batches": lambda spec, centres, sigmas, batch: peer_scores.loader_batches(centres, spec.loader_batch),
 }

@@ -97,20 +97,29 @@ def test_tikhonov_leaves_noise_of_its_level_on_an_image(problem):
     )
 
 
+@pytest.mark.parametrize("loader_batch", [None, 1, 5, 12, 23, 100])
 @pytest.mark.parametrize("threshold", [0.02, 0.3, 1.0])
-def test_pca_locality_by_hand(problem, threshold):
+def test_pca_locality_by_hand(problem, threshold, loader_batch):
+    """Two batches, 12 and 11 images, count the same; batches of one image give the mean of all."""
     centres, images, x, sigma = problem
     rows = images.flatten(1)
     covariance = torch.cov(rows.T, correction=0)
-    got = pca_locality(centres, threshold)(x, sigma)
+    got = pca_locality(centres, threshold, loader_batch)(x, sigma)
     for i in range(len(x)):
         matrix = covariance @ torch.linalg.inv(covariance + sigma[i] ** 2 * torch.eye(40, dtype=torch.float64))
         relative = (matrix / matrix.diagonal()[:, None]).abs()
         for m in (0, 17, 39):
-            sees = relative[:, m] >= threshold * relative.max()
-            weight = torch.softmax(-(x[i] - rows)[:, sees].square().sum(1) / (2 * sigma[i] ** 2), 0)
-            wanted = (weight @ rows[:, m] - x[i, m]) / sigma[i] ** 2
+            sees, means = relative[:, m] >= threshold * relative.max(), []
+            for batch in rows.split(loader_batch or 23):
+                weight = torch.softmax(-(x[i] - batch)[:, sees].square().sum(1) / (2 * sigma[i] ** 2), 0)
+                means.append(weight @ batch[:, m])
+            wanted = (torch.stack(means).mean() - x[i, m]) / sigma[i] ** 2
             torch.testing.assert_close(got[i, m], wanted)
+
+
+def test_one_batch_of_pca_locality_has_the_bits_of_none(problem):
+    centres, _, x, sigma = problem
+    assert torch.equal(pca_locality(centres, 0.02, 23)(x, sigma), pca_locality(centres, 0.02)(x, sigma))
 
 
 def test_pca_locality_of_pixels_that_all_vary_together_is_the_empirical_score():
@@ -138,6 +147,10 @@ MORE = [
     ({"form": "wiener"}, wiener),
     ({"form": "local", "patch": 3}, lambda centres: local(centres, SHAPE, 3)),
     ({"form": "pca-locality", "mask_threshold": 0.1}, lambda centres: pca_locality(centres, 0.1)),
+    (
+        {"form": "pca-locality", "mask_threshold": 0.1, "loader_batch": 7},
+        lambda centres: pca_locality(centres, 0.1, 7),
+    ),
     ({"form": "tikhonov", "penalty": 0.2}, lambda centres: tikhonov(centres, 0.2)),
 ]
 
@@ -160,6 +173,7 @@ def test_they_are_variants_as_all_others(problem, more, made):
         ({"form": "wiener", "patch": 3}, "patch"),
         ({"form": "loader-batches"}, "loader_batch"),
         ({"form": "wiener", "loader_batch": 3}, "loader_batch"),
+        ({"form": "pca-locality", "mask_threshold": 0.1, "loader_batch": 0}, "loader_batch"),
         ({"form": "pca-locality"}, "mask_threshold"),
         ({"form": "wiener", "mask_threshold": 0.1}, "mask_threshold"),
         ({"form": "tikhonov"}, "penalty"),
