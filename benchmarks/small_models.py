@@ -52,10 +52,11 @@ def variant(name: str) -> Variant:
 
 
 @functools.lru_cache(maxsize=1)
-def digits(source: str = "mnist5k", side: int = SIDE) -> np.ndarray:
-    """All images of a source, uint8 (N, side, side, C)."""
+def digits(source: str = "mnist5k", side: int = SIDE, label: int | None = None) -> np.ndarray:
+    """All images of a source, or of one of its classes, uint8 (N, side, side, C)."""
     opened = open_source(source)
-    return read_subset(opened, np.arange(len(opened)), side)
+    wanted = np.arange(len(opened)) if label is None else np.flatnonzero(opened.labels == label)
+    return read_subset(opened, wanted, side)
 
 
 def drawn(count: int, held_out: int, seed: int, images: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
