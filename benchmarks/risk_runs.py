@@ -2,8 +2,11 @@
 
 A run is a training set of which a tenth of the images is repeated up to three times, and two independent sets of
 samples of a model: SAMPLES per training image, from which its label comes (an image is copied if a sample copies it),
-and AGAIN per training image, whose counts rank the images by what the model itself does. A sample copies its nearest
-image, with that image's duplicate group, where r1/r2 < RATIO, r2 outside the group.
+and AGAIN per training image, from which the probability of that label comes. A sample copies its nearest image, with
+that image's duplicate group, where r1/r2 < RATIO, r2 outside the group.
+
+FashionMNIST is the Debian package dataset-fashion-mnist: its files, in the folder FashionMNIST/raw of a folder ROOT,
+are the source torchvision:FashionMNIST?root=ROOT.
 """
 
 import functools
@@ -25,7 +28,7 @@ from stages.memorization.groups import find_duplicates
 from stages.memorization.matching import BUDGET, own_neighbors
 from stages.search.nearest import nearest
 
-SIDE, SAMPLES, AGAIN, RATIO, HELD_OUT = 8, 5, 10, 0.7, 500
+SIDE, SAMPLES, AGAIN, RATIO, HELD_OUT = 8, 5, 100, 0.7, 500
 WIDTH = 0.385  # the kernel's h, over the median distance to the nearest other image
 RADIUS, LEFT = 1.9, 1.05  # sigma sqrt(d) over that distance: where temperature begins, and what tikhonov leaves
 STEPS = 14  # of a network's training, per training image: about a quarter of its samples are copies then
@@ -33,11 +36,13 @@ CLOSED = ("kernel", "temperature", "loader-25", "tikhonov")
 NETWORKS = ("plain", "smoothed")
 CLASSES = (1, 7)  # of CIFAR-10: cars and horses
 READ = 1_500  # images of each
+FASHION = 3_000  # of FashionMNIST: the first, of all classes
+AT_ONCE = 500  # samples
 
 
 @functools.lru_cache(maxsize=1)
-def sources(cifar: Path | None) -> dict[str, np.ndarray]:
-    """Images of 8 x 8 by name."""
+def sources(cifar: Path | None, fashion: str | None = None) -> dict[str, np.ndarray]:
+    """Images of 8 x 8 by name. cifar: train.parquet of CIFAR-10; fashion: the source of FashionMNIST."""
     from sklearn.datasets import load_digits
 
     found = {"digits": small_models.digits("mnist5k", SIDE)}
@@ -47,6 +52,8 @@ def sources(cifar: Path | None) -> dict[str, np.ndarray]:
         for wanted in CLASSES:
             rows = np.flatnonzero(opened.labels == wanted)[:READ]
             found[f"CIFAR-10 class {wanted}"] = read_subset(opened, rows, SIDE)
+    if fashion is not None:
+        found["FashionMNIST"] = read_subset(open_source(fashion), np.arange(FASHION), SIDE)
     return found
 
 
@@ -88,13 +95,14 @@ def spacing(train: np.ndarray, group: np.ndarray) -> float:
     return float(np.sqrt(np.median(np.where(group[index] != group[:, None], squared, np.inf).min(1)))) / 255
 
 
-def form(name: str, train: np.ndarray) -> Variant:
-    """A closed form that smooths, by as much as the images are apart."""
-    apart = spacing(train, groups(train))
+def form(name: str, train: np.ndarray, strength: float = 1.0) -> Variant:
+    """A closed form that smooths, by as much as the images are apart; more where the strength is above 1."""
+    apart = strength * spacing(train, groups(train))
     level = apart / train[0].size ** 0.5
     own = {
         "kernel": {"kernel": {"h": round(WIDTH * apart, 4), "draws": 16}},
         "temperature": {"smooth_below": round(RADIUS * level, 4)},
+        "loader-25": {"loader_batch": max(2, round(25 / strength))},
         "tikhonov": {"penalty": round(LEFT * level, 4)},
     }
     return Variant(score="closed-form", **{**FORMS[name], **own.get(name, {})})
@@ -103,15 +111,20 @@ def form(name: str, train: np.ndarray) -> Variant:
 def model(name: str, train: np.ndarray, seed: int, steps: int | None, keep: Path | None) -> Model:
     """A closed form over the training images, or a network after `steps` steps (None: STEPS per image)."""
     if name in CLOSED:
-        return make_model(form(name, train), small_models.NOISE, train, None, small_models.CPU)
+        return closed(form(name, train), train)
     network = small_models.network_of(name, train, seed, steps or STEPS * len(train), keep)
     return make_model(small_models.variant(name), small_models.NOISE, train, network, small_models.CPU)
+
+
+def closed(spec: Variant, train: np.ndarray) -> Model:
+    """A closed form over the training images."""
+    return make_model(spec, small_models.NOISE, train, None, small_models.CPU)
 
 
 def drawn(made: Model, seed: int, count: int) -> np.ndarray:
     """Samples of a model, uint8 (count, H, W, C); `seed` draws the noise alone."""
     with torch.inference_mode():
-        return draw_samples(made, seed, count, 100)
+        return draw_samples(made, seed, count, AT_ONCE)
 
 
 def run(source: str, name: str, train: np.ndarray, seed: int, steps: int | None, keep: Path | None) -> dict[str, Any]:
@@ -120,4 +133,5 @@ def run(source: str, name: str, train: np.ndarray, seed: int, steps: int | None,
     counts = [copies_of(drawn(made, own, each * len(train)), train, group) for own, each in
               ((seed, SAMPLES), (1000 + seed, AGAIN))]  # fmt: skip
     row = {"source": source, "score": name, "size": len(train), "seed": seed, "steps": steps}
+    row |= {"further": AGAIN}
     return row | {"copies": counts[0].tolist(), "again": counts[1].tolist()}
