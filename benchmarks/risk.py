@@ -30,12 +30,12 @@ from benchmarks import risk_runs, risk_use, small_models
 from benchmarks.places import out_path
 from benchmarks.risk_runs import CLOSED, NETWORKS
 from benchmarks.samplers import cell
-from stages.memorization.risk import FEATURES, auc, calibration_slope, features, fit
+from stages.memorization import risk
+from stages.memorization.risk import FEATURES, auc, calibration_slope, fit
 from stages.memorization.seeds import SeedMean, over_seeds
 
 FITTED, TESTED = range(8), range(10, 15)
-DUPLICATES, COVERAGE = FEATURES.index("duplicates"), FEATURES.index("coverage")
-RIDGE = 10.0  # penalty: of the fit's runs, one closed form left out at a time, mean slope 1.06 (0.83 at 1, 1.32 at 30)
+RIDGE = 1.0  # penalty: of the fit's runs, one closed form left out at a time, mean slope 1.04 (1.07 at 3, 1.16 at 10)
 FEW = 0.05
 IMAGES = 100  # of a network's training set
 PARTS = ("closed", "networks", "use")
@@ -108,7 +108,8 @@ def described(rows: list[Row], options: argparse.Namespace) -> list[Row]:
         sets.setdefault((row["source"], row["size"], row["seed"]), []).append(row)
     found = []
     for own in sets.values():
-        x = features(training_set(key(own[0]), options))
+        known = risk.described(training_set(key(own[0]), options))
+        x = np.stack([known[name] for name in FEATURES], axis=1)
         logs = [np.log(0.5 + np.array(row["again"])) for row in own]
         for place, row in enumerate(own):
             kind = [i for i, other in enumerate(own) if (other["score"] in NETWORKS) == (row["score"] in NETWORKS)]
@@ -116,7 +117,7 @@ def described(rows: list[Row], options: argparse.Namespace) -> list[Row]:
             # expm1: five draws per image, each of which copies with this probability, all miss the image
             p = -np.expm1(-np.array(row["again"]) * risk_runs.SAMPLES / row["further"])
             labels = {"copied": np.array(row["copies"]) > 0, "likely": p >= 0.5}
-            found.append(row | {"x": x, "p": p, "others": np.mean(rest, 0) if rest else None, **labels})
+            found.append(row | known | {"x": x, "p": p, "others": np.mean(rest, 0) if rest else None, **labels})
     return found
 
 
@@ -138,8 +139,8 @@ def tested(rows: list[Row], weights: np.ndarray, label: str) -> dict[str, SeedMe
         return None
     orders: dict[str, Callable[[Row], np.ndarray]] = {
         "auc": lambda row: row["x"] @ weights,
-        "alone": lambda row: row["x"][:, DUPLICATES],
-        "low": lambda row: -row["x"][:, COVERAGE],
+        "alone": lambda row: row["duplicates"],
+        "low": lambda row: -row["coverage"],
         "further": lambda row: np.array(row["again"], float),
         "others": lambda row: row["others"],
     }
@@ -215,7 +216,7 @@ def in_the_few(rows: list[Row]) -> Iterator[str]:
     for name in (*CLOSED, *NETWORKS):
         shares = []
         for row in [row for row in rows if row["score"] == name and sum(row["again"])]:
-            each = np.sort(np.array(row["again"]) / np.exp(row["x"][:, DUPLICATES]))[::-1]  # a group's copies once
+            each = np.sort(np.array(row["again"]) / np.exp(row["duplicates"]))[::-1]  # a group's copies once
             shares.append(each[: round(FEW * len(each))].sum() / each.sum())
         if shares:
             yield f"{name}: {cell(over_seeds(shares), 100, 0)} % of the copies are of the 5 % that are copied most"

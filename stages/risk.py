@@ -1,10 +1,10 @@
 """Rank training images by how likely a model that is trained on them copies each of them.
 
-    python -m stages.risk --train SRC [--resolution PIXELS] [--share SHARE] [--out risk.csv]
+    python -m stages.risk --train SRC [--resolution PIXELS] [--share SHARE] [--noise LEVEL] [--out risk.csv]
 
 The table has a row for every image, the riskiest first: row, name, probability, the size of its duplicate group, and
-the features of stages/memorization/risk.py. docs/results.md says how good the order is: better than chance and than
-counting duplicates, and far from certain.
+what stages/memorization/risk.py says of the image. docs/results.md says how good the order is: better than chance and
+than counting duplicates, and far from certain.
 """
 
 import argparse
@@ -32,6 +32,11 @@ class Options(Section):
     out: Out = Field(Path("risk.csv"), description="the table that is written")
     resolution: int | None = Field(None, ge=8, description="side in pixels; default: the images' own")
     share: float = Field(0.1, gt=0, lt=1, description="share of the training images that the model copies")
+    noise: float | None = Field(
+        None,
+        gt=0,
+        description="the sampler's first noise level for pixels in [0, 1]; default: 5/16 of the side",
+    )
 
 
 def run(options: Options) -> list[dict[str, object]]:
@@ -39,18 +44,18 @@ def run(options: Options) -> list[dict[str, object]]:
     import numpy as np
 
     from stages.images.subset import read_subset
-    from stages.memorization.risk import FEATURES, WEIGHTS, features, probabilities
+    from stages.memorization.risk import FEATURES, WEIGHTS, described, probabilities
 
     if options.out.is_dir():
         raise InputError(f"--out {options.out} is a folder: name a file for the table")
     make_writable("out", options.out, options.out.parent)
     source = open_source(options.train)
-    found = features(read_subset(source, np.arange(len(source)), options.resolution), source.labels)
-    chance = probabilities(found, WEIGHTS, options.share)
+    found = described(read_subset(source, np.arange(len(source)), options.resolution), options.noise)
+    chance = probabilities(np.stack([found[name] for name in FEATURES], axis=1), WEIGHTS, options.share)
     rows = [
         {"row": int(i), "name": source.where(int(i)), "probability": round(float(chance[i]), 4)}
-        | {"images_in_group": round(float(np.exp(found[i, FEATURES.index("duplicates")])))}
-        | {name: round(float(value), 4) for name, value in zip(FEATURES, found[i])}
+        | {"images_in_group": round(float(np.exp(found["duplicates"][i])))}
+        | {name: round(float(values[i]), 4) for name, values in found.items()}
         for i in np.argsort(-chance, kind="stable")
     ]
     text = io.StringIO()

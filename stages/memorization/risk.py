@@ -1,47 +1,50 @@
-"""Which training images a model is likely to copy, from the training set alone (coverage: Merger & Goldt 2026, arXiv
-2606.14390).
+"""Which training images a model is likely to copy, from the training set alone.
 
-A logistic model of FEATURES of every image, all from its exact nearest neighbours. How many images are copied
-depends on the model and on its training, so the intercept is that of a model which copies a given share; only the order
-of the images and the ratios of their odds are learned. `python -m benchmarks.risk` fits WEIGHTS and measures them on
-runs with other seeds, sizes, images and scores.
+A logistic model of three FEATURES of every image: how much of the noise begins there, and what smoothing does to it
+among its exact nearest neighbours. How many images are copied depends on the model and on its training, so the
+intercept is that of a model which copies a given share; only the order of the images and the ratios of their odds are
+learned. `python -m benchmarks.risk` fits WEIGHTS and measures them on runs with other seeds, sizes, images and scores,
+beside what is DESCRIBED (low coverage: Merger & Goldt 2026, arXiv 2606.14390).
 """
 
 import dataclasses
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import expit, logit
+from scipy.special import expit, logit, logsumexp
 
 from stages.errors import InputError
 from stages.files.images import image_id
 from stages.memorization.groups import find_duplicates
 from stages.memorization.matching import BUDGET, own_neighbors
 
-FEATURES = (
-    "isolation", "gap", "coverage", "duplicates", "contrast", "class_share", "dark", "keep", "mass"
-)  # fmt: skip
-"""With s, the median distance to the nearest image outside the own duplicate group, and W_ij(l), the overlap weight of
-the images i and j under noise of level l (`_overlaps`):
+FEATURES = ("start", "mode", "blend")
+"""With s, the median distance to the nearest image outside the own duplicate group, and l = LEVEL s:
 
-isolation: ln of the distance to the nearest image outside the duplicate group, over s.
-gap: ln of that distance over the mean of the listed ones outside the group.
+start: ln of M times the share of the noise that begins at the group. A sampler begins at x in N(0, sigma^2 I), sigma
+    its first level. The weight of an image x_i there has the mean exp(-c.m / sigma^2), over that of all, to first
+    order: m is the mean image and c = x_i - m. Without that lead it is ln of the group's size.
+mode: -ln(r1/r2) where mean shift by exp(-r^2 / 2 l^2) ends that begins at the image: what is left of it in the data
+    smoothed by N(0, l^2 I). r1: distance to the own group, r2: to the nearest image outside it.
+blend: -ln(r1/r2) of sum_j W_ij x_j, with W_ij proportional to exp(-D_ij^2 / 8 l^2), the overlap (Bhattacharyya
+    coefficient) of N(x_i, l^2 I) and N(x_j, l^2 I): how far a single smoothing moves the image."""
+
+DESCRIBED = ("duplicates", "coverage", "isolation")
+"""Not in the model, and shown beside it.
+
+duplicates: ln of the size of the duplicate group.
 coverage: ln of how many images list it among their NEAR nearest, over NEAR (one added to both).
-duplicates: ln of the size of its duplicate group.
-contrast: ln of the standard deviation of its pixels, over the set's median.
-class_share: ln of its class's share of the images, over an even one; 0 without labels.
-dark: (mean of |x|^2 - its own |x|^2) / s^2. A sampler begins in N(0, sigma_max^2 I), where an image's log-weight leads
-    by that difference over 2 sigma_max^2 (METHODS section 4, largest level).
-keep: log-odds of the sum of W_ij(KEEP s) over its own group: whether noise leaves it there.
-mass: ln of the sum of W_ji(MASS s) over all images j and all i of the group: how much of the set's noise ends there."""
+isolation: ln of the distance to the nearest image outside the duplicate group, over s."""
 
 NEAR = 10
 FEWEST = 12  # training images
-KEEP, MASS = 0.35, 0.25  # levels in units of s, chosen on the runs of the fit; 0.25 to 1 differ little
-LEAST = 1e-4  # probability from which on an image counts as kept or lost for certain
+LEVEL = 0.3  # chosen on the runs of the fit, a closed form left out at a time; 0.25 and 0.35 lose 0.01 of AUC
+SHIFTS = 30  # of mean shift
+LEAST, MOST = 0.02, 3.0  # r1/r2 is taken as no less and no more
+FIRST_LEVEL = 5 / 16  # of a sampler, over the side in pixels: 5 at 16 x 16, as params.yaml has it
 
-WEIGHTS = np.array([0.66, 0.42, 0.25, 0.46, -0.06, 0.0, 0.35, 1.05, 0.65])
-"""Of FEATURES, as `python -m benchmarks.risk` fits them; its runs have no classes, so that of class_share is 0."""
+WEIGHTS = np.array([2.44, 0.21, 0.54])
+"""Of FEATURES, as `python -m benchmarks.risk` fits them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,80 +55,96 @@ class Fit:
     intercepts: np.ndarray
 
 
-def features(images: np.ndarray, labels: np.ndarray | None = None) -> np.ndarray:
-    """Return FEATURES of training images uint8 (M, H, W, C), float64 (M, 9). labels: int64 (M,), -1 where unknown.
+def features(images: np.ndarray, sigma_max: float | None = None) -> np.ndarray:
+    """Return FEATURES of training images uint8 (M, H, W, C), float64 (M, 3); arguments as `described`."""
+    found = described(images, sigma_max)
+    return np.stack([found[name] for name in FEATURES], axis=1)
+
+
+def described(images: np.ndarray, sigma_max: float | None = None) -> dict[str, np.ndarray]:
+    """Return FEATURES and DESCRIBED of training images uint8 (M, H, W, C), float64 (M,) each.
+
+    sigma_max: first level of the sampler, for pixels in [0, 1]; None: FIRST_LEVEL times the height.
 
     Raises InputError for fewer than FEWEST images.
     """
     if len(images) < FEWEST:
         raise InputError(f"risk: {len(images)} training images are too few: give at least {FEWEST}")
-    flat = images.reshape(len(images), -1)
+    flat, sigma = images.reshape(len(images), -1), sigma_max or FIRST_LEVEL * images.shape[1]
     own = own_neighbors(flat, 0, len(flat), BUDGET)
     group = find_duplicates([image_id(image) for image in images], own, flat.shape[1]).group
     index, distance = own["index"], np.sqrt(own["squared"].astype(np.float64))
-    first, mean = _beyond(distance, group[index] != group[:, None])
+    first = np.where(group[index] != group[:, None], distance, np.inf).min(1)
+    first = np.where(np.isfinite(first), first, distance[:, -1])  # all that are listed belong to the group
     apart = max(float(np.median(first)), 1.0)
-    square = np.square(flat, dtype=np.float64).sum(1)
     listed = np.bincount(index[:, :NEAR].ravel(), minlength=len(flat))
-    columns = {
-        "isolation": _relative(first),
-        "gap": np.log(np.maximum(first, 1)) - np.log(np.maximum(mean, 1)),
-        "coverage": np.log((1 + listed) / (1 + NEAR)),
+    return {
+        "start": _start(flat, group, sigma),
+        **_smoothed(flat, group, index, LEVEL * apart),
         "duplicates": np.log(np.bincount(group)[group]),
-        "contrast": _relative(flat.std(axis=1)),
-        "class_share": _class_share(labels, len(flat)),
-        "dark": (square.mean() - square) / apart**2,
-        **_shares(index, distance / apart, group),
+        "coverage": np.log((1 + listed) / (1 + NEAR)),
+        "isolation": np.log(np.maximum(first, 1) / apart),
     }
-    return np.stack([columns[name] for name in FEATURES], axis=1)
 
 
-def _beyond(distance: np.ndarray, away: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the distance to the nearest listed image outside the own group and the mean over all of these, (M,) each.
+def _start(flat: np.ndarray, group: np.ndarray, sigma: float) -> np.ndarray:
+    """Return `start` of all images uint8 (M, d), (M,)."""
+    mean = flat.mean(0, dtype=np.float64)
+    blocks = range(0, len(flat), 4096)
+    lead = (mean @ mean - np.concatenate([flat[at : at + 4096] @ mean for at in blocks])) / (255 * sigma) ** 2
+    weight = np.exp(lead - lead.max())
+    return np.log(np.bincount(group, weight)[group]) + lead.max() + np.log(len(flat)) - logsumexp(lead)
 
-    Both are that of the last listed image where all belong to the group.
+
+def _smoothed(flat: np.ndarray, group: np.ndarray, index: np.ndarray, level: float) -> dict[str, np.ndarray]:
+    """Return `mode` and `blend` of all images uint8 (M, d), (M,) each, from their listed neighbours (M, n).
+
+    All places are weighted means z of the image and its neighbours, so that their distances follow from those between
+    the points: |z - x_j|^2 = sum_k v_k D_jk^2 - sum_kl v_k v_l D_kl^2 / 2 for weights v of sum 1.
     """
-    some = away.any(1)
-    first = np.where(some, np.where(away, distance, np.inf).min(1), distance[:, -1])
-    mean = np.where(away, distance, 0).sum(1) / np.maximum(away.sum(1), 1)
-    return first, np.where(some, mean, distance[:, -1])
+    found: dict[str, list[np.ndarray]] = {"mode": [], "blend": []}
+    rows = max(1, BUDGET // (32 * (index.shape[1] + 1) * (flat.shape[1] + index.shape[1])))
+    for at in range(0, len(flat), rows):
+        who = np.concatenate([np.arange(at, min(at + rows, len(flat)))[:, None], index[at : at + rows]], axis=1)
+        squared, same = _between(flat[who].astype(np.float64)), group[who] == group[who[:, :1]]
+        found["blend"].append(_kept(_places(squared, _softmax(-squared[:, 0] / (8 * level**2))), same))
+        reached = squared[:, 0]
+        for _ in range(SHIFTS):
+            reached = _places(squared, _softmax(-reached / (2 * level**2)))
+        found["mode"].append(_kept(reached, same))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
 
 
-def _shares(index: np.ndarray, distance: np.ndarray, group: np.ndarray) -> dict[str, np.ndarray]:
-    """Return `keep` and `mass` of all images, (M,) each, from their listed neighbours (M, n); distances over s."""
-    who = group[np.concatenate([np.arange(len(index))[:, None], index], axis=1)]
-    kept = np.where(who == group[:, None], _overlaps(distance / KEEP), 0).sum(1)
-    total = np.bincount(who.ravel(), _overlaps(distance / MASS).ravel(), minlength=len(index))
-    return {"keep": logit(np.clip(kept, LEAST, 1 - LEAST)), "mass": np.log(total[group])}
+def _between(points: np.ndarray) -> np.ndarray:
+    """Return all squared distances between points (B, n, d), (B, n, n)."""
+    centred = points - points[:, :1]
+    square = (centred**2).sum(2)
+    return np.maximum(square[:, :, None] + square[:, None] - 2 * centred @ centred.transpose(0, 2, 1), 0)
 
 
-def _overlaps(distance: np.ndarray) -> np.ndarray:
-    """Return W of every image and its listed neighbours, (M, 1 + n), itself first; distances (M, n) in units of l.
-
-    W_ij is proportional to exp(-D_ij^2 / 8 l^2), the overlap (Bhattacharyya coefficient) of N(x_i, l^2 I) and
-    N(x_j, l^2 I); each row sums to 1.
-    """
-    weight = np.exp(-(np.pad(distance, ((0, 0), (1, 0))) ** 2) / 8)
+def _softmax(logs: np.ndarray) -> np.ndarray:
+    weight = np.exp(logs - logs.max(1, keepdims=True))
     return weight / weight.sum(1, keepdims=True)
 
 
-def _relative(values: np.ndarray) -> np.ndarray:
-    """Return ln(value / median), of at least one grey level each."""
-    return np.log(np.maximum(values, 1)) - np.log(max(float(np.median(values)), 1))
+def _places(squared: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Return the squared distances of weighted means to the points, (B, n); squared (B, n, n), weight (B, n)."""
+    mean = (squared @ weight[:, :, None])[:, :, 0]
+    return np.maximum(mean - (weight * mean).sum(1, keepdims=True) / 2, 0)
 
 
-def _class_share(labels: np.ndarray | None, count: int) -> np.ndarray:
-    if labels is None or (labels < 0).any():
-        return np.zeros(count)
-    _, place, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-    return np.log(sizes[place] * len(sizes) / count)
+def _kept(squared: np.ndarray, same: np.ndarray) -> np.ndarray:
+    """Return - ln r1/r2 from squared distances to the points (B, n), of which `same` are of the image's own group."""
+    one, other = (np.sqrt(np.where(which, squared, np.inf).min(1)) for which in (same, ~same))
+    return -np.log(np.clip(one / np.maximum(other, 1e-9), LEAST, MOST))
 
 
 def fit(x: np.ndarray, copied: np.ndarray, run: np.ndarray, ridge: float = 1.0) -> Fit:
     """Return the weights of least penalized logistic loss, with an intercept of its own for every run.
 
-    x: float64 (N, F); copied: bool (N,); run: int64 (N,), from 0. ridge: weight of |weights|^2 / 2; the intercepts have
-    1e-3 of it, so that a run in which all images are copied has one. Raises ArithmeticError without convergence.
+    x: float64 (N, F); copied: bool (N,), or its probability; run: int64 (N,), from 0. ridge: weight of |weights|^2 / 2;
+    the intercepts have 1e-3 of it, so that a run in which all images are copied has one. Raises ArithmeticError without
+    convergence.
     """
     design = np.concatenate([x, np.eye(run.max() + 1)[run]], axis=1)
     penalty = ridge * np.concatenate([np.ones(x.shape[1]), np.full(run.max() + 1, 1e-3)])

@@ -4,17 +4,23 @@ import csv
 
 import numpy as np
 import pytest
-from scipy.special import expit
+from scipy.special import expit, logsumexp
 
+import stages.memorization.risk
 from stages.errors import InputError
 from stages.memorization.risk import (
+    DESCRIBED,
     FEATURES,
-    KEEP,
-    MASS,
+    LEAST,
+    LEVEL,
+    MOST,
     NEAR,
+    SHIFTS,
     WEIGHTS,
+    _smoothed,
     auc,
     calibration_slope,
+    described,
     features,
     fit,
     probabilities,
@@ -26,52 +32,86 @@ def images(count=60, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, 6, 6, 1), dtype=np.uint8)
 
 
-def column(found, name):
-    return found[:, FEATURES.index(name)]
+def by_hand(pixels):
+    """Squared distances, whether two images are of one group (10 to 12 are equal), and the median distance s."""
+    flat = pixels.reshape(len(pixels), -1).astype(float)
+    squared = ((flat[:, None] - flat) ** 2).sum(2)
+    group = np.where(np.isin(np.arange(len(pixels)), [10, 11, 12]), 10, np.arange(len(pixels)))
+    same = np.equal.outer(group, group)
+    first = np.sqrt(np.where(same, np.inf, squared).min(1))
+    return flat, squared, same, first
 
 
-def test_features_by_hand():
-    pixels = images()
-    pixels[10:13] = pixels[10]  # three equal images
-    found = features(pixels, np.arange(60) % 3)
-    flat = pixels.reshape(60, -1).astype(float)
-    distance = np.sqrt(((flat[:, None] - flat) ** 2).sum(2))
-    same = np.equal.outer(group := np.where(np.isin(np.arange(60), [10, 11, 12]), 10, np.arange(60)), group)
-    outside = np.where(same, np.inf, distance)
-    first = outside.min(1)
-    assert column(found, "isolation") == pytest.approx(np.log(first / np.median(first)))
-    assert column(found, "duplicates") == pytest.approx(np.log(np.where(group == 10, 3, 1)))
-    contrast = flat.std(1)
-    assert column(found, "contrast") == pytest.approx(np.log(contrast / np.median(contrast)))
-    assert column(found, "class_share") == pytest.approx(np.zeros(60))
+def with_equal_ones(count, seed=0):
+    pixels = images(count, seed)
+    pixels[10:13] = pixels[10]
+    return pixels
+
+
+def test_what_is_described_by_hand():
+    found = described(pixels := with_equal_ones(60))
+    _, squared, same, first = by_hand(pixels)
+    assert found["isolation"] == pytest.approx(np.log(first / np.median(first)))
+    assert found["duplicates"] == pytest.approx(np.log(same.sum(1)))
     listed = np.zeros(60)
     for i in range(60):
-        order = np.lexsort((np.arange(60), np.where(np.arange(60) == i, np.inf, distance[i])))
+        order = np.lexsort((np.arange(60), np.where(np.arange(60) == i, np.inf, squared[i])))
         listed[order[:NEAR]] += 1
-    assert column(found, "coverage") == pytest.approx(np.log((1 + listed) / (1 + NEAR)))
-    assert (column(found, "gap") <= 0).all()
-    square = (flat**2).sum(1)
-    assert column(found, "dark") == pytest.approx((square.mean() - square) / np.median(first) ** 2)
+    assert found["coverage"] == pytest.approx(np.log((1 + listed) / (1 + NEAR)))
+    assert list(found) == [*FEATURES, *DESCRIBED]
 
 
-def test_overlaps_by_hand():
-    """All of 30 images are listed, so that the sums over the listed ones are those over all."""
-    pixels = images(30)
-    pixels[10:13] = pixels[10]
-    found = features(pixels)
-    flat = pixels.reshape(30, -1).astype(float)
-    distance = np.sqrt(((flat[:, None] - flat) ** 2).sum(2))
-    same = np.equal.outer(group := np.where(np.isin(np.arange(30), [10, 11, 12]), 10, np.arange(30)), group)
-    s = np.median(np.where(same, np.inf, distance).min(1))
+def test_smoothing_by_hand():
+    """All of 30 images are listed; a level near their distance, so that smoothing moves them."""
+    pixels = np.clip(with_equal_ones(30).astype(int) // 8 + 100, 0, 255).astype(np.uint8)
+    found = described(pixels)
+    flat, squared, same, first = by_hand(pixels)
+    level = LEVEL * np.median(first)
 
-    def overlaps(level):
-        weight = np.exp(-((distance / (level * s)) ** 2) / 8)
-        return weight / weight.sum(1, keepdims=True)
+    def kept(z):
+        away = np.sqrt(((z[:, None] - flat) ** 2).sum(2))
+        one, other = (np.where(which, away, np.inf).min(1) for which in (same, ~same))
+        return -np.log(np.clip(one / other, LEAST, MOST))
 
-    own = (overlaps(KEEP) * same).sum(1)
-    assert column(found, "keep") == pytest.approx(np.log(own / (1 - own)))
-    assert column(found, "mass") == pytest.approx(np.log((overlaps(MASS) @ same).sum(0)))
-    assert np.exp(column(found, "mass"))[[*range(11), *range(13, 30)]].sum() == pytest.approx(30)
+    def mean(weight):
+        return weight @ flat / weight.sum(1, keepdims=True)
+
+    assert found["blend"] == pytest.approx(kept(mean(np.exp(-squared / (8 * level**2)))), abs=1e-6)
+    z = flat
+    for _ in range(SHIFTS):
+        z = mean(np.exp(-((z[:, None] - flat) ** 2).sum(2) / (2 * level**2)))
+    assert found["mode"] == pytest.approx(kept(z), abs=1e-6)
+    assert found["blend"].std() > 0.01
+
+
+def test_a_pair_has_its_mode_between_when_the_level_reaches_its_distance():
+    """Two points merge where they are less than 2 l apart, so that r1/r2 = 1: here 1.5 l, and 4 l."""
+    flat, group = np.array([[0], [15], [120], [160]], np.uint8), np.arange(4)
+    index = np.array([[1, 2, 3], [0, 2, 3], [3, 1, 0], [2, 1, 0]])
+    found = _smoothed(flat, group, index, 10.0)["mode"]
+    assert found[:2] == pytest.approx(np.zeros(2), abs=1e-6)
+    assert (found[2:] > 3).all()
+
+
+def test_start_is_the_share_of_the_noise_that_begins_at_an_image():
+    pixels, sigma = with_equal_ones(30), 3.0
+    pixels[5:9] //= 2
+    flat, generator = pixels.reshape(30, -1) / 255, np.random.default_rng(0)
+    x = sigma * generator.standard_normal((40_000, flat.shape[1]))
+    log = -(((x[:, None] - flat) ** 2).sum(2)) / (2 * sigma**2)
+    share = np.exp(log - logsumexp(log, axis=1, keepdims=True)).mean(0)
+    share[10:13] = share[10:13].sum()
+    assert described(pixels, sigma)["start"] == pytest.approx(np.log(30 * share), abs=0.05)
+    assert described(pixels, 1e6)["start"] == pytest.approx(described(pixels)["duplicates"], abs=1e-6)
+    assert (described(pixels)["start"] == described(pixels, 5 / 16 * 6)["start"]).all()
+
+
+def test_the_features_are_those_described_in_blocks_too(monkeypatch):
+    pixels = with_equal_ones(60)
+    found = described(pixels)
+    assert ([found[name] for name in FEATURES] == features(pixels).T).all()
+    monkeypatch.setattr(stages.memorization.risk, "BUDGET", 1 << 20)
+    assert pytest.approx(np.array([found[name] for name in FEATURES])) == features(pixels).T
 
 
 def test_the_overlap_is_the_bhattacharyya_coefficient_of_two_noised_images():
@@ -80,12 +120,6 @@ def test_the_overlap_is_the_bhattacharyya_coefficient_of_two_noised_images():
     grid = np.linspace(-20, 20, 40_001)
     densities = [np.exp(-((grid - at) ** 2) / (2 * s * s)) / (s * np.sqrt(2 * np.pi)) for at in (0, apart)]
     assert np.trapezoid(np.sqrt(densities[0] * densities[1]), grid) == pytest.approx(np.exp(-(apart**2) / (8 * s**2)))
-
-
-def test_a_class_that_is_twice_as_frequent_as_an_even_one_has_ln_2():
-    labels = np.repeat([0, 1, 2], [40, 10, 10])
-    assert column(features(images(), labels), "class_share")[0] == pytest.approx(np.log(2))
-    assert (column(features(images(), np.full(60, -1)), "class_share") == 0).all()
 
 
 def test_the_features_belong_to_the_image_and_not_to_its_row():
