@@ -42,6 +42,7 @@ from stages.search.pixel_distance import pixel_distance
 
 RATIO, HELD_OUT, CONTROL, POINTS, SAMPLES, CHECKED = 0.7, 2000, 1000, 100, 200, 10
 CHOICE = 10_000  # added to the seed of the samples that a network is chosen by
+THRESHOLD = 0.02  # of PCA-locality, as released
 BATCHES = (25, 100, 250, 500)
 LEVELS = np.geomspace(0.05, 2.5, 6)
 HEUN = {"name": "heun", "levels": 12}
@@ -50,11 +51,11 @@ FORMS: dict[str, dict[str, Any]] = {
     "empirical": {"form": "conditioning", "sampler": HEUN},
     "wiener": {"form": "wiener", "sampler": HEUN},
     "local-3": {"form": "local", "patch": 3, "sampler": HEUN},
-    "pca-locality": {"form": "pca-locality", "mask_threshold": 0.02, "sampler": HEUN},
+    "pca-locality": {"form": "pca-locality", "mask_threshold": THRESHOLD, "sampler": HEUN},
     "tikhonov": {"form": "tikhonov", "penalty": 0.1, "sampler": HEUN},
     **{f"loader-{n}": {"form": "loader-batches", "loader_batch": n, "sampler": HEUN} for n in BATCHES},
     **{
-        f"pca-loader-{n}": {"form": "pca-locality", "mask_threshold": 0.02, "loader_batch": n, "sampler": HEUN}
+        f"pca-loader-{n}": {"form": "pca-locality", "mask_threshold": THRESHOLD, "loader_batch": n, "sampler": HEUN}
         for n in BATCHES
     },
     "kernel": {"form": "kernel-smoothed", "kernel": {"h": 0.4, "draws": 32}, "sampler": HEUN},
@@ -78,6 +79,7 @@ class Setting:
         size: training images.
         steps: of the network's training, to choose from; none: no network.
         sigma_max, levels: largest noise level, and the number of levels of Heun's sampler.
+        mask_threshold: of PCA-locality.
     """
 
     source: str
@@ -87,6 +89,7 @@ class Setting:
     steps: tuple[int, ...]
     sigma_max: float
     levels: int
+    mask_threshold: float
 
     @property
     def noise(self) -> NoiseParams:
@@ -94,9 +97,10 @@ class Setting:
         return NoiseParams(sigma_min=small_models.NOISE.sigma_min, sigma_max=self.sigma_max)
 
     def variant(self, spec: dict[str, Any]) -> Variant:
-        """A form with this table's number of levels, where its sampler is Heun's."""
-        heun = spec["sampler"] | ({"levels": self.levels} if spec["sampler"] == HEUN else {})
-        return Variant(score="closed-form", **{**spec, "sampler": heun})
+        """A form with this table's number of levels, where its sampler is Heun's, and threshold, where it has one."""
+        own = {"sampler": spec["sampler"] | ({"levels": self.levels} if spec["sampler"] == HEUN else {})}
+        own |= {"mask_threshold": self.mask_threshold} if "mask_threshold" in spec else {}
+        return Variant(score="closed-form", **{**spec, **own})
 
     def forms(self) -> dict[str, dict[str, Any]]:
         """The forms but those whose loader batch holds all images, which are another form."""
@@ -234,7 +238,7 @@ def rows(setting: Setting, seed: int, keep: Path | None, wanted: set[str]) -> It
         model = make_model(setting.variant(spec), setting.noise, train, None, small_models.CPU)
         found = by_level(model, network, train, held_out, seed)
         if name == "pca-locality":
-            found |= sight(train, spec["mask_threshold"])
+            found |= sight(train, setting.mask_threshold)
         drawn = draw_samples(model, seed, SAMPLES, 50)
         yield {**about, "form": name, **found, **of_samples(drawn, train, held_out)}
 
@@ -254,6 +258,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=small_models.SIDE)
     parser.add_argument("--sigma-max", type=float, default=small_models.NOISE.sigma_max)
     parser.add_argument("--levels", type=int, default=HEUN["levels"], help="of Heun's sampler")
+    parser.add_argument("--mask-threshold", type=float, default=THRESHOLD, help="of PCA-locality")
     parser.add_argument("--size", type=int, default=1000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--steps", type=int, nargs="+", default=[400, 800, 1600, 3200], help="0: no network")
@@ -263,7 +268,7 @@ def main() -> None:
     parser.add_argument("--out", type=out_path, default=Path("league.jsonl"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    keys = ("source", "label", "side", "size", "sigma_max", "levels")
+    keys = ("source", "label", "side", "size", "sigma_max", "levels", "mask_threshold")
     steps = tuple(sorted(set(arguments.steps) - {0}))
     setting = Setting(**{key: getattr(arguments, key) for key in keys}, steps=steps)
     forms = set(OF_BATCHES if "BATCHES" in arguments.forms else arguments.forms)

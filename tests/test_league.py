@@ -28,7 +28,13 @@ def test_training_images_are_copies_and_means_of_two_are_blends():
 
 def setting(**changes):
     own = {"source": "mnist5k", "label": None, "side": 8, "size": 15, "steps": (), "sigma_max": 2.5, "levels": 12}
-    return league.Setting(**{**own, **changes})
+    return league.Setting(**{**own, "mask_threshold": 0.02, **changes})
+
+
+def test_a_tables_levels_and_threshold_reach_its_forms():
+    spec = setting(levels=9, mask_threshold=0.3).variant(league.FORMS["pca-loader-25"])
+    assert (spec.sampler.levels, spec.mask_threshold, spec.loader_batch) == (9, 0.3, 25)
+    assert setting(levels=9).variant(league.FORMS["shells"]).sampler.levels == league.ACTUAL["levels"]
 
 
 @pytest.fixture
