@@ -17,6 +17,7 @@ from stages.diffusion.model import Model
 from stages.features.frechet import frechet_from_features
 from stages.memorization.risk import features
 from stages.memorization.seeds import over_seeds, paired_difference
+from stages.theory.copied_images import CLOSED, copied_groups, drawn, form
 
 REMOVED = 0.05
 IMAGES = 100  # of the sets that are changed
@@ -55,18 +56,18 @@ def measured(name: str, weights: np.ndarray, seed: int, keep: Path | None) -> tu
     group = risk_runs.groups(train)
 
     def values(made: Model) -> tuple[float, float]:
-        samples = risk_runs.drawn(made, seed, SAMPLES * IMAGES)
-        copies = len(risk_runs.copied_groups(samples, train, group)) / len(samples)
+        samples = drawn(made, seed, SAMPLES * IMAGES)
+        copies = len(copied_groups(samples, train, group)) / len(samples)
         return copies, frechet_from_features(small_models.flat(samples) / 255, real)
 
     def model(some: np.ndarray) -> Model:
-        if name in risk_runs.CLOSED:
-            return risk_runs.closed(risk_runs.form(name, train), some)
+        if name in CLOSED:
+            return risk_runs.closed(form(name, train), some)
         return risk_runs.model(name, some, seed, risk_runs.STEPS * IMAGES, keep)
 
     sets = {kind: values(model(some)) for kind, some in changed(train, weights, seed).items()}
-    strengths = STRENGTHS if name in risk_runs.CLOSED else ()
-    more = {str(f): values(risk_runs.closed(risk_runs.form(name, train, f), train)) for f in strengths}
+    strengths = STRENGTHS if name in CLOSED else ()
+    more = {str(f): values(risk_runs.closed(form(name, train, f), train)) for f in strengths}
     return sets, more
 
 
@@ -83,7 +84,7 @@ def fewest(curve: Measured, distance: float) -> float | None:
 
 def table(weights: np.ndarray, names: list[str], keep: Path | None) -> Iterator[str]:
     """Markdown tables: the changed sets with paired differences over seeds; riskiest less random; at equal distance."""
-    seeds = {name: SEEDS if name in risk_runs.CLOSED else OF_NETWORKS for name in names}
+    seeds = {name: SEEDS if name in CLOSED else OF_NETWORKS for name in names}
     found = {name: [measured(name, weights, seed, keep) for seed in seeds[name]] for name in names}
     yield "\n| model | training set | copies % | change, points | FD-pixels | change |"
     yield "|---" * 6 + "|"

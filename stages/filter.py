@@ -191,7 +191,8 @@ def work(shard: Shard) -> Path:
 
     Training images are only searched for their own neighbours, and samples of runs for what `run_metrics` needs.
     """
-    from stages.memorization.matching import BUDGET, match, own_neighbors, whole_reference
+    from stages.memorization.matching import match, whole_reference
+    from stages.memorization.neighbors import BUDGET, own_neighbors
     from stages.memorization.run_metrics import search
 
     settings = shard.settings

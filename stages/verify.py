@@ -29,6 +29,7 @@ from stages.protocol import Parts, Section, Shard, StageParams, explain, load_tr
 from stages.theory.bias_variance import BiasVariance
 from stages.theory.claims import Block, ImageBlock, Picture, Table
 from stages.theory.collapse import Collapse
+from stages.theory.copied_images import CopiedImages
 from stages.theory.denoising import Denoising
 from stages.theory.domination import ImageDomination, SigmaDomination
 from stages.theory.expansion import Expansion
@@ -66,6 +67,7 @@ class Blocks(Section):
     generated_density: GeneratedDensity
     smoothed_circle: SmoothedCircle
     smoothed_images: SmoothedSamples
+    copied_images: CopiedImages
 
     @classmethod
     def kinds(cls) -> dict[str, type[Block]]:

@@ -13,35 +13,6 @@ from benchmarks import risk, risk_runs, risk_use, small_models
 from stages.memorization.risk import DESCRIBED, FEATURES, auc
 
 
-def test_a_tenth_of_the_images_is_repeated():
-    train = risk_runs.repeated(small_models.digits(), 100, 0)
-    _, sizes = np.unique(small_models.flat(train), axis=0, return_counts=True)
-    assert (sizes > 1).sum() == 10
-    assert set(sizes) == {1, 2, 3, 4}
-
-
-def test_copies_count_for_the_whole_group_of_their_image():
-    train = risk_runs.repeated(small_models.digits(), 100, 0)
-    group = risk_runs.groups(train)
-    place = np.flatnonzero(np.bincount(group)[group] == 1)[0]
-    found = risk_runs.copies_of(train[[0, 0, place]], train, group)
-    assert found[place] == 1
-    assert set(np.flatnonzero(found)) == {place, *np.flatnonzero(group == group[0])}
-    assert set(found[group == group[0]]) == {2}
-
-
-def test_smoothing_grows_with_the_distance_between_images():
-    train = risk_runs.repeated(small_models.digits(), 60, 0)
-    dim = (train // 2).astype(np.uint8)
-    for name, value in (
-        ("kernel", lambda spec: spec.kernel.h),
-        ("temperature", lambda spec: spec.smooth_below),
-        ("tikhonov", lambda spec: spec.penalty),
-    ):
-        bright, half = (value(risk_runs.form(name, images)) for images in (train, dim))
-        assert half == pytest.approx(bright / 2, rel=0.03)
-
-
 def test_shifts_move_an_image_by_one_pixel_each_way():
     image = np.zeros((1, 5, 5, 1), np.uint8)
     image[0, 2, 2] = 9
@@ -57,13 +28,6 @@ def test_the_riskiest_images_are_removed_or_shifted():
     counts, kept = (Counter(image.tobytes() for image in images) for images in (train, sets["riskiest removed"]))
     assert {counts[image] for image in counts - kept} == {max(counts.values())}  # those that repeat most often
     assert (sets["riskiest shifted"][:38] == sets["riskiest removed"]).all()
-
-
-def test_more_strength_smooths_more():
-    train = risk_runs.repeated(small_models.digits(), 60, 0)
-    one, more = (risk_runs.form("tikhonov", train, strength).penalty for strength in (1, 2))
-    assert more == pytest.approx(2 * one, abs=1e-4)
-    assert risk_runs.form("loader-25", train, 2).loader_batch == 12
 
 
 def test_fashion_mnist_is_a_source_where_it_is_named(tmp_path):

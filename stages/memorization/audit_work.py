@@ -22,7 +22,8 @@ from stages.files.images import image_table, read_images, write_images
 from stages.files.shard import Shard
 from stages.images.common_size import decode
 from stages.memorization.groups import find_duplicates, halves
-from stages.memorization.matching import Reference, join, match, mirrored, own_neighbors, whole_reference, with_groups
+from stages.memorization.matching import Reference, join, match, mirrored, whole_reference, with_groups
+from stages.memorization.neighbors import own_neighbors
 from stages.memorization.self_test import plant_all
 
 encoder_of = functools.lru_cache(maxsize=1)(load_encoder)

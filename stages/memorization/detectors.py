@@ -16,14 +16,13 @@ from stages.memorization.audit_settings import encoder_params
 from stages.memorization.groups import find_duplicates
 from stages.memorization.matching import (
     BLOCK,
-    BUDGET,
     Matches,
     join,
     match,
-    own_neighbors,
     whole_reference,
     with_groups,
 )
+from stages.memorization.neighbors import BUDGET, own_neighbors
 from stages.memorization.ratios import nn_ratio, over
 from stages.memorization.scores import scores
 from stages.search.pixel_distance import pixel_distance

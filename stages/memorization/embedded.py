@@ -8,7 +8,8 @@ that a shard takes the features of the candidates and of hardly any other image.
 import numpy as np
 
 from stages.memorization.calibrated_rates import below, below_limit
-from stages.memorization.matching import BUDGET, mirrored
+from stages.memorization.matching import mirrored
+from stages.memorization.neighbors import BUDGET
 from stages.memorization.ratios import rho
 from stages.search.nearest import nearest
 from stages.search.pixel_distance import squared_radius

@@ -107,7 +107,7 @@ class Measured:
 
 
 def grouped_reference(parts: Sequence[Path], train: ImageTable) -> Reference:
-    """The training images with their duplicate groups and neighbours. parts: files of `matching.own_neighbors`."""
+    """The training images with their duplicate groups and neighbours. parts: files of `neighbors.own_neighbors`."""
     own = join([read_arrays(part) for part in parts])
     group = find_duplicates(train.ids, own, train.dimension).group
     return whole_reference(train.images, group, (own["index"], own["squared"]))

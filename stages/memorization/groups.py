@@ -10,7 +10,9 @@ import dataclasses
 import numpy as np
 
 from stages.files.arrays import Arrays
+from stages.files.images import image_id
 from stages.images.duplicates import connected_groups, first_rows
+from stages.memorization.neighbors import BUDGET, own_neighbors
 from stages.search.pixel_distance import pixel_distance
 
 RELATIVE = 0.4  # the usual distance around an image is the mean over its listed neighbours
@@ -38,7 +40,7 @@ def find_duplicates(ids: list[str], own: Arrays, dimension: int, near: float | N
 
     Args:
         ids: N strings; equal ids are equal images.
-        own: `matching.own_neighbors` of all N images.
+        own: `neighbors.own_neighbors` of all N images.
         dimension: d.
         near: the absolute distance, or None for NEAR_SHARE of the median distance to the nearest other image.
     """
@@ -56,6 +58,13 @@ def find_duplicates(ids: list[str], own: Arrays, dimension: int, near: float | N
     group[groups.row] = groups.representative
     sizes = np.bincount(group)
     return Duplicates(group, int((sizes > 1).sum()), int(sizes[sizes > 1].sum()), near)
+
+
+def duplicates_among(images: np.ndarray, own: Arrays | None = None) -> Duplicates:
+    """Return the groups of near duplicates of images uint8 (N, H, W, C). own: as `find_duplicates`, if it is known."""
+    flat = images.reshape(len(images), -1)
+    own = own_neighbors(flat, 0, len(flat), BUDGET) if own is None else own
+    return find_duplicates([image_id(image) for image in images], own, flat.shape[1])
 
 
 def halves(group: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -15,18 +15,17 @@ from stages.engine.products import single_threaded_products
 from stages.files.arrays import Arrays
 from stages.memorization import mixtures, nuisances
 from stages.memorization.crops import best_crop
+from stages.memorization.neighbors import BUDGET, NEIGHBORS
 from stages.memorization.nuisances import OUTSIDE
 from stages.memorization.refined import measured_crops, measured_shrunk
 from stages.search.alignment import best_shift, tile_distance
 from stages.search.nearest import nearest
 from stages.search.pixel_distance import pixel_distance
 
-NEIGHBORS = 50  # of every image, exact
 LEAST_REACH, REACH = 2, 3  # pixels of shift, of small and of other images
 CANDIDATES = 4  # the nearest by pixels and by brightness, at which shifts and crops are searched besides the shortlist
 WIDE = 1_024  # neighbours that are searched at most to get beyond a duplicate group; larger groups go one by one
 BLOCK = 4_096  # images that are matched at once
-BUDGET = 1 << 30  # bytes of working memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,16 +73,6 @@ class Reference:
             return self.own[0][rows, :count], self.own[1][rows, :count]
         count = min(count, len(self) - 1)
         return nearest(self.flat[rows], self.flat, count, exclude=rows, memory_budget=self.budget)
-
-
-def own_neighbors(flat: np.ndarray, start: int, stop: int, memory_budget: int) -> Arrays:
-    """Return the NEIGHBORS nearest other images, or all, of images start..stop of uint8 (N, d): index and squared."""
-    count = min(NEIGHBORS, len(flat) - 1)
-    if count == 0:
-        return dict.fromkeys(("index", "squared"), np.zeros((stop - start, 0), np.int64))
-    rows = np.arange(start, stop)
-    index, squared = nearest(flat[start:stop], flat, count, exclude=rows, memory_budget=memory_budget)
-    return {"index": index, "squared": squared}
 
 
 def whole_reference(

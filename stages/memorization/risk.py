@@ -14,9 +14,8 @@ from scipy.optimize import brentq
 from scipy.special import expit, logit, logsumexp
 
 from stages.errors import InputError
-from stages.files.images import image_id
-from stages.memorization.groups import find_duplicates
-from stages.memorization.matching import BUDGET, own_neighbors
+from stages.memorization.groups import duplicates_among
+from stages.memorization.neighbors import BUDGET, own_neighbors
 
 FEATURES = ("start", "mode", "blend")
 """With s, the median distance to the nearest image outside the own duplicate group, and l = LEVEL s:
@@ -72,7 +71,7 @@ def described(images: np.ndarray, sigma_max: float | None = None) -> dict[str, n
         raise InputError(f"risk: {len(images)} training images are too few: give at least {FEWEST}")
     flat, sigma = images.reshape(len(images), -1), sigma_max or FIRST_LEVEL * images.shape[1]
     own = own_neighbors(flat, 0, len(flat), BUDGET)
-    group = find_duplicates([image_id(image) for image in images], own, flat.shape[1]).group
+    group = duplicates_among(images, own).group
     index, distance = own["index"], np.sqrt(own["squared"].astype(np.float64))
     first = np.where(group[index] != group[:, None], distance, np.inf).min(1)
     first = np.where(np.isfinite(first), first, distance[:, -1])  # all that are listed belong to the group

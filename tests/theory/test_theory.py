@@ -307,6 +307,9 @@ def test_verify_writes_every_claim_and_table(tmp_path, monkeypatch):
         "The paper's 116 levels are the exact shell-touch count",
         "Smoothing the score brings what the reverse SDE generates nearer to the truth",  # too few sets to be clear
         "With fewer than half copies, log-domain smoothing still draws as diverse images as real ones",
+        "That order has an AUC of at least 0.9",  # in no size
+        "Low coverage decides which images are copied",
+        "The odds of a copy are as the order says",
     ]
     with open("data/verify/sigma_domination.tsv", newline="") as file:
         table = list(csv.DictReader(file, delimiter="\t"))
