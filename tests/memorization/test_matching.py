@@ -21,10 +21,10 @@ from stages.memorization.matching import (
     match,
     mirrored,
     outside,
-    own_neighbors,
     whole_reference,
     with_groups,
 )
+from stages.memorization.neighbors import own_neighbors
 from stages.memorization.scores import CROP_WEIGHT, scores
 from stages.search import nearest_short as nearest_short_module
 from stages.search.nearest import nearest
