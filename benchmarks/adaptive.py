@@ -27,9 +27,10 @@ import torch
 
 from benchmarks import small_models
 from benchmarks.league import ACTUAL
-from benchmarks.onset import grid
 from benchmarks.places import out_path
-from benchmarks.samplers import cell, flagged, nearness
+from benchmarks.samplers import cell, flagged
+from stages.beyond.copying_onset import grid
+from stages.beyond.measures import nearness
 from stages.diffusion.model import make_model
 from stages.diffusion.parameters import Variant
 from stages.diffusion.sampling import draw_samples
@@ -39,7 +40,7 @@ from stages.reporting.frontier import at_equal_distance
 from stages.reporting.runs import RATIO, SHARES, Columns, final, seeds
 
 PLAIN, SMOOTHED = "plain", ("smoothed", "five-over-sigma", "nonexpansive", "perplexity-3")
-SAMPLES, HELD_OUT, BELOW, FIRST = 200, 1000, 0.7, 50
+SAMPLES, HELD_OUT, FIRST = 200, 1000, 50
 CONSTANT = tuple(2 ** (i / 2) for i in range(12, -1, -1))
 FOLLOWING = ("5/sigma", "nonexpansive", "perplexity(3)")
 Row = dict[str, Any]
@@ -47,8 +48,8 @@ Row = dict[str, Any]
 
 def measure(images: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> Row:
     """The columns of the report's runs for images uint8 (N, H, W, C)."""
-    flat, (control, reference) = small_models.flat(train), np.split(held_out, 2)
-    found = flagged(nearness(images, flat, BELOW), nearness(control, flat, BELOW))
+    control, reference = np.split(held_out, 2)
+    found = flagged(nearness(images, train), nearness(control, train))
     fd, low, high = frechet_interval(*(small_models.flat(part) / 255 for part in (images, reference)))
     own = {"count": len(images), RATIO: found.pop("copied"), **found}
     return own | {"fd": fd, "fd_low": low, "fd_high": high}

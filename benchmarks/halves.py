@@ -25,15 +25,12 @@ import torch
 from benchmarks import small_models
 from benchmarks.places import out_path
 from benchmarks.samplers import cell
-from stages.diffusion.model import make_model
+from stages.beyond.halves import alikeness
+from stages.beyond.measures import copied, flat
 from stages.diffusion.parameters import Variant
-from stages.diffusion.sampling import draw_samples
-from stages.memorization.ratios import nn_ratio
 from stages.memorization.seeds import SHARE, over_seeds, rate_variance
-from stages.memorization.statistics import Z95
-from stages.search.nearest import nearest
 
-RATIO, HELD_OUT = 0.7, 1000
+HELD_OUT = 1000
 Pair = tuple[np.ndarray, np.ndarray]
 CLOSED: dict[str, dict[str, Any]] = {
     "conditioning": {"form": "conditioning"},
@@ -44,39 +41,21 @@ CLOSED: dict[str, dict[str, Any]] = {
 }
 
 
-def alikeness(one: np.ndarray, other: np.ndarray) -> tuple[float, float, float]:
-    """Return 1 - mean_i |a_i - b_i|^2 / mean_(i != j) |a_i - b_j|^2, and its 95 % interval (jackknife over i).
-
-    one, other: (N, d), N >= 3; sample i of both began at the same noise.
-    """
-    a, b = one.astype(np.float64), other.astype(np.float64)
-    squares = (a * a).sum(1)[:, None] + (b * b).sum(1) - 2 * a @ b.T
-    n, pairs = len(a), np.diag(squares)
-    together, apart = pairs.sum(), squares.sum() - pairs.sum()
-    # without i: its own pair, and its row and column of the unrelated ones
-    left = apart - (squares.sum(0) + squares.sum(1) - 2 * pairs)
-    each = 1 - ((together - pairs) / (n - 1)) / (left / ((n - 1) * (n - 2)))
-    found = 1 - (together / n) / (apart / (n * (n - 1)))
-    half = Z95 * float(np.sqrt((n - 1) / n * ((each - each.mean()) ** 2).sum()))
-    return float(found), float(found) - half, float(found) + half
-
-
 def copies(images: np.ndarray, train: np.ndarray) -> int:
     """How many images (N, H, W, C) copy a training image, r1/r2 < 0.7."""
-    return int((nn_ratio(nearest(small_models.flat(images), small_models.flat(train), 2)[1]) < RATIO).sum())
+    return int(copied(images, train).sum())
 
 
 def closed_form(name: str, train: np.ndarray, count: int, seed: int) -> np.ndarray:
     """Samples of a closed form, uint8 (count, H, W, C)."""
     sampler = small_models.variant("plain").sampler
     spec = Variant(score="closed-form", sampler=sampler, **CLOSED[name])
-    model = make_model(spec, small_models.NOISE, train, None, small_models.CPU)
-    return draw_samples(model, seed, count, min(50, count))
+    return small_models.samples(spec, None, train, count, seed)
 
 
 def compared(images: Pair, halves: Pair, held_out: np.ndarray) -> dict[str, Any]:
     """Alikeness of two models' samples, and the copies of each among its own half."""
-    found, low, high = alikeness(*map(small_models.flat, images))
+    found, low, high = alikeness(*map(flat, images))
     return {
         "samples": len(images[0]), "alikeness": found, "low": low, "high": high,
         "copies": [copies(own, half) for own, half in zip(images, halves)],

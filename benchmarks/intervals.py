@@ -15,9 +15,10 @@ from scipy.stats import binom
 
 from stages.features.frechet import frechet_from_features, frechet_interval
 from stages.features.kid import kernel_distance, kernel_interval
+from stages.memorization.first_reached import Stop, first_reached
 from stages.memorization.seeds import SHARE, SeedMean, over_seeds, paired_rates, rate_variance
 from stages.memorization.statistics import Z95, newcombe, rate_interval
-from stages.reporting.frontier import Stop, at_equal_distance, first_reached
+from stages.reporting.frontier import at_equal_distance
 from stages.reporting.runs import SHARES, Columns
 
 SPREAD = 0.3  # how far the samples' law is from the reference's

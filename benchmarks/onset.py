@@ -21,6 +21,7 @@ import torch
 
 from benchmarks import small_models
 from benchmarks.places import out_path
+from stages.beyond.copying_onset import grid
 from stages.memorization.onset import crossing, exponent, onset
 from stages.memorization.ratios import nn_ratio
 from stages.memorization.seeds import SeedMean, paired_difference
@@ -29,12 +30,6 @@ from stages.search.nearest import nearest
 RATIO, ENOUGH, SAMPLES, HELD_OUT = 0.7, 0.3, 100, 1000
 SHARES = (0.1, 0.25)
 VARIANTS = ("plain", "smoothed")
-
-
-def grid(first: int, last: int) -> list[int]:
-    """Steps sqrt 2 apart from `first` to `last`."""
-    count = int(2 * np.log2(last / first) + 1e-9)
-    return [round(first * 2 ** (i / 2)) for i in range(count + 1)]
 
 
 def copied(images: np.ndarray, train: np.ndarray) -> np.ndarray:

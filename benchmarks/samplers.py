@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from benchmarks.places import out_path
+from stages.beyond.measures import nearness
 from stages.diffusion.model import load_model
 from stages.diffusion.parameters import SamplerParams
 from stages.diffusion.sampling import draw_samples
@@ -27,13 +28,9 @@ from stages.files.features import read_features
 from stages.files.images import read_images
 from stages.files.paths import DATA, features_of, images_of, runs_of, score_of
 from stages.files.runs import Run, read_runs
-from stages.memorization.blends import NEIGHBORS, hull_distance
 from stages.memorization.calibrated_metrics import Nearness, calibrated_table
-from stages.memorization.ratios import nn_ratio
 from stages.memorization.seeds import SHARE, SeedMean, over_seeds, rate_variance
 from stages.protocol import load_tree
-from stages.search.nearest import nearest
-from stages.search.pixel_distance import pixel_distance
 
 SAMPLERS = {
     "Euler 60": SamplerParams(name="euler", levels=60),
@@ -50,14 +47,6 @@ def ends(variant: str) -> list[Run]:
     return list({run.seed: run for run in read_runs(runs_of(variant))}.values())
 
 
-def nearness(images: np.ndarray, train: np.ndarray, below: float) -> Nearness:
-    """Return how near images uint8 (N, H, W, C) lie to the training images, uint8 (M, d); below: r₁/r₂ of a copy."""
-    flat = images.reshape(len(images), -1)
-    index, squared = nearest(flat, train, NEIGHBORS)
-    hull = hull_distance(flat, train, index, 1 << 28).distance
-    return Nearness(pixel_distance(squared[:, 0], flat.shape[1]), hull, nn_ratio(squared) < below)
-
-
 def flagged(own: Nearness, held_out: Nearness) -> Row:
     """Return how many images each measure flags; a number under cross-fitted thresholds may end in a half."""
     calibrated = {name: entry["flagged"] for name, entry in calibrated_table(own, held_out).items()}
@@ -69,8 +58,7 @@ def rows(variants: Sequence[str], count: int, known: Sequence[Row]) -> Iterator[
     tree = load_tree()
     below, options = tree["filter"]["ratios"]["near_copy_below"], tree["sample"]
     train, test = read_images(images_of("train")).images, read_features(features_of("test")).features
-    flat = train.reshape(len(train), -1)
-    held_out = nearness(read_images(images_of("holdout")).images, flat, below)
+    held_out = nearness(read_images(images_of("holdout")).images, train, below)
     encoder = load_encoder(EncoderParams(**tree["embed"]["encoder"]), "cpu")
     done = {(row["variant"], row["seed"], row["sampler"], row["count"]) for row in known}
     for variant in variants:
@@ -81,7 +69,7 @@ def rows(variants: Sequence[str], count: int, known: Sequence[Row]) -> Iterator[
                 model = load_model(read_json(score_of(variant)), *how)
                 images = draw_samples(model, options["seed"], count, options["batch"])
                 distance = frechet_from_features(encoder(images), test)
-                yield {**key, **flagged(nearness(images, flat, below), held_out), "fd": distance}
+                yield {**key, **flagged(nearness(images, train, below), held_out), "fd": distance}
 
 
 def summary(found: Sequence[Row], name: str) -> SeedMean:

@@ -3,10 +3,9 @@
 Noise levels, network, optimization and variants are those of pipeline/presets/onset.yaml over params.yaml.
 """
 
-import copy
 import functools
 import hashlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +13,16 @@ import numpy as np
 import torch
 from PIL import Image
 
-from stages.diffusion.model import make_model
+from stages.beyond import small_models as small
+from stages.beyond.measures import flat as flat
+from stages.beyond.small_models import CPU as CPU
 from stages.diffusion.parameters import NetworkParams, NoiseParams, OptimizationParams, Variant
-from stages.diffusion.sampling import draw_samples
-from stages.diffusion.trainer import update_average
-from stages.diffusion.training import build_training, train_steps
+from stages.diffusion.training import Training
 from stages.files.artifacts import sha256_json
 from stages.files.tensors import load_tensors, save_tensors
 from stages.images.sources.open import open_source
 from stages.images.subset import read_subset
 from stages.protocol import load_tree
-from stages.search.nearest import nearest
 
 ROOT = Path(__file__).parent.parent
 BASE = load_tree(ROOT / "params.yaml")
@@ -33,7 +31,6 @@ PRESET = load_tree(PRESETS / "onset.yaml")
 ENTRIES = load_tree(PRESETS / "adaptive-temperature.yaml")["variants"] | PRESET["variants"]
 NOISE = NoiseParams(**PRESET["train"]["noise"])
 SIDE = PRESET["ingest"]["resolution"]
-CPU = torch.device("cpu")
 
 
 def network() -> NetworkParams:
@@ -66,22 +63,9 @@ def drawn(count: int, held_out: int, seed: int, images: np.ndarray | None = None
     return pool[order[held_out : held_out + count]], pool[order[:held_out]]
 
 
-def neighbors(train: np.ndarray, k: int) -> np.ndarray:
-    """Rows of each image's k nearest in pixels, itself first, int64 (M, k)."""
-    rows, flat = np.arange(len(train)), train.reshape(len(train), -1)
-    return np.concatenate([rows[:, None], nearest(flat, flat, k - 1, exclude=rows)[0]], axis=1)
-
-
-def trained(
-    spec: Variant, train: np.ndarray, params: OptimizationParams, seed: int, snapshots: Collection[int]
-) -> Iterator[tuple[int, torch.nn.Module]]:
-    """Yield (step, averaged network) after each of the snapshots; the seed alone determines all that is random."""
-    training = build_training(spec, NOISE, network(), params, train, _near(spec, train), CPU, seed)
-    average = copy.deepcopy(training.network).requires_grad_(False).eval()
-    for losses in train_steps(training):
-        update_average(average, training.network, losses.step, params.ema)
-        if training.step in snapshots:
-            yield training.step, average
+def training(name: str, train: np.ndarray, seed: int, params: OptimizationParams) -> Training:
+    """The training of a variant on images uint8 (M, H, W, C), before its first step."""
+    return small.new_training(variant(name), NOISE, network(), params, train, seed)
 
 
 def snapshots(
@@ -96,8 +80,8 @@ def snapshots(
     there = next((i for i, place in enumerate(kept) if place is None or not place.exists()), len(steps))
     for step, place in zip(steps[:there], kept):
         yield step, _read(name, train, seed, place)
-    params = optimization(steps=steps[-1])
-    for step, average in trained(variant(name), train, params, seed, steps[there:]) if there < len(steps) else ():
+    left = training(name, train, seed, optimization(steps=steps[-1])) if there < len(steps) else None
+    for step, average in small.trained(left, steps[there:]) if left is not None else ():
         if keep is not None:
             save_tensors(kept[steps.index(step)], average.state_dict(), {})
         yield step, average
@@ -116,25 +100,14 @@ def _file(name: str, train: np.ndarray, seed: int, step: int) -> str:
 
 
 def _read(name: str, train: np.ndarray, seed: int, place: Path) -> torch.nn.Module:
-    spec = variant(name)
-    made = build_training(spec, NOISE, network(), optimization(), train, _near(spec, train), CPU, seed).network
+    made = training(name, train, seed, optimization()).network
     made.load_state_dict(load_tensors(place)[0])
     return made.requires_grad_(False).eval()
 
 
-def _near(spec: Variant, train: np.ndarray) -> np.ndarray | None:
-    return None if spec.neighbors is None else neighbors(train, spec.neighbors.k)
-
-
-def samples(spec: Variant, network: torch.nn.Module, train: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
-    """Samples 0..count-1, uint8 (count, H, W, C)."""
-    model = make_model(spec, NOISE, train, network, CPU)
-    return draw_samples(model, seed, count, min(100, count))
-
-
-def flat(images: np.ndarray) -> np.ndarray:
-    """Images as rows, uint8 (N, d)."""
-    return images.reshape(len(images), -1)
+def samples(spec: Variant, network: torch.nn.Module | None, train: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+    """Samples 0..count-1 of a network, or of a closed form (None), uint8 (count, H, W, C)."""
+    return small.samples(spec, NOISE, train, count, seed, network)
 
 
 def picture(image: np.ndarray) -> Image.Image:

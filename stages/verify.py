@@ -16,8 +16,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
+from stages.beyond.adaptive_targets import AdaptiveTemperatures
+from stages.beyond.copying_onset import CopyingOnset
+from stages.beyond.halves import TwoHalves
+from stages.beyond.question import Question
 from stages.errors import InputError
 from stages.files.artifacts import atomic_path, read_json, write_json, write_tsv
 from stages.files.images import read_images
@@ -68,6 +72,16 @@ class Blocks(Section):
     smoothed_circle: SmoothedCircle
     smoothed_images: SmoothedSamples
     copied_images: CopiedImages
+    adaptive_targets: AdaptiveTemperatures
+    copying_onset: CopyingOnset
+    two_halves: TwoHalves
+
+    @model_validator(mode="after")
+    def _several_seeds(self) -> Self:
+        for name, block in self:
+            if isinstance(block, Question) and len(block.seeds) < 2:
+                raise ValueError(f"{name}.seeds: an interval needs at least two seeds: add one")
+        return self
 
     @classmethod
     def kinds(cls) -> dict[str, type[Block]]:
@@ -159,7 +173,7 @@ def _images(params: Params, block: ImageBlock) -> tuple[dict[str, Any], tuple[st
         return {"source": None, "resolution": None}, (str(TRAIN),)
     source = open_source(spec)
     rows = subset_rows(len(source), block.images, params.seed)
-    resolution = params.resolution if spec == params.dataset else None
+    resolution = block.side(params.resolution if spec == params.dataset else None)
     return {"source": spec, "resolution": resolution}, source.files(rows)
 
 
@@ -220,7 +234,7 @@ def gather(params: Params, parts: Parts) -> None:
         images, usual = _dataset(params, block), _dataset(params, None)
         captions = [{"name": key, "caption": value["caption"]} for key, value in pictures.items()]
         title = kind.TITLE if images == usual else f"{kind.TITLE} ({images})"
-        about = {"name": name, "title": title, "mode": params.mode, "dataset": images}
+        about = {"name": name, "title": title, "mode": params.mode, "dataset": images, "question": kind.QUESTION}
         described.append({**about, "tables": list(tables), "pictures": captions})
     write_json(OUT / "verify.json", {"claims": claims})
     write_json(OUT / "blocks.json", {"blocks": described})

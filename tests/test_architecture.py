@@ -32,7 +32,10 @@ REACH = {
     "sample": (42, ["diffusion", "engine", "files", "search"]),
     "filter": (68, ["engine", "features", "files", "images", "memorization", "search"]),
     "fid": (29, ["engine", "features", "files", "images"]),
-    "verify": (85, ["diffusion", "engine", "features", "files", "images", "memorization", "search", "theory"]),
+    "verify": (
+        104,
+        ["beyond", "diffusion", "engine", "features", "files", "images", "memorization", "search", "theory"],
+    ),
     "report": (54, ["engine", "files", "memorization", "reporting", "search", "theory"]),
     "audit": (105, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
     "copybench": (64, ["engine", "features", "files", "images", "memorization", "search"]),
@@ -50,6 +53,7 @@ ARROWS = {
     "diffusion": {"search", "engine", "files"},
     "memorization": {"images", "features", "search", "engine", "files"},
     "theory": {"diffusion", "features", "memorization", "search"},
+    "beyond": {"diffusion", "features", "memorization", "search", "theory"},
     "reporting": {"images", "memorization", "files"},
 }
 """Folder of stages/: the folders that it may import, besides the files of BASE."""
@@ -71,6 +75,7 @@ STALE = {
         "risk",
     },
     "theory": {"verify", "report"},
+    "beyond": {"verify"},
     "reporting": {"report", "audit"},
 }
 """Folder: the stages whose cached results an edited comment in it may make stale, and no others."""

@@ -75,5 +75,7 @@ def test_the_teacher_is_the_network_that_small_models_trains(tmp_path, monkeypat
     teacher = Variant(score="network", **distillation.TARGETS["smoothed"], sampler=distillation.TEACHER)
     place = distillation.teacher_shard(own, student).path
     kept = distillation.network(teacher, place, (1, 8, 8)).state_dict()
-    ((_, average),) = small_models.trained(teacher, train, small_models.optimization(steps=3), 0, [3])
+    how = small_models.NOISE, small_models.network(), small_models.optimization(steps=3)
+    training = small_models.small.new_training(teacher, *how, train, 0)
+    ((_, average),) = small_models.small.trained(training, [3])
     assert all(torch.equal(kept[name], tensor) for name, tensor in average.state_dict().items())

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stages.memorization.first_reached import BEFORE, NEVER, Stop, first_reached
 from stages.memorization.seeds import DIFFERENCE, SeedMean, over_seeds, rate_variance
 from stages.memorization.statistics import Z95
 from stages.reporting.changes import Change, basis
@@ -28,25 +29,7 @@ from stages.reporting.runs import SHARES, Columns, of_seed, rates, seeds
 if TYPE_CHECKING:
     from stages.reporting.inputs import Variant
 
-NEVER, BEFORE = "never", "before"  # the plain network never reaches the FD; it is better at its first measured step
 LATE = 0.5  # the last part of the training: steps from this share of the last one on, one doubling
-
-
-@dataclasses.dataclass(frozen=True)
-class Stop:
-    """Where the plain network first has some FD: between the runs i−1 and i of a seed, at `weight` of the way to i."""
-
-    i: int
-    weight: float
-
-    def value(self, column: np.ndarray) -> float:
-        """Return a column's interpolated value there."""
-        return float((1 - self.weight) * column[self.i - 1] + self.weight * column[self.i])
-
-    def slope(self, column: np.ndarray, over: np.ndarray) -> float:
-        """Return the change of a column per unit of another one along the segment; 0 where only one run exists."""
-        i = max(self.i, 1)
-        return float((column[i] - column[i - 1]) / (over[i] - over[i - 1])) if len(column) > 1 else 0.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,20 +122,6 @@ def _earlier(curves: Sequence[tuple[Columns, Columns]]) -> dict[int, Change | No
 
 def _until(runs: Columns, step: float) -> Columns:
     return {name: values[runs["step"] <= step] for name, values in runs.items()}
-
-
-def first_reached(curve: np.ndarray, target: float) -> Stop | str:
-    """Return where a curve first is at or below the target; BEFORE or NEVER where the target lies outside the curve.
-
-    curve: float64 (runs,), the FD in the order of the steps.
-    """
-    if curve[0] < target:
-        return BEFORE
-    reached = np.flatnonzero(curve <= target)
-    if not len(reached):
-        return NEVER
-    i = int(reached[0])
-    return Stop(i, 1.0 if i == 0 else float((curve[i - 1] - target) / (curve[i - 1] - curve[i])))
 
 
 def _difference(inside: Sequence[tuple[Columns, Columns, Stop]], measure: str) -> SeedMean:

@@ -154,6 +154,7 @@ class TheoryBlock:
         claims: its rows of verify.json.
         tables: name -> rows, numbers as float and the rest as text.
         pictures: (caption, PNG file).
+        question: what the papers leave open and it measures, None where it measures a claim of theirs.
     """
 
     name: str
@@ -161,6 +162,7 @@ class TheoryBlock:
     claims: list[dict[str, Any]]
     tables: dict[str, list[dict[str, Any]]]
     pictures: list[tuple[str, Path]]
+    question: str | None = None
 
     @property
     def failed(self) -> int:
@@ -175,7 +177,8 @@ class Inputs:
     Attributes:
         rejected, duplicates: the tables of ingest and deduplicate.
         splits: the ingested images by split. train: the deduplicated training images.
-        theory: the blocks of stage verify with their claims, tables and pictures.
+        theory: the blocks of stage verify on the papers' claims, with their claims, tables and pictures.
+        questions: its blocks on what the papers leave open.
         theory_scope: the mode and the images with which the theory was verified.
         holdout_ratio: r₁/r₂ of every held-out image, float64.
         files: every file that was read.
@@ -190,6 +193,7 @@ class Inputs:
     train: ImageTable
     index: dict[str, Any]
     theory: list[TheoryBlock]
+    questions: list[TheoryBlock]
     theory_scope: str
     holdout_ratio: np.ndarray
     files: list[Path]
@@ -206,7 +210,7 @@ class Inputs:
 
     @property
     def claims(self) -> list[dict[str, Any]]:
-        """The claims of all blocks."""
+        """The claims of all blocks of the theory."""
         return [claim for block in self.theory for claim in block.claims]
 
 
@@ -251,6 +255,7 @@ def read_inputs(data: Path, variants: dict[str, dict[str, Any]], holdout_ratio: 
         )
     claims = reader.json("verify", "verify.json", None, "claims")["claims"]
     blocks = reader.json("verify", "blocks.json", None, "blocks")["blocks"]
+    measured = [_theory_block(reader, block, claims) for block in blocks]
     return Inputs(
         variants=found,
         ingest=reader.json("ingest", "ingest.json", None, "source", "shape", "counts", "seen", "rejected"),
@@ -260,7 +265,8 @@ def read_inputs(data: Path, variants: dict[str, dict[str, Any]], holdout_ratio: 
         splits={split: read_images(reader.path("ingest", f"{split}.arrow")) for split in ("train", "test", "holdout")},
         train=read_images(reader.path("deduplicate", "train.arrow")),
         index=reader.json("index", "index.json", None),
-        theory=[_theory_block(reader, block, claims) for block in blocks],
+        theory=[block for block in measured if block.question is None],
+        questions=[block for block in measured if block.question is not None],
         theory_scope=f"{blocks[0]['mode']} mode, images: {blocks[0]['dataset']}",
         holdout_ratio=holdout_ratio,
         files=reader.files,
@@ -274,6 +280,7 @@ def _theory_block(reader: Reader, block: dict[str, Any], claims: list[dict[str, 
         claims=[claim for claim in claims if claim["topic"] == block["name"]],
         tables={name: read_table(reader.path("verify", f"{name}.tsv")) for name in block["tables"]},
         pictures=[(entry["caption"], reader.path("verify", f"{entry['name']}.png")) for entry in block["pictures"]],
+        question=block["question"],
     )
 
 

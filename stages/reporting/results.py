@@ -135,6 +135,10 @@ def results(
             "failed": [in_words(claim) for claim in inputs.claims if not claim["passed"]],
             "beside_verify": [{"name": b.name, "title": b.title, "claims": b.claims} for b in trained],
         },
+        "questions": [
+            {"name": block.name, "title": block.title, "question": block.question, "claims": block.claims}
+            for block in inputs.questions
+        ],
     }
 
 

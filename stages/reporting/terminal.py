@@ -60,9 +60,12 @@ def print_theory(data: Path | str = "data") -> None:
     trained = read_json(report)["theory"].get("beside_verify", []) if report.is_file() else []
     console = _console(table := _claims_table([*blocks, *trained]))
     console.print(table)
-    rows = [claim for block in (*blocks, *trained) for claim in block["claims"]]
-    passed = sum(claim["passed"] for claim in rows)
-    console.print(f"{passed} of {len(rows)} claims hold; {own[0]['mode']} mode, images: {own[0]['dataset']}")
+    theory = [claim for block in (*blocks, *trained) if not block.get("question") for claim in block["claims"]]
+    asked = [claim for block in blocks if block["question"] for claim in block["claims"]]
+    holding, shown = (sum(claim["passed"] for claim in rows) for rows in (theory, asked))
+    console.print(f"{holding} of {len(theory)} claims hold; {own[0]['mode']} mode, images: {own[0]['dataset']}")
+    if asked:
+        console.print(f"{shown} of {len(asked)} statements on what the papers leave open are shown")
     if not trained:
         console.print("the claims on trained scores are missing: run scoresmooth repro report", markup=False)
 
@@ -176,15 +179,16 @@ def _claims_table(blocks: Sequence[dict[str, Any]]) -> Table:
     for block in blocks:
         table.add_section()
         table.add_row("", f"[bold]{block['title']}[/]")
+        marks = ("shown", "not shown") if block.get("question") else ("holds", "FAILS")
         for claim in block["claims"]:
-            table.add_row(*_claim_row(claim))
+            table.add_row(*_claim_row(claim, *marks))
     return table
 
 
-def _claim_row(claim: dict[str, Any]) -> list[str]:
+def _claim_row(claim: dict[str, Any], holds: str, fails: str) -> list[str]:
     off = abs(claim["measured"] - claim["expected"]) if claim["deviation"] is None else claim["deviation"]
     return [
-        HOLDS.format("holds") if claim["passed"] else FAILS.format("FAILS"),
+        HOLDS.format(holds) if claim["passed"] else FAILS.format(fails),
         escape(claim["claim"]),
         number(claim["expected"], 5),
         number(claim["measured"], 5),

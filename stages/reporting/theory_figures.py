@@ -7,7 +7,7 @@ block's name. Labels carry units, axes are logarithmic where the paper's are, an
 from collections.abc import Callable
 from typing import Any
 
-from stages.reporting import panels, smoothing_figures
+from stages.reporting import panels, question_figures, smoothing_figures
 from stages.reporting.figures import CONTROL, DASHES, INK, SERIES, STYLE
 from stages.reporting.panels import Figure, Table, Tables, column
 
@@ -205,4 +205,5 @@ FIGURES: dict[str, Callable[[Tables], list[Figure]]] = {
     "jacobian": _jacobian,
     "collapse": _collapse,
     **smoothing_figures.FIGURES,
+    **question_figures.FIGURES,
 }

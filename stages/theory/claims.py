@@ -7,6 +7,7 @@ from typing import Annotated, Any, ClassVar, Self
 import numpy as np
 from pydantic import Field, model_validator
 
+from stages.memorization.seeds import SeedMean
 from stages.protocol import Section
 
 Table = list[dict[str, Any]]
@@ -27,8 +28,10 @@ class Claim:
         reason: why the tolerance is what it is.
         measured: the value found.
         uncertainty: one standard error of `measured`; None where it is not random.
-        deviation: where a row summarizes many cases, the largest |measured − expected| over them.
+        deviation: where a row summarizes many cases, the largest |measured − expected| over them; where an interval is
+            judged, how far it reaches beyond `expected`.
         dtype: number format of the computation.
+        low, high: the 95 % interval of `measured` over seeds; None where it has none.
     """
 
     claim: str
@@ -42,6 +45,8 @@ class Claim:
     uncertainty: float | None = None
     deviation: float | None = None
     dtype: str = "float64"
+    low: float | None = None
+    high: float | None = None
 
     @property
     def passed(self) -> bool:
@@ -89,6 +94,19 @@ class Statement:
     def holds(self, violations: float, counted: str = "counts 1 where it does not hold") -> Claim:
         """An order or a yes-or-no statement: the row holds how often it is violated. counted: what a violation is."""
         return self._row(violations, 0.0, 0.0, counted)
+
+    def above(self, found: SeedMean, bound: float, untrue: str) -> Claim:
+        """The whole 95 % interval over seeds lies above `bound`. untrue: what it would read if the claim were false."""
+        return self._clear(found, bound, bound - found.low, "above", untrue)
+
+    def below(self, found: SeedMean, bound: float, untrue: str) -> Claim:
+        """The whole 95 % interval over seeds lies below `bound`; untrue: as in `above`."""
+        return self._clear(found, bound, found.high - bound, "below", untrue)
+
+    def _clear(self, found: SeedMean, bound: float, beyond: float, side: str, untrue: str) -> Claim:
+        beyond = beyond if beyond else math.ulp(0.0)  # an interval that ends at the bound does not lie beside it
+        reason = f"the 95 % interval over {len(found.points)} seeds lies {side} {bound:g}; if untrue: {untrue}"
+        return self._row(found.mean, bound, 0.0, reason, deviation=max(0.0, beyond), low=found.low, high=found.high)
 
     def _row(self, measured: float, expected: float, tolerance: float, reason: str, **others: float | None) -> Claim:
         numbers = {"expected": float(expected), "tolerance": float(tolerance), "measured": float(measured)}
@@ -140,9 +158,11 @@ class Block(Section):
     """Parameters of one block of claims, and its work.
 
     TITLE: its heading in the report. CUT: the list among its parameters whose entries are independent pieces of work.
+    QUESTION: what the papers leave open and it measures; None where it measures a claim of theirs.
     """
 
     TITLE: ClassVar[str]
+    QUESTION: ClassVar[str | None] = None
     CUT: ClassVar[str | None] = None
 
     def pieces(self) -> list[Self]:
@@ -170,6 +190,10 @@ class ImageBlock(Block):
 
     def source(self, default: str | None) -> str | None:
         """Return the source of its images. default: what verify.dataset names; None: what the pipeline ingested."""
+        return default
+
+    def side(self, default: int | None) -> int | None:
+        """Return the side that its images are resized to; None: as they are. default: what verify names."""
         return default
 
 

@@ -11,10 +11,11 @@ from page_text import text_of
 from report_project import IMAGES, REPORT, write_project, write_runs
 
 from stages.errors import InputError
+from stages.memorization.first_reached import BEFORE, NEVER, Stop, first_reached
 from stages.memorization.onset import onset
 from stages.protocol import run_plain
 from stages.reporting.answer import earlier_words, late_words
-from stages.reporting.frontier import BEFORE, NEVER, Stop, at_equal_distance, first_reached, slope
+from stages.reporting.frontier import at_equal_distance, slope
 from stages.reporting.runs import FLAGGED, Columns, final, joined, mean_at_the_end, rates
 from stages.reporting.terminal import print_results
 from stages.reporting.words import cell, number

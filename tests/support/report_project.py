@@ -238,8 +238,9 @@ def write_shared(root: Path, images: np.ndarray, train: int) -> None:
     claim = {
         "topic": "shell_mass", "claim": "noise lies in the shell", "formula": "P(|‖z‖ − √d| ≤ 3/√2)", "source": "§3",
         "computed": "chi-square", "expected": 0.9973, "tolerance": 1e-4, "reason": "last digit", "measured": 0.9973,
-        "uncertainty": 1e-5, "deviation": None, "dtype": "float64", "passed": True,
+        "uncertainty": 1e-5, "deviation": None, "dtype": "float64", "passed": True, "low": None, "high": None,
     }  # fmt: skip
+    answer = {**claim, "topic": "two_halves", "claim": "halves differ", "deviation": 0.0, "low": 0.99, "high": 1.01}
     wrong = {**claim, "claim": "a claim that fails", "measured": 0.9, "uncertainty": None, "passed": False}
     rows = [
         {"d": d, "exact": 0.9974, "monte_carlo": 0.9972, "standard_error": 1e-4, "limit": 0.9973} for d in (64, 256)
@@ -253,9 +254,16 @@ def write_shared(root: Path, images: np.ndarray, train: int) -> None:
         "dataset": "digits",
         "tables": ["shell_mass"],
         "pictures": [{"name": "states", "caption": "x_i"}],
+        "question": None,
     }
-    write_json(data / "verify" / "blocks.json", {"blocks": [block]})
-    write_json(data / "verify" / "verify.json", {"claims": [claim, wrong]})
+    halves = [
+        {"form": form, "seed": seed, "alikeness": 0.5, "low": 0.4, "high": 0.6, "copies": 0.2, "control": 0.1}
+        for form in ("conditioning", "wiener") for seed in (0, 1)
+    ]  # fmt: skip
+    write_tsv(data / "verify" / "two_halves.tsv", halves)
+    asked = {"title": "Two halves", "tables": ["two_halves"], "pictures": [], "question": "Do halves agree?"}
+    write_json(data / "verify" / "blocks.json", {"blocks": [block, {**block, "name": "two_halves", **asked}]})
+    write_json(data / "verify" / "verify.json", {"claims": [claim, wrong, answer]})
 
 
 def write_project(
