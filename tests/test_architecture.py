@@ -36,7 +36,7 @@ REACH = {
         104,
         ["beyond", "diffusion", "engine", "features", "files", "images", "memorization", "search", "theory"],
     ),
-    "report": (54, ["engine", "files", "memorization", "reporting", "search", "theory"]),
+    "report": (56, ["engine", "files", "memorization", "reporting", "search", "theory"]),
     "audit": (105, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
     "copybench": (64, ["engine", "features", "files", "images", "memorization", "search"]),
     "risk": (40, ["engine", "files", "images", "memorization", "search"]),
