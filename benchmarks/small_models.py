@@ -29,6 +29,9 @@ BASE = load_tree(ROOT / "params.yaml")
 PRESETS = ROOT / "pipeline" / "presets"
 PRESET = load_tree(PRESETS / "onset.yaml")
 ENTRIES = load_tree(PRESETS / "adaptive-temperature.yaml")["variants"] | PRESET["variants"]
+ENTRIES["one-temperature"] = ENTRIES["smoothed"] | {"smooth_below": None, "neighbors": {"space": "pixel", "k": 25}}
+"""The presets' variants, and one whose target over 25 images is the closed form at one temperature at every level."""
+
 NOISE = NoiseParams(**PRESET["train"]["noise"])
 SIDE = PRESET["ingest"]["resolution"]
 

@@ -1,6 +1,7 @@
 """How hot trained networks are: four readings of T_eff along training, over seeds, sizes and targets, beside copies.
 
     python -m benchmarks.thermometer --onset onset.jsonl --keep FOLDER [--out thermometer.jsonl]
+    python -m benchmarks.thermometer --onset onset.jsonl --keep FOLDER --minimisers
 
 --onset and --keep are what `python -m benchmarks.onset --keep FOLDER` leaves: its rows, with the copies at every
 snapshot, and its networks. Each network is read at every level by the functions that write alignment.json. A table per
@@ -8,6 +9,9 @@ reading has the mean over the seeds with its t-interval (of ln T), and in how ma
 how the reading goes with copies along a training: Spearman's rank correlation over its steps. The last tables say over
 how many nearest training images the closed form matches a network best: the error at the best T over each number K, at
 the end of the trainings. A line of JSON per network is kept in --out, from which an interrupted run continues.
+
+--minimisers reads what these networks would become where their loss is least, exactly: a target over the neighbours of
+the source image is no closed form over those of x, so its own minimiser says what the thermometer should read.
 """
 
 import argparse
@@ -26,9 +30,11 @@ from benchmarks import small_models
 from benchmarks.places import out_path
 from benchmarks.samplers import cell
 from benchmarks.small_models import BASE
+from stages.beyond import small_models as small
 from stages.diffusion.alignment import at_noised_images, eigenvalue_row, expansion_row, temperature_rows
 from stages.diffusion.model import Model, make_model
-from stages.diffusion.parameters import AlignmentParams
+from stages.diffusion.parameters import AlignmentParams, Variant
+from stages.diffusion.targets import build_target
 from stages.diffusion.temperature import shell_power
 from stages.diffusion.thermometer import by_error, closed_scores
 from stages.memorization.seeds import SHARE, SeedMean, over_seeds, paired_difference, rate_variance
@@ -70,6 +76,42 @@ def over_neighbors(model: Model) -> list[Row]:
             read = by_error(learned, closed, np.random.default_rng(SEED))
             found.append({"sigma": sigma, "k": k, "t_eff": read.t_eff, "error": read.error})
     return found
+
+
+class Minimiser(torch.nn.Module):
+    """What a noise-conditioned network of a target becomes where its loss is least: F(x, sigma) = E[F* | x, sigma].
+
+    F = sum_i p_i F*(x_i, sigma, (x - x_i)/sigma), p_i = softmax(-r_i^2/2 sigma^2), over training images (M, H, W, C):
+    each is as likely a source, and F* depends on the source where it sums over that one's own neighbours.
+    """
+
+    def __init__(self, spec: Variant, train: np.ndarray) -> None:
+        super().__init__()
+        self.images = torch.from_numpy(train).movedim(-1, 1).double() / 255
+        self.target = build_target(spec, train[0].size)
+        self.near = None if spec.neighbors is None else small.neighbors(train, spec.neighbors.k)
+
+    def forward(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """F at x (B, C, H, W) and levels (B,), of the type of x."""
+        noisy, level = x.double(), sigma.double()
+        z = (noisy[:, None] - self.images) / level[:, None, None, None, None]
+        share = torch.softmax(-z.flatten(2).square().sum(2) / 2, dim=1)
+        found = torch.zeros_like(noisy)
+        for i, image in enumerate(self.images):
+            near = None if self.near is None else self.images[self.near[i]].expand(len(x), -1, -1, -1, -1)
+            wanted = self.target(image.expand_as(noisy), level, z[:, i], near)
+            found += share[:, i, None, None, None] * wanted
+        return found.to(x.dtype)
+
+
+def minimisers(rows: list[Row], held_out: int) -> Iterator[Row]:
+    """Yield the readings of the exact minimiser of every target, size and seed among the rows of benchmarks.onset."""
+    for name, size, seed in dict.fromkeys((row["variant"], row["size"], row["seed"]) for row in rows):
+        train, _ = small_models.drawn(size, held_out, seed)
+        spec = small_models.variant(name)
+        model = make_model(spec, small_models.NOISE, train, Minimiser(spec, train), small_models.CPU)
+        about = {"variant": f"{name}, minimiser", "size": size, "seed": seed, "step": 0, "samples": 1, "copies": 0}
+        yield about | {"readings": readings(model), "over_neighbors": over_neighbors(model)}
 
 
 def measured(onset: list[Row], keep: Path, done: set[tuple[Any, ...]], every: int = 1) -> Iterator[Row]:
@@ -162,11 +204,16 @@ def main() -> None:
     parser.add_argument("--onset", type=Path, required=True, help="the file of benchmarks.onset")
     parser.add_argument("--keep", type=Path, required=True, help="its folder of networks")
     parser.add_argument("--every", type=int, default=1, help="read every such snapshot, from the last one back")
+    parser.add_argument("--minimisers", action="store_true", help="read the exact minimisers of the targets alone")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=out_path, default=Path("thermometer.jsonl"))
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     onset = [json.loads(line) for line in arguments.onset.read_text().splitlines()]
+    if arguments.minimisers:
+        rows = list(minimisers(onset, onset[0]["held_out"]))
+        print("\n".join([*table(rows), *neighbor_table(rows)]))
+        return
     rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     done = {(row["variant"], row["size"], row["seed"], row["step"]) for row in rows}
     for row in measured(onset, arguments.keep, done, arguments.every):

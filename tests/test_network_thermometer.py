@@ -102,3 +102,31 @@ def test_networks_of_an_onset_are_read_once(tmp_path, monkeypatch):
     assert all(line.endswith("| – |") for line in lines[3::4])
     done = {("plain", 12, 0, step) for step in (1, 2)}
     assert list(thermometer.measured([about], tmp_path, done)) == []
+
+
+def test_the_minimiser_of_the_plain_target_is_the_empirical_score(train):
+    few = train[:12]
+    x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sigma = torch.tensor([0.05, 0.1, 0.3, 0.6, 2.0], dtype=torch.float64)
+    flat, centres = x.movedim(1, -1).flatten(1), scores.make_centres(torch.from_numpy(small_models.flat(few)))
+    found = thermometer.Minimiser(small_models.variant("plain"), few)(x, sigma).flatten(1)
+    assert found.numpy() == pytest.approx((sigma[:, None] * scores.conditioning(centres, flat, sigma)).numpy())
+
+
+def test_the_minimiser_of_a_target_over_all_images_is_the_closed_form_at_its_temperature(train):
+    few = train[:25]
+    x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sigma = torch.tensor([0.05, 0.1, 0.3, 0.6, 2.0], dtype=torch.float64)
+    flat, centres = x.movedim(1, -1).flatten(1), scores.make_centres(torch.from_numpy(small_models.flat(few)))
+    spec = small_models.variant("one-temperature")
+    heat = torch.full((5,), float(spec.temperature), dtype=torch.float64)
+    wanted = sigma[:, None] * scores.unconditioning(centres, flat, heat, power=62)
+    assert thermometer.Minimiser(spec, few)(x, sigma).flatten(1).numpy() == pytest.approx(wanted.numpy())
+
+
+def test_a_network_of_a_target_over_neighbours_is_compared_with_its_minimiser():
+    rows = [{"variant": "smoothed", "size": 12, "seed": 0}]
+    (found,) = thermometer.minimisers(rows, 20)
+    direction = {row["sigma"]: row["t_eff"] for row in found["readings"] if row["reading"] == "direction"}
+    assert 4 < direction[0.18] < 7.5, "posterior over the sources cools it"
+    assert list(thermometer.table([found]))
