@@ -29,11 +29,14 @@ from torch import Tensor
 from benchmarks import brute_force, small_models
 from benchmarks.league_table import agreement_table, batches_table, samples_table
 from benchmarks.places import out_path
+from stages.beyond.league import agreement
+from stages.beyond.points import noised
+from stages.beyond.points import rows as image_rows
 from stages.diffusion.model import Model, make_model
 from stages.diffusion.parameters import NoiseParams, Variant
 from stages.diffusion.samplers import Score
 from stages.diffusion.sampling import draw_samples
-from stages.diffusion.variants import Batch, build_score, kernel_draws, network_score, pixel_rows
+from stages.diffusion.variants import Batch, build_score, kernel_draws, network_score
 from stages.features.frechet import frechet_from_features
 from stages.memorization.calibrated_metrics import Nearness, calibrated_table, hull_arrays
 from stages.memorization.ratios import nn_ratio
@@ -109,16 +112,7 @@ class Setting:
 
 def points(held_out: np.ndarray, sigma: float, seed: int) -> Tensor:
     """Noised held-out images, float32 (POINTS, C, H, W)."""
-    clean = torch.from_numpy(held_out[:POINTS]).movedim(-1, 1).float() / 255
-    noise = np.random.default_rng([seed, round(1e6 * sigma)]).standard_normal(clean.shape)
-    return clean + sigma * torch.from_numpy(noise).float()
-
-
-def agreement(own: Tensor, other: Tensor, x: Tensor, sigma: float) -> tuple[float, float]:
-    """r2 of the denoised images x + sigma^2 s of two scores, and the mean cosine of the scores; all (B, d)."""
-    denoised, wanted = x + sigma**2 * own, x + sigma**2 * other
-    left = (denoised - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum()
-    return float(1 - left), float(torch.nn.functional.cosine_similarity(own, other).mean())
+    return noised(held_out[:POINTS], sigma, seed)
 
 
 def as_score(model: Model, batch: Batch) -> Score:
@@ -138,7 +132,7 @@ def as_score(model: Model, batch: Batch) -> Score:
 def deviation(model: Model, batch: Batch, own: Tensor, x: Tensor, sigma: float, train: np.ndarray) -> float:
     """The error of a form's scores at the first of the points; own, x: (B, C, H, W)."""
     some, images = min(CHECKED, len(x)), small_models.flat(train) / 255
-    rows = [pixel_rows(part[:some]).double().numpy() for part in (own, x)]
+    rows = [image_rows(part[:some]) for part in (own, x)]
     draws = None
     if model.variant.kernel is not None:
         drawn = kernel_draws(model.variant, images.shape[1], Batch(batch.seed, batch.indices[:some], batch.shape))
@@ -162,7 +156,7 @@ def by_level(
             errors.append(deviation(model, batch, own, x, sigma, train))
             if network is not None:
                 trained = network_score(network, True)(x, level)
-                pair = agreement(*(pixel_rows(s).double() for s in (own, trained, x)), sigma)
+                pair = agreement(*map(image_rows, (own, trained, x)), sigma)
                 for name, value in zip(found, pair):
                     found[name].append(round(value, 4))
     cost = {"milliseconds": round(1000 * float(np.median(spent)), 1), "error": max(errors)}

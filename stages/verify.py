@@ -21,6 +21,8 @@ from pydantic import Field, ValidationError, model_validator
 from stages.beyond.adaptive_targets import AdaptiveTemperatures
 from stages.beyond.copying_onset import CopyingOnset
 from stages.beyond.halves import TwoHalves
+from stages.beyond.league import League
+from stages.beyond.loader_batches import LoaderBatches
 from stages.beyond.question import Question
 from stages.errors import InputError
 from stages.files.artifacts import atomic_path, read_json, write_json, write_tsv
@@ -75,6 +77,8 @@ class Blocks(Section):
     adaptive_targets: AdaptiveTemperatures
     copying_onset: CopyingOnset
     two_halves: TwoHalves
+    loader_batches: LoaderBatches
+    league: League
 
     @model_validator(mode="after")
     def _several_seeds(self) -> Self:

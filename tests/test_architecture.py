@@ -33,10 +33,10 @@ REACH = {
     "filter": (68, ["engine", "features", "files", "images", "memorization", "search"]),
     "fid": (29, ["engine", "features", "files", "images"]),
     "verify": (
-        104,
+        106,
         ["beyond", "diffusion", "engine", "features", "files", "images", "memorization", "search", "theory"],
     ),
-    "report": (56, ["engine", "files", "memorization", "reporting", "search", "theory"]),
+    "report": (57, ["engine", "files", "memorization", "reporting", "search", "theory"]),
     "audit": (105, ["engine", "features", "files", "images", "memorization", "reporting", "search"]),
     "copybench": (64, ["engine", "features", "files", "images", "memorization", "search"]),
     "risk": (40, ["engine", "files", "images", "memorization", "search"]),

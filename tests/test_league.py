@@ -7,16 +7,6 @@ import torch
 from benchmarks import brute_force, league, small_models
 
 
-def test_a_score_agrees_with_itself_and_half_of_it_does_not():
-    generator = torch.Generator().manual_seed(0)
-    x, own = torch.randn(2, 30, 12, generator=generator, dtype=torch.float64)
-    assert league.agreement(own, own, x, 0.5) == pytest.approx((1, 1))
-    r2, cosine = league.agreement(0.5 * own, own, x, 0.5)
-    denoised = x + 0.25 * own
-    expected = 1 - (0.125 * own).square().sum() / (denoised - denoised.mean(0)).square().sum()
-    assert (r2, cosine) == pytest.approx((float(expected), 1))
-
-
 def test_training_images_are_copies_and_means_of_two_are_blends():
     train, held_out = small_models.drawn(60, league.HELD_OUT, 0)
     assert league.of_samples(train[:30], train, held_out)["copies"] == 1
@@ -67,7 +57,7 @@ def test_a_wrong_score_is_seen(few):
     train, held_out = small_models.drawn(20, 10, 0)
     spec = setting().variant(league.FORMS["empirical"])
     x = league.points(held_out, 0.3, 0)
-    images, rows = small_models.flat(train) / 255, league.pixel_rows(x).double().numpy()
+    images, rows = small_models.flat(train) / 255, league.image_rows(x)
     right = np.stack([brute_force.posterior_mean(point, images, 0.3) - point for point in rows]) / 0.09
     for factor, wanted in ((1, 0), (1.01, 0.01)):
         got = brute_force.error(spec, factor * right, rows, images, 0.3, (8, 8, 1), None)
@@ -86,7 +76,7 @@ def test_the_share_of_masks_is_of_the_fall_in_copies():
 def test_a_network_is_kept_and_read_again(tmp_path, monkeypatch):
     train, _ = small_models.drawn(12, 10, 0)
     made = small_models.network_of("plain", train, 0, 1, tmp_path)
-    monkeypatch.setattr(small_models, "trained", None)
+    monkeypatch.setattr(small_models.small, "trained", None)
     again = small_models.network_of("plain", train, 0, 1, tmp_path)
     for name, value in made.state_dict().items():
         assert torch.equal(value, again.state_dict()[name])

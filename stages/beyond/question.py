@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from stages.diffusion.parameters import NoiseParams
-from stages.memorization.seeds import SeedMean, over_seeds
+from stages.memorization.seeds import SHARE, SeedMean, over_seeds
 from stages.theory.claims import ImageBlock, Table
 
 
@@ -59,3 +59,8 @@ def words(found: SeedMean, scale: float = 1.0, digits: int = 2) -> str:
     """Return MEAN [LOW, HIGH]."""
     ends = "" if found.low is None else f" [{scale * found.low:.{digits}f}, {scale * found.high:.{digits}f}]"
     return f"{scale * found.mean:.{digits}f}{ends}"
+
+
+def percent(rows: Table, value: str, **wanted: Any) -> str:
+    """Return the mean share of `by_seed` in percent with its interval, which ends at 0 and 100."""
+    return words(over_seeds(by_seed(rows, value, **wanted), within=SHARE), 100, 1)

@@ -7,7 +7,7 @@ block's name. Labels carry units, axes are logarithmic where the paper's are, an
 from collections.abc import Callable
 from typing import Any
 
-from stages.reporting import panels, question_figures, smoothing_figures
+from stages.reporting import league_figures, panels, question_figures, smoothing_figures
 from stages.reporting.figures import CONTROL, DASHES, INK, SERIES, STYLE
 from stages.reporting.panels import Figure, Table, Tables, column
 
@@ -206,4 +206,5 @@ FIGURES: dict[str, Callable[[Tables], list[Figure]]] = {
     "collapse": _collapse,
     **smoothing_figures.FIGURES,
     **question_figures.FIGURES,
+    **league_figures.FIGURES,
 }

@@ -304,7 +304,7 @@ def test_verify_writes_every_claim_and_table(tmp_path, monkeypatch):
     keys = {"claim", "formula", "source", "computed", "expected", "tolerance", "reason", "measured", "uncertainty"}
     assert all({*keys, "passed"} <= set(row) for row in claims)
     asked = {block["name"] for block in blocks if block["question"]}  # at toy size their answers say nothing
-    assert asked == {"adaptive_targets", "copying_onset", "two_halves"}
+    assert asked == {"adaptive_targets", "copying_onset", "two_halves", "loader_batches", "league"}
     assert [row["claim"] for row in claims if not row["passed"] and row["topic"] not in asked] == [
         "The paper's 116 levels are the exact shell-touch count",
         "Smoothing the score brings what the reverse SDE generates nearer to the truth",  # too few sets to be clear
