@@ -30,10 +30,10 @@ from benchmarks import risk_runs, risk_use, small_models
 from benchmarks.places import out_path
 from benchmarks.risk_runs import NETWORKS
 from benchmarks.samplers import cell
+from stages.beyond.copied_images import CLOSED
 from stages.memorization import risk
 from stages.memorization.risk import FEATURES, auc, calibration_slope, fit
 from stages.memorization.seeds import SeedMean, over_seeds
-from stages.theory.copied_images import CLOSED
 
 FITTED, TESTED = range(8), range(10, 15)
 RIDGE = 1.0  # penalty: of the fit's runs, one closed form left out at a time, mean slope 1.04 (1.07 at 3, 1.16 at 10)

@@ -1,8 +1,8 @@
 """Runs of benchmarks.risk: training sets of which some images are repeated, and which of them a model copies.
 
-A run is a training set of which a tenth of the images is repeated up to three times, as in the theory's block
-copied_images, and two independent sets of samples of a model: SAMPLES per training image, from which its label comes
-(an image is copied if a sample copies it), and AGAIN per training image, from which the probability of that comes.
+A run is a training set of which a tenth of the images is repeated up to three times, as in the block copied_images of
+stage verify, and two independent sets of samples of a model: SAMPLES per training image, from which its label comes (an
+image is copied if a sample copies it), and AGAIN per training image, from which the probability of that comes.
 
 FashionMNIST is the Debian package dataset-fashion-mnist: its files, in the folder FashionMNIST/raw of a folder ROOT,
 are the source torchvision:FashionMNIST?root=ROOT.
@@ -13,20 +13,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from benchmarks import small_models
+from stages.beyond.copied_images import CLOSED, copies_of, form, with_repeats
+from stages.beyond.small_models import closed_form
 from stages.diffusion.model import Model, make_model
 from stages.diffusion.parameters import Variant
+from stages.diffusion.sampling import draw_samples
 from stages.images.sources.open import open_source
 from stages.images.subset import read_subset
 from stages.memorization.groups import duplicates_among
-from stages.theory.copied_images import CLOSED, PER_IMAGE, closed_form, copies_of, drawn, form, with_repeats
 
-SIDE, SAMPLES, AGAIN, HELD_OUT = 8, PER_IMAGE, 100, 500
+SIDE, SAMPLES, AGAIN, HELD_OUT = 8, 5, 100, 500
 STEPS = 14  # of a network's training, per training image: about a quarter of its samples are copies then
 NETWORKS = ("plain", "smoothed")
 CLASSES = (1, 7)  # of CIFAR-10: cars and horses
 READ = 1_500  # images of each
+AT_ONCE = 500  # samples
 FASHION = 3_000  # of FashionMNIST: the first, of all classes
 
 
@@ -67,7 +71,13 @@ def model(name: str, train: np.ndarray, seed: int, steps: int | None, keep: Path
 
 def closed(spec: Variant, train: np.ndarray) -> Model:
     """A closed form over the training images."""
-    return closed_form(spec, train, small_models.NOISE.sigma_min, small_models.NOISE.sigma_max)
+    return closed_form(spec, small_models.NOISE, train)
+
+
+def drawn(made: Model, seed: int, count: int) -> np.ndarray:
+    """Samples of a model, uint8 (count, H, W, C); `seed` draws the noise alone."""
+    with torch.inference_mode():
+        return draw_samples(made, seed, count, AT_ONCE)
 
 
 def run(source: str, name: str, train: np.ndarray, seed: int, steps: int | None, keep: Path | None) -> dict[str, Any]:

@@ -13,11 +13,11 @@ import numpy as np
 
 from benchmarks import risk_runs, small_models
 from benchmarks.samplers import cell
+from stages.beyond.copied_images import CLOSED, copied_groups, form
 from stages.diffusion.model import Model
 from stages.features.frechet import frechet_from_features
 from stages.memorization.risk import features
 from stages.memorization.seeds import over_seeds, paired_difference
-from stages.theory.copied_images import CLOSED, copied_groups, drawn, form
 
 REMOVED = 0.05
 IMAGES = 100  # of the sets that are changed
@@ -56,7 +56,7 @@ def measured(name: str, weights: np.ndarray, seed: int, keep: Path | None) -> tu
     group = risk_runs.groups(train)
 
     def values(made: Model) -> tuple[float, float]:
-        samples = drawn(made, seed, SAMPLES * IMAGES)
+        samples = risk_runs.drawn(made, seed, SAMPLES * IMAGES)
         copies = len(copied_groups(samples, train, group)) / len(samples)
         return copies, frechet_from_features(small_models.flat(samples) / 255, real)
 

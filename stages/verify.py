@@ -19,6 +19,7 @@ import numpy as np
 from pydantic import Field, ValidationError, model_validator
 
 from stages.beyond.adaptive_targets import AdaptiveTemperatures
+from stages.beyond.copied_images import CopiedImages
 from stages.beyond.copying_onset import CopyingOnset
 from stages.beyond.halves import TwoHalves
 from stages.beyond.league import League
@@ -35,7 +36,6 @@ from stages.protocol import Parts, Section, Shard, StageParams, explain, load_tr
 from stages.theory.bias_variance import BiasVariance
 from stages.theory.claims import Block, ImageBlock, Picture, Table
 from stages.theory.collapse import Collapse
-from stages.theory.copied_images import CopiedImages
 from stages.theory.denoising import Denoising
 from stages.theory.domination import ImageDomination, SigmaDomination
 from stages.theory.expansion import Expansion
@@ -73,12 +73,12 @@ class Blocks(Section):
     generated_density: GeneratedDensity
     smoothed_circle: SmoothedCircle
     smoothed_images: SmoothedSamples
-    copied_images: CopiedImages
     adaptive_targets: AdaptiveTemperatures
     copying_onset: CopyingOnset
     two_halves: TwoHalves
     loader_batches: LoaderBatches
     league: League
+    copied_images: CopiedImages
 
     @model_validator(mode="after")
     def _several_seeds(self) -> Self:

@@ -4,12 +4,9 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from stages.memorization.seeds import over_seeds
 from stages.reporting import panels
 from stages.reporting.figures import CONTROL, DASHES, SERIES
 from stages.reporting.panels import Figure, Table, Tables, column
-
-ORDERS = {"model": "start, mode and blend", "duplicates": "number of duplicates", "low_coverage": "low coverage"}
 
 
 def _line(tables: Tables) -> list[Figure]:
@@ -341,30 +338,6 @@ def _longest_steps(axis: Any, tables: Tables) -> None:
     panels.legend(axis, fontsize=8, loc="lower right")
 
 
-def _copied_images(tables: Tables) -> list[Figure]:
-    figure, (axis,) = panels.canvas(1, 3.0)
-    forms = [(name, rows) for name, rows in panels.groups(tables["copied_images"], "form").items() if len(rows) > 1]
-    for index, (order, label) in enumerate(ORDERS.items()):
-        means = [over_seeds(column(rows, order)) for _, rows in forms]
-        at = [place + 0.2 * (index - 1) for place in range(len(forms))]
-        ends = [[mean.mean - mean.low for mean in means], [mean.high - mean.mean for mean in means]]
-        style = {"color": SERIES[index], "fmt": panels.MARKERS[index], "markersize": 5, "capsize": 3}
-        axis.errorbar(at, [mean.mean for mean in means], ends, **style, label=label)
-    panels.expected_line(axis, 0.5, "chance")
-    axis.set_xticks(range(len(forms)), [f"{name}\n{_share(rows)} % copied" for name, rows in forms])
-    axis.set(ylabel="AUC of the copied images", ylim=(0.2, 1))
-    panels.legend(axis)
-    caption = (
-        "How well three orders of the training images tell those that a closed form copies from the others: mean over "
-        "training sets with its 95 % interval. Above the dashed line copied images stand higher than the others."
-    )
-    return panels.drawn(figure, "copied-images", caption)
-
-
-def _share(rows: Table) -> str:
-    return f"{100 * sum(column(rows, 'copied')) / len(rows):.0f}"
-
-
 FIGURES: dict[str, Callable[[Tables], list[Figure]]] = {
     "line": _line,
     "relu_networks": _relu_networks,
@@ -373,6 +346,5 @@ FIGURES: dict[str, Callable[[Tables], list[Figure]]] = {
     "generated_density": _generated_density,
     "smoothed_circle": _smoothed_circle,
     "smoothed_images": _smoothed_images,
-    "copied_images": _copied_images,
     "learned_score": _learned_score,
 }

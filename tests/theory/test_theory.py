@@ -304,14 +304,11 @@ def test_verify_writes_every_claim_and_table(tmp_path, monkeypatch):
     keys = {"claim", "formula", "source", "computed", "expected", "tolerance", "reason", "measured", "uncertainty"}
     assert all({*keys, "passed"} <= set(row) for row in claims)
     asked = {block["name"] for block in blocks if block["question"]}  # at toy size their answers say nothing
-    assert asked == {"adaptive_targets", "copying_onset", "two_halves", "loader_batches", "league"}
+    assert asked == {"adaptive_targets", "copying_onset", "two_halves", "loader_batches", "league", "copied_images"}
     assert [row["claim"] for row in claims if not row["passed"] and row["topic"] not in asked] == [
         "The paper's 116 levels are the exact shell-touch count",
         "Smoothing the score brings what the reverse SDE generates nearer to the truth",  # too few sets to be clear
         "With fewer than half copies, log-domain smoothing still draws as diverse images as real ones",
-        "That order has an AUC of at least 0.9",  # in no size
-        "Low coverage decides which images are copied",
-        "The odds of a copy are as the order says",
     ]
     with open("data/verify/sigma_domination.tsv", newline="") as file:
         table = list(csv.DictReader(file, delimiter="\t"))

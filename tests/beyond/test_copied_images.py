@@ -4,23 +4,22 @@ import functools
 
 import numpy as np
 import pytest
-import yaml
 
-from stages import verify
+from stages.beyond import copied_images
+from stages.beyond.copied_images import with_repeats
 from stages.images.sources.open import open_source
 from stages.images.subset import read_subset
 from stages.memorization.groups import duplicates_among
+from stages.protocol import load_tree
 from stages.reporting.theory_figures import theory_figures
-from stages.theory import copied_images
-from stages.theory.copied_images import with_repeats
 
 
 @functools.cache
 def digits():
-    return read_subset(open_source("mnist5k"), np.arange(1000), None)
+    return read_subset(open_source("mnist5k"), np.arange(1000), 8)
 
 
-DIGITS = copied_images.shrunk(digits(), 4)
+DIGITS = digits()
 
 
 def test_a_tenth_of_the_images_is_repeated():
@@ -59,14 +58,9 @@ def test_more_strength_smooths_more():
     assert copied_images.form("loader-25", train, 2).loader_batch == 12
 
 
-def test_shrinking_takes_the_mean_of_squares():
-    image = np.arange(20, dtype=np.uint8).reshape(1, 4, 5, 1)
-    assert copied_images.shrunk(image, 2)[0, :, :, 0].tolist() == [[3, 5], [13, 15]]
-
-
 def rows(**changed):
     """Three sets of one form."""
-    return [{"set": i, "form": "kernel", "copied": 0.5, "model": 0.92 + 0.01 * i, "low_coverage": 0.6 + 0.01 * i,
+    return [{"seed": i, "form": "kernel", "copied": 0.5, "model": 0.93 + 0.002 * i, "low_coverage": 0.6 + 0.01 * i,
              "duplicates": 0.7, **changed} for i in range(3)]  # fmt: skip
 
 
@@ -74,7 +68,7 @@ def rows(**changed):
     ("changed", "slopes", "failed"),
     [
         ({}, [0.9, 1.0, 1.1], set()),
-        ({"duplicates": 0.93}, [1, 1, 1], {0}),
+        ({"duplicates": 0.94}, [1, 1, 1], {0}),
         ({"model": 0.89}, [1, 1, 1], {1}),
         ({"low_coverage": 0.4}, [1, 1, 1], {2}),
         ({}, [0.5, 0.6, 0.7], {3}),
@@ -89,18 +83,15 @@ def test_one_training_set_makes_no_claim():
     assert copied_images.claims(rows()[:1], [1.0]) == []
 
 
-def test_the_block_has_a_row_per_set_and_form_and_a_figure():
-    values = yaml.safe_load(verify.Path("stages/theory/blocks.yaml").read_text())["copied_images"]
-    block = copied_images.CopiedImages(**{**values, "sets": 3, "train": 100, "forms": ["loader-25", "tikhonov"]})
+def test_the_block_has_a_row_per_seed_and_form_and_a_figure():
+    values = load_tree("stages/theory/blocks.yaml")["copied_images"]
+    some = {"seeds": [20, 21], "samples": 500, "forms": ["loader-25", "tikhonov"]}
+    block = copied_images.CopiedImages(**{**values, **some})
     found = block.findings(0, digits())
     table = found.tables["copied_images"]
-    assert len(table) == 6
-    assert len(found.claims) == 4
-    assert [row["model"] for row in table] == [
-        row["model"] for row in block.findings(0, digits()).tables["copied_images"]
-    ]
+    assert [(row["seed"], row["form"]) for row in table] == [(a, b) for a in some["seeds"] for b in some["forms"]]
+    assert len(block.conclude(found.tables)) == 4
+    pieces = [piece.findings(0, digits()).tables["copied_images"] for piece in block.pieces()]
+    assert [row for rows in pieces for row in rows] == table
     (figure,) = theory_figures("copied_images", found.tables)
     assert "<svg" in figure.svg
-    assert block.source("other") == "mnist5k"
-    with pytest.raises(ValueError, match="train 100 images cannot be drawn from 30"):
-        block.findings(0, digits()[:30])
