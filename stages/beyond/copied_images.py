@@ -11,7 +11,6 @@ from typing import Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from stages.beyond import small_models
 from stages.beyond.measures import flat
 from stages.beyond.question import Question, by_seed, words
 from stages.diffusion.parameters import Variant
@@ -58,6 +57,8 @@ class CopiedImages(Question):
 
     def _measured(self, train: np.ndarray, seed: int) -> tuple[Table, list[Labelled]]:
         """A row per closed form that copies some images and not all, and the model's score with the images' labels."""
+        from stages.beyond import small_models
+
         known, group = described(train, self.noise.sigma_max), duplicates_among(train).group
         score = np.stack([known[name] for name in FEATURES], axis=1) @ WEIGHTS
         orders = {"model": score, "low_coverage": -known["coverage"], "duplicates": known["duplicates"]}
