@@ -48,6 +48,7 @@ def _copying_onset(tables: Tables) -> list[Figure]:
         axes[0].plot(every, share, **panels.look(index), label=f"{name}, {size:g} images")
     panels.expected_line(axes[0], control, "held-out images")
     axes[0].set(xscale="log", xlabel="optimizer step", ylabel="copies (%), mean over seeds", title="Along the training")
+    panels.plain_ticks(axes[0].xaxis)
     panels.legend(axes[0], fontsize=8, loc="upper left")
     steps = [row for row in tables["copying_onset_steps"] if row["crossed"] > 0]
     for index, (name, own) in enumerate(panels.groups(steps, "variant").items()):
@@ -59,7 +60,10 @@ def _copying_onset(tables: Tables) -> list[Figure]:
     _proportional(axes[1], steps)
     axes[1].set(xscale="log", yscale="log", xlabel="training images", ylabel="step at which copies cross the share")
     axes[1].set_title("The step of the onset")
-    panels.plain_ticks(axes[1].xaxis)
+    axes[1].set_xticks(sorted({row["images"] for row in steps}), minor=False)
+    axes[1].xaxis.set_major_formatter("{x:g}")
+    axes[1].xaxis.minorticks_off()
+    panels.plain_ticks(axes[1].yaxis)
     panels.legend(axes[1], fontsize=8)
     return panels.drawn(figure, "copying-onset", _onset_caption(tables["copying_onset_steps"], steps))
 

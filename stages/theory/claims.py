@@ -103,6 +103,12 @@ class Statement:
         """The whole 95 % interval over seeds lies below `bound`; untrue: as in `above`."""
         return self._clear(found, bound, found.high - bound, "below", untrue)
 
+    def within(self, found: SeedMean, expected: float, tolerance: float) -> Claim:
+        """The whole 95 % interval over seeds lies within `tolerance` of `expected`: few seeds show no equality."""
+        reason = f"the whole 95 % interval over {len(found.points)} seeds lies within it"
+        farthest = max(abs(found.low - expected), abs(found.high - expected))
+        return self._row(found.mean, expected, tolerance, reason, deviation=farthest, low=found.low, high=found.high)
+
     def _clear(self, found: SeedMean, bound: float, beyond: float, side: str, untrue: str) -> Claim:
         beyond = beyond if beyond else math.ulp(0.0)  # an interval that ends at the bound does not lie beside it
         reason = f"the 95 % interval over {len(found.points)} seeds lies {side} {bound:g}; if untrue: {untrue}"

@@ -20,6 +20,7 @@ QUESTIONS = {name: kind for name, kind in verify.Blocks.kinds().items() if issub
 def test_a_claim_is_shown_where_the_whole_interval_lies_on_its_side(values, above, below):
     found = over_seeds(values)
     assert (ABOUT.above(found, 0.0, "0").passed, ABOUT.below(found, 0.0, "0").passed) == (above, below)
+    assert ABOUT.within(found, 1.1, 0.4).passed == above
     row = ABOUT.above(found, 0.0, "equal shares").row()
     assert (row["low"], row["high"], row["measured"]) == (found.low, found.high, found.mean)
     assert "3 seeds" in row["reason"]
