@@ -32,7 +32,7 @@ from benchmarks.risk_runs import NETWORKS
 from benchmarks.samplers import cell
 from stages.beyond.copied_images import CLOSED
 from stages.memorization import risk
-from stages.memorization.risk import FEATURES, auc, calibration_slope, fit
+from stages.memorization.risk import FEATURES, auc, calibration_slope, fit, log_odds
 from stages.memorization.seeds import SeedMean, over_seeds
 
 FITTED, TESTED = range(8), range(10, 15)
@@ -57,15 +57,15 @@ def key(row: Row) -> Key:
 
 def plan(options: argparse.Namespace) -> list[Key]:
     """The runs, in the order in which they are made: closed forms, then networks; of each those of the fit first."""
-    others = [name for name in risk_runs.sources(options.cifar, options.fashion) if name != "digits"]
+    others = [name for name in risk_runs.sources(options.cifar, options.fashion, options.classes) if name != "digits"]
     closed = [("digits", size, seed) for size in options.sizes for seed in FITTED]
-    closed += [(name, IMAGES, seed) for name in ("digits", *others) for seed in TESTED]
-    closed += [("digits", 2 * max(options.sizes), seed) for seed in TESTED]
+    closed += [(name, IMAGES, seed) for name in ("digits", *others) for seed in options.seeds]
+    closed += [("digits", 2 * max(options.sizes), seed) for seed in options.seeds]
     made: list[Key] = []
     if "closed" in options.parts:
         made += [(source, form, size, seed, None) for source, size, seed in closed for form in CLOSED]
     if "networks" in options.parts:
-        made += [(name, "plain", IMAGES, seed, None) for name in ("digits", *others[-1:]) for seed in TESTED]
+        made += [(name, "plain", IMAGES, seed, None) for name in ("digits", *others[-1:]) for seed in options.seeds]
     if options.onset is not None:
         rows = [json.loads(line) for line in options.onset.read_text().splitlines()]
         made += [(ONSET, row["variant"], row["size"], row["seed"], row["steps"][-1]) for row in rows]
@@ -77,7 +77,8 @@ def training_set(row: Key, options: argparse.Namespace) -> np.ndarray:
     source, _, size, seed, _ = row
     if source == ONSET:
         return small_models.drawn(size, 1000, seed)[0]
-    return risk_runs.repeated(risk_runs.sources(options.cifar, options.fashion)[source], size, seed)
+    images = risk_runs.sources(options.cifar, options.fashion, options.classes)[source]
+    return risk_runs.repeated(images, size, seed)
 
 
 def measured(options: argparse.Namespace, done: set[Key]) -> Iterator[Row]:
@@ -157,7 +158,8 @@ def tested(rows: list[Row], weights: np.ndarray, label: str) -> dict[str, SeedMe
 
 
 def _slope(rows: list[Row], weights: np.ndarray, label: str) -> float:
-    return calibration_slope(joined(rows, "x") @ weights, joined(rows, label), places(rows))
+    score = np.concatenate([log_odds(row["x"], weights) for row in rows])
+    return calibration_slope(score, joined(rows, label), places(rows))
 
 
 def _mean_auc(rows: list[Row], order: Callable[[Row], np.ndarray | None], label: str) -> float:
@@ -226,6 +228,10 @@ def in_the_few(rows: list[Row]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cifar", type=Path, help="train.parquet of CIFAR-10")
+    parser.add_argument("--classes", type=int, nargs="+", default=risk_runs.CLASSES, help="of CIFAR-10")
+    parser.add_argument(
+        "--seeds", type=int, nargs="+", default=TESTED, help="of the tests; those of the fit are 0 to 7"
+    )
     parser.add_argument("--fashion", help="source of FashionMNIST: torchvision:FashionMNIST?root=FOLDER")
     parser.add_argument("--onset", type=Path, help="the file of benchmarks.onset")
     parser.add_argument("--keep", type=Path, help="folder that keeps the networks, of benchmarks.onset too")
@@ -234,6 +240,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=out_path, default=Path("risk.jsonl"))
     options = parser.parse_args()
+    options.classes = tuple(options.classes)
     torch.set_num_threads(options.threads)
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     for row in measured(options, {key(row) for row in rows}):

@@ -35,15 +35,17 @@ FASHION = 3_000  # of FashionMNIST: the first, of all classes
 
 
 @functools.lru_cache(maxsize=1)
-def sources(cifar: Path | None, fashion: str | None = None) -> dict[str, np.ndarray]:
-    """Images of 8 x 8 by name. cifar: train.parquet of CIFAR-10; fashion: the source of FashionMNIST."""
+def sources(
+    cifar: Path | None, fashion: str | None = None, classes: tuple[int, ...] = CLASSES
+) -> dict[str, np.ndarray]:
+    """Images of 8 x 8 by name. cifar: train.parquet of CIFAR-10, and which classes; fashion: FashionMNIST's source."""
     from sklearn.datasets import load_digits
 
     found = {"digits": small_models.digits("mnist5k", SIDE)}
     found["scikit-learn digits"] = np.round(load_digits().images * 255 / 16).astype(np.uint8)[..., None]
     if cifar is not None:
         opened = open_source(f"parquet:{cifar}")
-        for wanted in CLASSES:
+        for wanted in classes:
             rows = np.flatnonzero(opened.labels == wanted)[:READ]
             found[f"CIFAR-10 class {wanted}"] = read_subset(opened, rows, SIDE)
     if fashion is not None:

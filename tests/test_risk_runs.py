@@ -93,7 +93,7 @@ def test_the_probability_is_that_of_one_copy_among_five_samples_per_image(monkey
     counts = {"further": 100, "copies": [0, 1, 0, 0], "again": [0, 13, 14, 100]}
     rows = [{"source": "digits", "score": name, "size": 4, "seed": 10, "steps": None, **counts} for name in
             ("kernel", "tikhonov", "plain")]  # fmt: skip
-    found = risk.described(rows, argparse.Namespace(cifar=None, fashion=None))
+    found = risk.described(rows, argparse.Namespace(cifar=None, fashion=None, classes=()))
     assert found[0]["p"] == pytest.approx([0, 1 - np.exp(-0.65), 1 - np.exp(-0.7), 1 - np.exp(-5)])
     assert found[0]["likely"].tolist() == [False, False, True, True]
     assert found[0]["copied"].tolist() == [False, True, False, False]
@@ -120,12 +120,11 @@ def test_the_command_runs_to_its_end_and_goes_on_from_its_file(tmp_path, monkeyp
     monkeypatch.setattr(risk_runs, "SAMPLES", 1)
     monkeypatch.setattr(risk, "CLOSED", ("loader-25", "tikhonov"))
     monkeypatch.setattr(risk, "FITTED", range(1))
-    monkeypatch.setattr(risk, "TESTED", (10,))
     monkeypatch.setattr(risk_use, "SEEDS", (10, 11))
     monkeypatch.setattr(risk_use, "STRENGTHS", (1.0, 3.0))
     monkeypatch.setattr(risk_use, "SAMPLES", 1)
     out = tmp_path / "risk.jsonl"
-    options = ["risk", "--parts", "closed", "use", "--sizes", "100", "--out", str(out)]
+    options = ["risk", "--parts", "closed", "use", "--sizes", "100", "--seeds", "10", "--out", str(out)]
     monkeypatch.setattr(sys, "argv", options)
     risk.main()
     first = capsys.readouterr().out
@@ -141,6 +140,7 @@ def test_the_command_runs_to_its_end_and_goes_on_from_its_file(tmp_path, monkeyp
 
 
 def test_every_part_has_its_runs():
-    options = argparse.Namespace(cifar=None, fashion=None, onset=None, sizes=[100], parts=["closed", "networks"])
+    given = {"cifar": None, "fashion": None, "classes": (), "onset": None, "sizes": [100], "seeds": range(10, 15)}
+    options = argparse.Namespace(**given, parts=["closed", "networks"])
     found = risk.plan(options)
     assert len(found) == len(set(found)) == 4 * (8 + 5 + 5 + 5) + 5 + 5

@@ -45,6 +45,11 @@ FIRST_LEVEL = 5 / 16  # of a sampler, over the side in pixels: 5 at 16 x 16, as 
 WEIGHTS = np.array([2.44, 0.21, 0.54])
 """Of FEATURES, as `python -m benchmarks.risk` fits them."""
 
+SPREAD = 1.67
+"""Standard deviation of the weighted sum over the images of a training set, mean over the sets of the fit. Sets whose
+images differ more in `start` (photographs in brightness) spread it more, and are not copied by that much more
+unevenly: without one spread for all sets the odds are too sure there."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
@@ -158,9 +163,19 @@ def fit(x: np.ndarray, copied: np.ndarray, run: np.ndarray, ridge: float = 1.0) 
     raise ArithmeticError(f"the logistic fit did not converge: its last step was {np.abs(step).max():.3g}")
 
 
+def log_odds(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Return the log-odds of a copy of every image of one training set, up to a constant, float64 (M,).
+
+    x: FEATURES of the whole set, (M, 3). The weighted sum is scaled to the SPREAD that it has in the sets of the fit.
+    """
+    score = x @ weights
+    spread = float(score.std())
+    return score * (SPREAD / spread) if spread > 0 else score
+
+
 def probabilities(x: np.ndarray, weights: np.ndarray, share: float) -> np.ndarray:
     """Return the probability that each image is copied by a model that copies the given share of all, float64 (M,)."""
-    score = x @ weights
+    score = log_odds(x, weights)
     middle = brentq(
         lambda b: expit(score + b).mean() - share, -score.max() + logit(share) - 1, -score.min() + logit(share) + 1
     )

@@ -16,6 +16,7 @@ from stages.memorization.risk import (
     MOST,
     NEAR,
     SHIFTS,
+    SPREAD,
     WEIGHTS,
     _smoothed,
     auc,
@@ -23,6 +24,7 @@ from stages.memorization.risk import (
     described,
     features,
     fit,
+    log_odds,
     probabilities,
 )
 from stages.risk import Options, run
@@ -176,7 +178,17 @@ def test_probabilities_have_the_given_mean_and_the_learned_odds(share):
     found = probabilities(x, WEIGHTS, share)
     assert found.mean() == pytest.approx(share, rel=1e-6)
     odds = np.log(found / (1 - found))
-    assert odds - odds[0] == pytest.approx((x - x[0]) @ WEIGHTS)
+    score = log_odds(x, WEIGHTS)
+    assert odds - odds[0] == pytest.approx(score - score[0])
+
+
+def test_log_odds_have_the_order_of_the_weighted_sum_and_one_spread():
+    x = np.random.default_rng(0).standard_normal((200, len(FEATURES)))
+    for scale in (1, 10):
+        found = log_odds(scale * x, WEIGHTS)
+        assert found.std() == pytest.approx(SPREAD)
+        assert (np.argsort(found) == np.argsort(x @ WEIGHTS)).all()
+    assert (log_odds(np.zeros((5, len(FEATURES))), WEIGHTS) == 0).all()
 
 
 def test_the_command_ranks_repeated_images_first(tmp_path, capsys):
