@@ -30,6 +30,7 @@ from benchmarks import brute_force, small_models
 from benchmarks.league_table import agreement_table, batches_table, samples_table
 from benchmarks.places import out_path
 from stages.beyond.league import agreement
+from stages.beyond.measures import shares
 from stages.beyond.points import noised
 from stages.beyond.points import rows as image_rows
 from stages.diffusion.model import Model, make_model
@@ -38,12 +39,8 @@ from stages.diffusion.samplers import Score
 from stages.diffusion.sampling import draw_samples
 from stages.diffusion.variants import Batch, build_score, kernel_draws, network_score
 from stages.features.frechet import frechet_from_features
-from stages.memorization.calibrated_metrics import Nearness, calibrated_table, hull_arrays
-from stages.memorization.ratios import nn_ratio
-from stages.search.nearest import nearest
-from stages.search.pixel_distance import pixel_distance
 
-RATIO, HELD_OUT, CONTROL, POINTS, SAMPLES, CHECKED = 0.7, 2000, 1000, 100, 200, 10
+HELD_OUT, CONTROL, POINTS, SAMPLES, CHECKED = 2000, 1000, 100, 200, 10  # the control is the first half
 CHOICE = 10_000  # added to the seed of the samples that a network is chosen by
 THRESHOLD = 0.02  # of PCA-locality, as released
 BATCHES = (25, 100, 250, 500)
@@ -184,20 +181,10 @@ def milliseconds(network: torch.nn.Module, held_out: np.ndarray, seed: int) -> f
     return round(1000 * float(np.median(spent)), 1)
 
 
-def nearness(images: np.ndarray, train: np.ndarray) -> Nearness:
-    """Distances of images to the nearest training image and to the hull of the nearest, and which are copies."""
-    flat, reference = small_models.flat(images), small_models.flat(train)
-    index, squared = nearest(flat, reference, 8)
-    hull = hull_arrays(flat, reference, index, 1 << 28)["hull"]
-    return Nearness(pixel_distance(squared[:, 0], flat.shape[1]), hull, nn_ratio(squared) < RATIO)
-
-
 def of_samples(images: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> dict[str, float]:
     """Shares of copies and blends, and the Frechet distance of the pixels to held-out images."""
-    own, control = nearness(images, train), nearness(held_out[:CONTROL], train)
-    pixels = [small_models.flat(part) / 255 for part in (images, held_out[CONTROL:])]
-    blend = calibrated_table(own, control)["blend"]
-    return {"copies": float(own.copied.mean()), "blends": blend["rate"], "fd": frechet_from_features(*pixels)}
+    found = shares(images, train, held_out)
+    return {name: found[name] for name in ("copies", "blends", "fd")}
 
 
 def chosen(

@@ -4,11 +4,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stages.beyond.small_models import CPU
 from stages.diffusion.model import make_model
 from stages.diffusion.parameters import NoiseParams, Variant
 from stages.diffusion.variants import Batch, pixel_rows
-
-CPU = torch.device("cpu")
 
 
 def noised(images: np.ndarray, sigma: float, seed: int) -> Tensor:
