@@ -18,14 +18,15 @@ import torch
 from torch import Tensor
 
 from stages.diffusion import samplers
+from stages.diffusion.adaptive_temperature import adaptive_rule
 from stages.diffusion.eigenvalues import closed_tops, learned_top
 from stages.diffusion.expansion import Pair, factor_conditioning, factor_unconditioning, place, point_exists
 from stages.diffusion.model import Model
 from stages.diffusion.noise import Stream, integers, normal
-from stages.diffusion.parameters import AlignmentParams
+from stages.diffusion.parameters import AlignmentParams, ScoreSpec
 from stages.diffusion.sampling import to_uint8
 from stages.diffusion.scores import conditioning
-from stages.diffusion.temperature import shell_power
+from stages.diffusion.temperature import is_smoothed, shell_power, temperature_rule
 from stages.diffusion.thermometer import READINGS, by_expansion, closed_scores
 from stages.diffusion.variants import as_images, network_score, pixel_rows
 
@@ -251,13 +252,28 @@ def eigenvalue_row(model: Model, sigma: float, number: int, count: int, seed: in
         return pixel_rows(_network_score(model)(as_images(points, like), level)).double()
 
     own = (sigma**2 * learned_top(score, x, sigma, axes)).cpu().numpy()
-    power, frozen = shell_power(x.shape[1], spec.power), spec.conditioned
-    closed = (sigma**2 * closed_tops(model.centres, x, power, frozen)).cpu().numpy()
+    power, given = shell_power(x.shape[1], spec.power), learns_given_level(spec, sigma, x.shape[1])
+    closed = (sigma**2 * closed_tops(model.centres, x, power, frozen=given)).cpu().numpy()
     error = error_over_images(own, _images(pairs))
     found = by_expansion(own, closed, x.shape[1], np.random.default_rng([seed, len(model.images)]))
     reading = {own_name: getattr(found, name) for name, own_name in names.items()}
     reading["jacobian_identified"] &= error is not None and bool(found.error <= 2 * error)
     return {"jacobian": float(own.mean()), "jacobian_error": error, **reading}
+
+
+def learns_given_level(spec: ScoreSpec, sigma: float, dimension: int) -> bool:
+    """Return whether a network's target at a level is a score at that level, and not at the levels of its shells.
+
+    The latter move with x, and the Jacobian of what it learns has a term of them: of a network that is blind to the
+    level always, of one that is given it where its target is smoothed by a temperature.
+    """
+    if not spec.conditioned or spec.form != "temperature":
+        return spec.conditioned
+    if adaptive_rule(spec.temperature, shell_power(dimension, spec.power)) is not None:
+        return spec.smooth_below is not None and sigma >= spec.smooth_below
+    level = torch.tensor([sigma], dtype=torch.float64)
+    heat = temperature_rule(spec.temperature, dimension)(level)
+    return not bool(is_smoothed(level, heat, spec.smooth_below))
 
 
 def spread(points: Tensor) -> np.ndarray:

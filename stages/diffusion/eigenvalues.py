@@ -4,8 +4,8 @@ With g_i = -(x - x_i)/sigma_i*^2 and the weights w at temperature T the Jacobian
 
     J = (1/T) Cov_w(g) + (2/c) sum_i w_i g_i g_i^T - lambda_bar I,   lambda_bar = sum_i w_i / sigma_i*^2.
 
-The middle term comes from sigma_i*^2 = r_i^2/c, which moves with x (METHODS §2). A network that is given its level
-shows none, whatever its target: `frozen` leaves it out. Points are (B, d), float64.
+The middle term comes from sigma_i*^2 = r_i^2/c, which moves with x (METHODS §2). The score at a given level has none:
+`frozen` leaves it out. Points are (B, d), float64.
 """
 
 from collections.abc import Callable

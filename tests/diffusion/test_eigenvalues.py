@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from stages.diffusion import scores, thermometer
-from stages.diffusion.alignment import eigenvalue_row
+from stages.diffusion.alignment import eigenvalue_row, learns_given_level
 from stages.diffusion.eigenvalues import closed_tops, learned_top
 from stages.diffusion.model import Model
-from stages.diffusion.parameters import Variant
+from stages.diffusion.parameters import ScoreSpec, Variant
 
 SIDE = 8
 DIMENSION, COUNT = SIDE * SIDE, 20
@@ -72,8 +72,13 @@ def test_differences_find_the_top_eigenvalue_of_a_score(sigma):
         torch.testing.assert_close(found[i], exact, rtol=0.02, atol=0.02 / sigma**2)
 
 
-def row(temperature, sigma, times=1.0):
-    """The reading of a network F = times sigma s_T that is blind to the level."""
+GIVEN = {
+    "form": "temperature", "noise_conditioning": True, "temperature": 5.0, "neighbors": {"space": "pixel", "k": COUNT},
+}  # fmt: skip
+
+
+def row(temperature, sigma, times=1.0, target=None):
+    """The reading of a network F = times sigma s_T that is blind to the level, or has another target."""
 
     class Shells(torch.nn.Module):
         def forward(self, x, level):
@@ -81,7 +86,7 @@ def row(temperature, sigma, times=1.0):
             return (times * sigma * found).to(x.dtype).reshape(x.shape)
 
     sampler = {"name": "actual-noise", "levels": 4, "step": 0.1, "exact_below": 1.0}
-    variant = Variant(score="network", form="unconditioning", sampler=sampler)
+    variant = Variant(score="network", sampler=sampler, **(target or {"form": "unconditioning"}))
     levels = torch.tensor([2.0, 0.5], dtype=torch.float64)
     model = Model(variant, levels, pictures()[..., None].numpy(), torch.device("cpu"), Shells())
     return eigenvalue_row(model, sigma, 0, 12, seed=0)
@@ -93,6 +98,33 @@ def test_known_temperatures_are_read(temperature, sigma):
     assert found["jacobian_identified"]
     assert found["jacobian_t_eff"] == pytest.approx(temperature, rel=0.05)
     assert found["jacobian_low"] <= temperature <= found["jacobian_high"]
+
+
+@pytest.mark.parametrize(("temperature", "sigma"), [(5.0, 0.4), (15.0, 0.4)])
+def test_a_network_that_is_given_its_level_reads_the_temperature_of_its_target(temperature, sigma):
+    """What such a network learns at one temperature does not depend on the level, and its Jacobian has their term."""
+    found = row(temperature, sigma, target=GIVEN | {"temperature": temperature})
+    assert found["jacobian_identified"]
+    assert found["jacobian_t_eff"] == pytest.approx(temperature, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("target", "sigma", "given"),
+    [
+        ({"form": "conditioning"}, 0.4, True),
+        ({"form": "unconditioning"}, 0.4, False),
+        (GIVEN, 0.4, False),
+        (GIVEN | {"smooth_below": 0.3}, 0.4, True),
+        (GIVEN | {"smooth_below": 0.5}, 0.4, False),
+        (GIVEN | {"temperature": "1/sigma"}, 0.4, False),
+        (GIVEN | {"temperature": "1/sigma"}, 1.5, True),
+        (GIVEN | {"temperature": "nonexpansive", "smooth_below": 0.5}, 0.4, False),
+        (GIVEN | {"temperature": "nonexpansive", "smooth_below": 0.3}, 0.4, True),
+        (GIVEN | {"noise_conditioning": False}, 0.4, False),
+    ],
+)
+def test_a_target_is_of_the_given_level_where_it_is_not_smoothed(target, sigma, given):
+    assert learns_given_level(ScoreSpec(score="network", **target), sigma, DIMENSION) == given
 
 
 def test_where_no_temperature_has_the_eigenvalue_none_is_read():
