@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks import small_models
 from benchmarks.league import ACTUAL
@@ -148,10 +147,10 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", default=[PLAIN, *SMOOTHED], choices=[PLAIN, *SMOOTHED])
     parser.add_argument("--closed", action="store_true", help="closed forms against constant temperatures")
     parser.add_argument("--keep", type=Path, help="folder that keeps the networks; that of benchmarks.onset has some")
-    parser.add_argument("--threads", type=int, default=1)
+    small_models.add_options(parser)
     parser.add_argument("--out", type=out_path, default=Path("adaptive.jsonl"))
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    small_models.use_options(options)
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     if options.closed:
         for seed in options.seeds:

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks import small_models
 from benchmarks.places import out_path
@@ -121,13 +120,13 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[100, 1000], help="images of each half")
     parser.add_argument("--samples", type=int, default=200)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--networks", nargs="*", default=["plain"], choices=list(small_models.PRESET["variants"]))
+    parser.add_argument("--networks", nargs="*", default=["plain"], choices=small_models.ENTRIES)
     parser.add_argument("--steps", type=int, nargs="+", default=[1131], help="of the networks' training, ascending")
     parser.add_argument("--keep", type=Path, help="folder that keeps the networks; that of benchmarks.onset has some")
-    parser.add_argument("--threads", type=int, default=1)
+    small_models.add_options(parser)
     parser.add_argument("--out", type=out_path, default=Path("halves.jsonl"))
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
+    small_models.use_options(options)
     found = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     for row in rows(options, {(row["model"], row["size"], row["seed"]) for row in found}):
         found.append(row)

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks import small_models
 from benchmarks.places import out_path
@@ -124,10 +123,10 @@ def main() -> None:
         "--until", type=float, default=ENOUGH, help="share of copies that ends a training; 1: none does"
     )
     parser.add_argument("--keep", type=Path, help="folder that keeps the networks, for halves, risk and thermometer")
-    parser.add_argument("--threads", type=int, default=1)
+    small_models.add_options(parser)
     parser.add_argument("--out", type=out_path, default=Path("onset.jsonl"))
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    small_models.use_options(arguments)
     rows = [json.loads(line) for line in arguments.out.read_text().splitlines()] if arguments.out.exists() else []
     done = {(row["variant"], row["size"], row["seed"]) for row in rows}
     for size in arguments.sizes:

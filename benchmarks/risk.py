@@ -2,6 +2,7 @@
 
     python -m benchmarks.risk [--cifar PATH/train.parquet] [--fashion SOURCE] [--onset onset.jsonl] [--keep FOLDER]
     python -m benchmarks.risk --parts closed use    # closed forms alone; --sizes 100 200 fits on more of them
+    python -m benchmarks.risk --parts --onset onset.jsonl --keep FOLDER   # the order as it is, on those networks alone
 
 The runs are those of benchmarks/risk_runs.py. Fitted on digits (seeds 0 to 7; closed forms of --sizes images); tested
 on other seeds, on twice as many images, on other digits (scikit-learn's), on two classes of CIFAR-10, on FashionMNIST,
@@ -24,7 +25,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from benchmarks import risk_runs, risk_use, small_models
 from benchmarks.places import out_path
@@ -236,12 +236,12 @@ def main() -> None:
     parser.add_argument("--onset", type=Path, help="the file of benchmarks.onset")
     parser.add_argument("--keep", type=Path, help="folder that keeps the networks, of benchmarks.onset too")
     parser.add_argument("--sizes", type=int, nargs="+", default=[IMAGES], help="images of the fit's closed forms")
-    parser.add_argument("--parts", nargs="+", default=PARTS, choices=PARTS)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--parts", nargs="*", default=PARTS, choices=PARTS)
+    small_models.add_options(parser)
     parser.add_argument("--out", type=out_path, default=Path("risk.jsonl"))
     options = parser.parse_args()
     options.classes = tuple(options.classes)
-    torch.set_num_threads(options.threads)
+    small_models.use_options(options)
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     for row in measured(options, {key(row) for row in rows}):
         rows.append(row)
@@ -250,7 +250,7 @@ def main() -> None:
     wanted = set(plan(options))
     rows = described([row for row in rows if key(row) in wanted], options)
     learn = [row for row in rows if row["seed"] in FITTED and row["score"] in CLOSED]
-    weights = fit(joined(learn, "x"), joined(learn, "p"), places(learn), RIDGE).weights
+    weights = fit(joined(learn, "x"), joined(learn, "p"), places(learn), RIDGE).weights if learn else risk.WEIGHTS
     print("weights", dict(zip(FEATURES, np.round(weights, 2).tolist())), "\n")
     lines = itertools.chain(*(table(rows, weights, label) for label in LABELS), in_the_few(rows))
     print("\n".join(lines), flush=True)

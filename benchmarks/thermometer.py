@@ -109,7 +109,7 @@ def minimisers(rows: list[Row], held_out: int) -> Iterator[Row]:
     for name, size, seed in dict.fromkeys((row["variant"], row["size"], row["seed"]) for row in rows):
         train, _ = small_models.drawn(size, held_out, seed)
         spec = small_models.variant(name)
-        model = make_model(spec, small_models.NOISE, train, Minimiser(spec, train), small_models.CPU)
+        model = make_model(spec, small_models.NOISE, train, Minimiser(spec, train), small_models.DEVICE)
         about = {"variant": f"{name}, minimiser", "size": size, "seed": seed, "step": 0, "samples": 1, "copies": 0}
         yield about | {"readings": readings(model), "over_neighbors": over_neighbors(model)}
 
@@ -125,7 +125,7 @@ def measured(onset: list[Row], keep: Path, done: set[tuple[Any, ...]], every: in
         networks = small_models.snapshots(name, train, seed, steps, keep)
         for (step, network), copies in zip(networks, counts):
             if (name, size, seed, step) not in done:
-                model = make_model(small_models.variant(name), small_models.NOISE, train, network, small_models.CPU)
+                model = make_model(small_models.variant(name), small_models.NOISE, train, network, small_models.DEVICE)
                 about = {"variant": name, "size": size, "seed": seed, "step": step, "samples": row["samples"]}
                 yield about | {"copies": copies, "readings": readings(model), "over_neighbors": over_neighbors(model)}
 
@@ -205,10 +205,10 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, required=True, help="its folder of networks")
     parser.add_argument("--every", type=int, default=1, help="read every such snapshot, from the last one back")
     parser.add_argument("--minimisers", action="store_true", help="read the exact minimisers of the targets alone")
-    parser.add_argument("--threads", type=int, default=1)
+    small_models.add_options(parser)
     parser.add_argument("--out", type=out_path, default=Path("thermometer.jsonl"))
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
+    small_models.use_options(arguments)
     onset = [json.loads(line) for line in arguments.onset.read_text().splitlines()]
     if arguments.minimisers:
         rows = list(minimisers(onset, onset[0]["held_out"]))

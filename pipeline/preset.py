@@ -42,6 +42,11 @@ def changes(name: str, path: Path | str = "params.yaml", toy: bool = False) -> l
     return list(_differences(before, after, ""))
 
 
+def parameters(name: str, path: Path | str = "params.yaml") -> dict[str, Any]:
+    """Return a parameter file's tree with the preset's keys."""
+    return _plain(_applied(name, path, toy=False))
+
+
 def removed(name: str, path: Path | str = "params.yaml") -> list[str]:
     """Return the variants of a parameter file that the preset does not have; the file is read before `apply`."""
     kept = _applied(name, path, toy=False)["variants"]

@@ -23,11 +23,17 @@ def closed_form(spec: Variant, noise: NoiseParams, train: np.ndarray) -> Model:
 
 
 def samples(
-    spec: Variant, noise: NoiseParams, train: np.ndarray, count: int, seed: int, network: torch.nn.Module | None = None
+    spec: Variant,
+    noise: NoiseParams,
+    train: np.ndarray,
+    count: int,
+    seed: int,
+    network: torch.nn.Module | None = None,
+    device: torch.device = CPU,
 ) -> np.ndarray:
     """Samples 0..count-1 of a closed form or a network, uint8 (count, H, W, C); `seed` draws the noise alone."""
     with torch.inference_mode():
-        return draw_samples(make_model(spec, noise, train, network, CPU), seed, count, min(TOGETHER, count))
+        return draw_samples(make_model(spec, noise, train, network, device), seed, count, min(TOGETHER, count))
 
 
 def neighbors(train: np.ndarray, k: int) -> np.ndarray:
@@ -43,10 +49,11 @@ def new_training(
     params: OptimizationParams,
     train: np.ndarray,
     seed: int,
+    device: torch.device = CPU,
 ) -> Training:
     """The training of a network on images uint8 (M, H, W, C), before its first step."""
     near = None if spec.neighbors is None else neighbors(train, spec.neighbors.k)
-    return build_training(spec, noise, network, params, train, near, CPU, seed)
+    return build_training(spec, noise, network, params, train, near, device, seed)
 
 
 def trained(training: Training, snapshots: Collection[int]) -> Iterator[tuple[int, torch.nn.Module]]:
