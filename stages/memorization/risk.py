@@ -48,7 +48,7 @@ WEIGHTS = np.array([2.44, 0.21, 0.54])
 SPREAD = 1.67
 """Standard deviation of the weighted sum over the images of a training set, mean over the sets of the fit. Sets whose
 images differ more in `start` (photographs in brightness) spread it more, and are not copied by that much more
-unevenly: without one spread for all sets the odds are too sure there."""
+unevenly: with the sum as it is the odds are too sure there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -166,11 +166,10 @@ def fit(x: np.ndarray, copied: np.ndarray, run: np.ndarray, ridge: float = 1.0) 
 def log_odds(x: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Return the log-odds of a copy of every image of one training set, up to a constant, float64 (M,).
 
-    x: FEATURES of the whole set, (M, 3). The weighted sum is scaled to the SPREAD that it has in the sets of the fit.
+    x: FEATURES of the whole set, (M, 3). The weighted sum is scaled so that it spreads by SPREAD at most.
     """
     score = x @ weights
-    spread = float(score.std())
-    return score * (SPREAD / spread) if spread > 0 else score
+    return score * (SPREAD / max(SPREAD, float(score.std())))
 
 
 def probabilities(x: np.ndarray, weights: np.ndarray, share: float) -> np.ndarray:

@@ -182,12 +182,13 @@ def test_probabilities_have_the_given_mean_and_the_learned_odds(share):
     assert odds - odds[0] == pytest.approx(score - score[0])
 
 
-def test_log_odds_have_the_order_of_the_weighted_sum_and_one_spread():
+def test_log_odds_have_the_order_of_the_weighted_sum_and_a_largest_spread():
     x = np.random.default_rng(0).standard_normal((200, len(FEATURES)))
-    for scale in (1, 10):
+    score = x @ WEIGHTS
+    for scale, spread in ((0.1, 0.1 * score.std()), (10, SPREAD)):
         found = log_odds(scale * x, WEIGHTS)
-        assert found.std() == pytest.approx(SPREAD)
-        assert (np.argsort(found) == np.argsort(x @ WEIGHTS)).all()
+        assert found.std() == pytest.approx(spread)
+        assert (np.argsort(found) == np.argsort(score)).all()
     assert (log_odds(np.zeros((5, len(FEATURES))), WEIGHTS) == 0).all()
 
 
