@@ -67,7 +67,7 @@ def rows(**changed):
 @pytest.mark.parametrize(
     ("changed", "slopes", "failed"),
     [
-        ({}, [0.9, 1.0, 1.1], set()),
+        ({}, [0.98, 1.0, 1.02], set()),
         ({"duplicates": 0.94}, [1, 1, 1], {0}),
         ({"model": 0.89}, [1, 1, 1], {1}),
         ({"low_coverage": 0.4}, [1, 1, 1], {2}),
