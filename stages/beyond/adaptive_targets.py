@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from stages.beyond.measures import shares
-from stages.beyond.question import Question, summary, words
+from stages.beyond.question import Question, percent, words
 from stages.diffusion.parameters import Neighbors, SamplerParams, Variant
 from stages.memorization.first_reached import Stop, first_reached
 from stages.memorization.seeds import DIFFERENCE, over_seeds, rate_variance
@@ -91,5 +91,5 @@ def _at_equal_distance(rule: str, rows: Table) -> Claim:
         return Statement(*named, SOURCE, computed).holds(found.count(None), OUTSIDE)
     change = {name: over_seeds(*zip(*(each[name] for each in found)), DIFFERENCE) for name in SHARES}
     listing = ", ".join(f"{name} {words(each, 100, 1)}" for name, each in change.items())
-    computed = f"{words(summary(rows, 'copies', rule=rule), 100, 1)} % copies; in points: {listing}"
+    computed = f"{percent(rows, 'copies', rule=rule)} % copies; in points: {listing}"
     return Statement(*named, SOURCE, computed).below(change["copies"], 0.0, "0")

@@ -121,7 +121,7 @@ def conclusions(steps: Table) -> list[Claim]:
 def _exponent_claims(steps: Table) -> list[Claim]:
     found = slope(steps, PLAIN)
     known = found is not None and found.low is not None
-    computed = f"plain: images^{words(found)}, {len(found.points)} seeds, at the crossing" if known else UNKNOWN
+    computed = f"plain: exponent {words(found)}, {len(found.points)} seeds, at the crossing" if known else UNKNOWN
     grows, equal = (
         Statement(claim, formula, SOURCE, computed)
         for claim, formula in (

@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from stages.beyond.measures import copied, flat
-from stages.beyond.question import Question, by_seed, summary, words
+from stages.beyond.question import Question, by_seed, percent, summary, words
 from stages.diffusion.parameters import NoiseParams, Variant
 from stages.memorization.seeds import paired_difference
 from stages.memorization.statistics import Z95
@@ -112,9 +112,7 @@ def _forms_between(rows: Table) -> list[Claim]:
     claims = []
     for name in names:
         found = paired_difference(by_seed(rows, "alikeness", form=name), by_seed(rows, "alikeness", form=GAUSSIAN))
-        computed = (
-            f"{_listing(rows, name)}; held-out images {words(summary(rows, 'control', form=name), 100, 1)} % copies"
-        )
+        computed = f"{_listing(rows, name)}; held-out images {percent(rows, 'control', form=name)} % copies"
         claims.append(Statement(
             f"Halves of {name} are less alike than those of a Gaussian model, however few copies r_1/r_2 finds",
             f"alikeness, {name} − wiener", SOURCE, computed,
@@ -123,5 +121,5 @@ def _forms_between(rows: Table) -> list[Claim]:
 
 
 def _listing(rows: Table, name: str) -> str:
-    alike, copies = summary(rows, "alikeness", form=name), summary(rows, "copies", form=name)
-    return f"{name}: alikeness {words(alike)}, {words(copies, 100, 1)} % copies"
+    alike = words(summary(rows, "alikeness", form=name))
+    return f"{name}: alikeness {alike}, {percent(rows, 'copies', form=name)} % copies"

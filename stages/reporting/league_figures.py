@@ -43,7 +43,7 @@ def _loader_batches(tables: Tables) -> list[Figure]:
     whole = next(iter(panels.groups(tables["loader_batches_error"], "softmax").values()))
     for index, (batch, rows) in enumerate(panels.groups(whole, "batch").items()):
         own = panels.groups(rows, "sigma")
-        _points(axes[1], list(own), list(own.values()), "error", index, label=f"{batch}")
+        _points(axes[1], list(own), list(own.values()), "error", index, label=f"{batch:g}")
     axes[1].set(xscale="log", xlabel="noise level σ (pixel units)", ylabel="rms error of the posterior mean")
     panels.legend(axes[1], title="images per batch", fontsize=8)
     _named(axes[0], tables["loader_batches"], "batch")

@@ -101,7 +101,9 @@ def _adaptive_targets(tables: Tables) -> list[Figure]:
     rows = tables["adaptive_targets"]
     constant = [row for row in rows if row["rule"] == "constant"]
     rules = panels.groups([row for row in rows if row["rule"] != "constant"], "rule")
-    for axis, (name, label) in zip(axes, (("copies", "copied"), ("nearer", "nearer than real"), ("blends", "blends"))):
+    for axis, (name, label) in zip(
+        axes, (("copies", "copied"), ("nearer", "nearer than held-out"), ("blends", "blends"))
+    ):
         line = list(_means(constant, "temperature", "fd", name).values())
         axis.plot(*zip(*[(fd, 100 * share) for fd, share in line]), **panels.look(0), label="constant T")
         for index, (rule, own) in enumerate(rules.items(), 1):
