@@ -26,10 +26,10 @@ OUTSIDE = "counts the seeds that cannot be compared"
 class AdaptiveTemperatures(Question):
     """Copies, blends and distance of closed forms by their temperature's rule."""
 
-    TITLE: ClassVar[str] = "Temperatures that depend on the point, at equal distance to real images"
+    TITLE: ClassVar[str] = "Temperatures that depend on the point or the level, at equal distance to real images"
     QUESTION: ClassVar[str] = (
-        "Does a temperature that follows the point copy less than a constant one whose samples are as far from real "
-        "images? If it did not, the difference of copies at equal distance would be 0."
+        "Does a temperature that follows the point, or the level, copy less than a constant one whose samples are as "
+        "far from real images? If it did not, the difference of copies at equal distance would be 0."
     )
 
     size: int = Field(ge=10, description="training images")

@@ -150,7 +150,7 @@ def claims(rows: Table, slopes: list[float]) -> list[Claim]:
             "That order has an AUC of more than 0.9", "AUC", SOURCE, computed,
         ).above(auc_of["model"], 0.9, "0.9 or less"),
         Statement(
-            "Low coverage decides which images are copied", "AUC", "arXiv 2606.14390; measure [ours]", computed,
+            "Images of low coverage are copied more than others", "AUC", "arXiv 2606.14390; measure [ours]", computed,
         ).above(auc_of["low_coverage"], 0.5, "0.5 or less"),
         Statement(
             "The odds of a copy are as the order says", "calibration slope within a tenth of 1", SOURCE, computed,

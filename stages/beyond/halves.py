@@ -80,7 +80,8 @@ class TwoHalves(Question):
                 found, low, high = alikeness(*map(flat, pair))
                 copies = float(np.mean([copied(part, half).mean() for part, half in zip(pair, halves)]))
                 rows.append({"form": name, "seed": own, "alikeness": found, "low": low, "high": high,
-                             "copies": copies, "control": control, "gaussian": exact})  # fmt: skip
+                             "copies": copies, "control": control, "gaussian": exact,
+                             "samples": 2 * self.samples, "controls": 2 * self.held_out})  # fmt: skip
         return Findings([], {"two_halves": rows})
 
     def conclude(self, tables: dict[str, Table]) -> list[Claim]:

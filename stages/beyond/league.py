@@ -10,7 +10,7 @@ import numpy as np
 from pydantic import Field
 
 from stages.beyond.measures import shares
-from stages.beyond.question import Question, by_seed, percent, summary, words
+from stages.beyond.question import Question, by_seed, percent, share_difference, summary, words
 from stages.diffusion.parameters import NetworkParams, OptimizationParams, Variant
 from stages.memorization.seeds import paired_difference
 from stages.theory.claims import Claim, Findings, Statement, Table
@@ -76,8 +76,8 @@ class League(Question):
         top = self.levels[-1]
         found = summary(levels, "cosine", form=COPYING, sigma=top)
         return Statement(
-            "At the highest level the network's score is the empirical one", f"cosine of both at σ = {top:g}", SOURCE,
-            f"noised held-out images: {words(found, digits=3)}",
+            "At the highest level the network's score points as the empirical one does", f"cosine at σ = {top:g}",
+            SOURCE, f"noised held-out images: {words(found, digits=3)}",
         ).above(found, 0.98, "below 0.98: the network has not learned")  # fmt: skip
 
     def _nearer(self, levels: Table) -> Claim:
@@ -97,7 +97,7 @@ def _fewer_copies(rows: Table) -> Claim:
         f"{name} {percent(rows, 'copies', form=name)} %, {summary(rows, 'fd', form=name).mean:.2f}" for name in names
     )
     control = percent(rows, "control", form=NETWORK)
-    found = paired_difference(by_seed(rows, "copies", form=COPYING), by_seed(rows, "copies", form=NETWORK))
+    found = share_difference(rows, "copies", {"form": COPYING}, {"form": NETWORK})
     return Statement(
         "The network copies less than the empirical score", "share of copies, conditioning − network", SOURCE,
         f"copies and FD-pixels: {listing}; held-out images {control} % copies",

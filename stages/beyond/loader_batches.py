@@ -12,9 +12,9 @@ import numpy as np
 from pydantic import Field, PositiveInt
 
 from stages.beyond.measures import shares
-from stages.beyond.question import Question, by_seed, percent, summary, words
+from stages.beyond.question import Question, by_seed, percent, share_difference, summary, words
 from stages.diffusion.parameters import SamplerParams, Variant
-from stages.memorization.seeds import over_seeds, paired_difference
+from stages.memorization.seeds import over_seeds
 from stages.theory.claims import Claim, Findings, Statement, Table
 
 PLAIN, MASKED = "the whole image", "pixels that a linear denoiser uses"
@@ -95,13 +95,15 @@ class LoaderBatches(Question):
     def _copies(self, rows: Table, name: str) -> Claim:
         sizes = (*self.batches, self.size)
         each = {batch: percent(rows, "copies", softmax=name, batch=batch) for batch in sizes}
+        listing = ", ".join(f"{own} % at {batch}" for batch, own in each.items())
         control = percent(rows, "control", softmax=name, batch=self.size)
-        exact, batched = (by_seed(rows, "copies", softmax=name, batch=b) for b in (self.size, self.batches[-1]))
+        exact, batched = ({"softmax": name, "batch": batch} for batch in (self.size, self.batches[-1]))
+        blends = percent(rows, "blends", **batched)
         return Statement(
             f"Batches alone remove copies (softmax over {name})",
             f"share of copies, one batch of {self.size} − batches of {self.batches[-1]}", SOURCE,
-            f"{', '.join(f'{own} % at {batch}' for batch, own in each.items())}; held-out images {control} %",
-        ).above(paired_difference(exact, batched), 0.0, "0")  # fmt: skip
+            f"{listing}; held-out images {control} %; blends in batches of {self.batches[-1]}: {blends} %",
+        ).above(share_difference(rows, "copies", exact, batched), 0.0, "0")  # fmt: skip
 
     def _share(self, rows: Table) -> Claim:
         """Of the fall in copies from the empirical score to PCA-locality in batches, the share of the batches."""

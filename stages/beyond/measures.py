@@ -42,6 +42,7 @@ def shares(images: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> dict[
     table = calibrated_table(own, real)
     fd, low, high = frechet_interval(*(flat(part) / 255 for part in (images, reference)))
     return {
+        "samples": len(images), "controls": len(control),
         "copies": float(own.copied.mean()), "control": float(real.copied.mean()),
         "nearer": table["calibrated_distance"]["rate"], "blends": table["blend"]["rate"],
         "fd": fd, "fd_low": low, "fd_high": high,

@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from stages.diffusion.parameters import NoiseParams
-from stages.memorization.seeds import SHARE, SeedMean, over_seeds
+from stages.memorization.seeds import SHARE, SeedMean, over_seeds, paired_rates, rate_variance
 from stages.theory.claims import ImageBlock, Table
 
 
@@ -44,6 +44,10 @@ class Question(ImageBlock):
         return images[order[self.held_out : self.held_out + count]], images[order[: self.held_out]]
 
 
+COUNTS = {"control": "controls"}
+"""Share of a row: the column of how many images it is of; of all others it is `samples`."""
+
+
 def by_seed(rows: Table, value: str, **wanted: Any) -> list[float]:
     """Return a column's values over the seeds, in their order, of the rows that have the wanted values."""
     own = [row for row in rows if wanted.items() <= row.items()]
@@ -62,5 +66,13 @@ def words(found: SeedMean, scale: float = 1.0, digits: int = 2) -> str:
 
 
 def percent(rows: Table, value: str, **wanted: Any) -> str:
-    """Return the mean share of `by_seed` in percent with its interval, which ends at 0 and 100."""
-    return words(over_seeds(by_seed(rows, value, **wanted), within=SHARE), 100, 1)
+    """Return the mean share of `by_seed` in percent with its interval, no shorter than sampling demands."""
+    shares, counts = (np.array(by_seed(rows, name, **wanted)) for name in (value, COUNTS.get(value, "samples")))
+    return words(over_seeds(shares, rate_variance(shares * counts, counts), SHARE), 100, 1)
+
+
+def share_difference(rows: Table, value: str, of: dict[str, Any], against: dict[str, Any]) -> SeedMean:
+    """Return the mean difference of a share over seeds, rows `of` minus rows `against`, all of as many samples."""
+    one, other = (np.array(by_seed(rows, value, **wanted)) for wanted in (of, against))
+    count = rows[0][COUNTS.get(value, "samples")]
+    return paired_rates(one * count, other * count, count)

@@ -64,7 +64,8 @@ def _copying_onset(tables: Tables) -> list[Figure]:
     axes[1].xaxis.set_major_formatter("{x:g}")
     axes[1].xaxis.minorticks_off()
     panels.plain_ticks(axes[1].yaxis)
-    panels.legend(axes[1], fontsize=8)
+    if steps:
+        panels.legend(axes[1], fontsize=8)
     return panels.drawn(figure, "copying-onset", _onset_caption(tables["copying_onset_steps"], steps))
 
 

@@ -97,22 +97,31 @@ class Statement:
 
     def above(self, found: SeedMean, bound: float, untrue: str) -> Claim:
         """The whole 95 % interval over seeds lies above `bound`. untrue: what it would read if the claim were false."""
-        return self._clear(found, bound, bound - found.low, "above", untrue)
+        return self._clear(found, bound, -1, "above", untrue)
 
     def below(self, found: SeedMean, bound: float, untrue: str) -> Claim:
         """The whole 95 % interval over seeds lies below `bound`; untrue: as in `above`."""
-        return self._clear(found, bound, found.high - bound, "below", untrue)
+        return self._clear(found, bound, 1, "below", untrue)
 
     def within(self, found: SeedMean, expected: float, tolerance: float) -> Claim:
         """The whole 95 % interval over seeds lies within `tolerance` of `expected`: few seeds show no equality."""
+        if found.low is None:
+            return self.holds(1, ONE_SEED)
         reason = f"the whole 95 % interval over {len(found.points)} seeds lies within it"
         farthest = max(abs(found.low - expected), abs(found.high - expected))
         return self._row(found.mean, expected, tolerance, reason, deviation=farthest, low=found.low, high=found.high)
 
-    def _clear(self, found: SeedMean, bound: float, beyond: float, side: str, untrue: str) -> Claim:
-        beyond = beyond if beyond else math.ulp(0.0)  # an interval that ends at the bound does not lie beside it
+    def _clear(self, found: SeedMean, bound: float, sign: int, side: str, untrue: str) -> Claim:
+        """sign: 1 where the interval must lie below the bound, −1 above."""
+        if found.low is None:
+            return self.holds(1, ONE_SEED)
+        beyond = sign * ((found.high if sign > 0 else found.low) - bound)
+        if beyond >= 0:
+            beyond = beyond or math.ulp(0.0)  # an interval that ends at the bound does not lie beside it
+        elif beyond < 0:
+            beyond = 0.0  # a NaN stays one, and never passes
         reason = f"the 95 % interval over {len(found.points)} seeds lies {side} {bound:g}; if untrue: {untrue}"
-        return self._row(found.mean, bound, 0.0, reason, deviation=max(0.0, beyond), low=found.low, high=found.high)
+        return self._row(found.mean, bound, 0.0, reason, deviation=beyond, low=found.low, high=found.high)
 
     def _row(self, measured: float, expected: float, tolerance: float, reason: str, **others: float | None) -> Claim:
         numbers = {"expected": float(expected), "tolerance": float(tolerance), "measured": float(measured)}
@@ -129,6 +138,7 @@ def mean_error(values: np.ndarray) -> float:
     return float(values.std(ddof=1)) / math.sqrt(len(values))
 
 
+ONE_SEED = "counts 1 where a single seed has no interval"
 ORDER = "an order holds or does not; the number counts its violations"
 
 

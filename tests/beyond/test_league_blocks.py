@@ -84,7 +84,7 @@ def batch_rows(copies):
     """copies: (softmax, batch) -> share, to which one batch of all adds 0.01 times the seed, and others take it off."""
     return [
         {"softmax": softmax, "batch": batch, "seed": seed, "copies": share + (0.01 if batch == 30 else -0.01) * seed,
-         "control": 0.05}
+         "control": 0.05, "blends": 0.1, "samples": 100, "controls": 100}
         for (softmax, batch), share in copies.items() for seed in (-1, 1)
     ]  # fmt: skip
 
@@ -123,7 +123,8 @@ def test_claims_of_the_league_see_what_does_not_hold():
             for form, pair in cosines.items() for sigma, cosine in zip((0.05, 0.5), pair) for seed in (0, 1)
         ]  # fmt: skip
         rows = [
-            {"form": form, "seed": seed, "copies": share, "control": 0.05, "fd": 1.0}
+            {"form": form, "seed": seed, "copies": share, "control": 0.05, "fd": 1.0,
+             "samples": 100, "controls": 100}
             for form, share in copies.items() for seed in (0, 1)
         ]  # fmt: skip
         return {"league_levels": levels, "league": rows}

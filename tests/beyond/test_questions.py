@@ -5,8 +5,8 @@ import pytest
 
 from stages import verify
 from stages.beyond import adaptive_targets, copying_onset, measures
-from stages.beyond.question import Question, summary, words
-from stages.memorization.seeds import over_seeds
+from stages.beyond.question import Question, percent, share_difference, summary, words
+from stages.memorization.seeds import SeedMean, over_seeds
 from stages.protocol import load_tree
 from stages.theory.claims import Statement
 
@@ -20,6 +20,12 @@ QUESTIONS = {name: kind for name, kind in verify.Blocks.kinds().items() if issub
 def test_a_claim_is_shown_where_the_whole_interval_lies_on_its_side(values, above, below):
     found = over_seeds(values)
     assert (ABOUT.above(found, 0.0, "0").passed, ABOUT.below(found, 0.0, "0").passed) == (above, below)
+    alone = over_seeds(values[:1])
+    assert not any(
+        claim.passed for claim in (ABOUT.above(alone, -9, "0"), ABOUT.below(alone, 9, "0"), ABOUT.within(alone, 0, 9))
+    )
+    unknown = SeedMean(np.nan, np.nan, np.nan, (np.nan, np.nan))
+    assert not any(claim.passed for claim in (ABOUT.above(unknown, 0, "0"), ABOUT.below(unknown, 0, "0")))
     assert ABOUT.within(found, 1.1, 0.4).passed == above
     row = ABOUT.above(found, 0.0, "equal shares").row()
     assert (row["low"], row["high"], row["measured"]) == (found.low, found.high, found.mean)
@@ -72,6 +78,15 @@ def test_shares_of_images_that_are_known():
     blended = measures.shares(middles, train, held_out)
     assert blended["copies"] < 0.2
     assert blended["blends"] > 0.8
+
+
+def test_shares_differ_by_no_less_than_sampling_demands():
+    rows = [{"seed": s, "form": f, "copies": c, "samples": 50} for s in (0, 1, 2) for f, c in (("a", 1.0), ("b", 0.0))]
+    found = share_difference(rows, "copies", {"form": "a"}, {"form": "b"})
+    assert (found.mean, found.high) == (1, 1)
+    assert 0.95 < found.low < 1
+    assert percent(rows, "copies", form="b").startswith("0.0 [0.0, ")
+    assert percent(rows, "copies", form="b") != "0.0 [0.0, 0.0]"
 
 
 def rows_of(rule, seed, fd, copies):
