@@ -1,8 +1,8 @@
-"""Temperatures that depend on the point, as closed forms, against constant ones at equal Fréchet distance.
+"""Temperatures that depend on the point or the level, as closed forms, against constant ones at equal Fréchet distance.
 
-A lower constant temperature is to a closed form what a shorter training is to a network: more copies at a smaller
-distance. So a temperature that follows the point is compared with the constant one of the same distance, the highest
-that has it.
+A lower constant temperature is to a closed form what a longer training is to a network: more copies at a smaller
+distance. So a temperature that follows the point or the level is compared with the constant one of the same distance,
+the highest that has it.
 """
 
 from typing import ClassVar
